@@ -1,0 +1,35 @@
+"""feather_kernels: sparse training that costs no more than dense training.
+
+Feather (BMVC 2023) for PyTorch: a thresholding operator with a scaled straight-through gradient, under a global
+magnitude threshold that follows a schedule.
+
+    sparsifier = feather_kernels.Sparsifier(model, sparsity=0.95, total_steps=len(loader) * epochs)
+    ...                       # after every optimizer.step(): sparsifier.step()
+    sparsifier.finalize()     # plain modules, zeros in the weights
+"""
+
+from feather_kernels import functional, nn, ops
+from feather_kernels._version import __version__
+from feather_kernels.errors import BackendUnavailableError
+from feather_kernels.ops.dispatch import use_backend
+from feather_kernels.sparsify import (
+    ConstantSchedule,
+    CubicSchedule,
+    LambdaSchedule,
+    Report,
+    Sparsifier,
+)
+
+__all__ = [
+    "BackendUnavailableError",
+    "ConstantSchedule",
+    "CubicSchedule",
+    "LambdaSchedule",
+    "Report",
+    "Sparsifier",
+    "__version__",
+    "functional",
+    "nn",
+    "ops",
+    "use_backend",
+]

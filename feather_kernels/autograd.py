@@ -1,0 +1,105 @@
+"""torch.autograd.Functions over the ops.
+
+Each Function is written once, in setup_context style, which torch.func needs. Torch binds the signature of such a
+Function on every call (about 15 us), so eager calls go through an equivalent ctx-style class that ``eager_form`` makes
+from it. All that is saved for backward are references to the weight and its threshold, and nothing at grad_scale 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+ops = torch.ops.feather_kernels
+
+
+def eager_form(function: type[Function]) -> Callable[..., Any]:
+    """``function.apply`` at the call cost of a ctx-style Function, where no functorch transform is active."""
+
+    class Eager(Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            output = function.forward(*args)
+            function.setup_context(ctx, args, output)
+            return output
+
+        backward = staticmethod(function.backward)
+
+    Eager.__name__ = function.__name__
+
+    def apply(*args: Any) -> Any:
+        if torch._C._are_functorch_transforms_active():
+            return function.apply(*args)
+        return Eager.apply(*args)
+
+    return apply
+
+
+class Threshold(Function):
+    """``P(w)`` forward; backward ``g * (1 where kept, grad_scale where pruned)`` in the weight's dtype.
+
+    Inputs: weight, threshold (0-dim), grad_scale (0-dim, or None for 1), power, out_dtype. The derivative of the
+    operator itself is not used (straight-through estimator; Feather, section 3).
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        weight: Tensor, threshold: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
+    ) -> Tensor:
+        return ops.threshold.default(weight, threshold, power, out_dtype=out_dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        weight, threshold, grad_scale, _, _ = inputs
+        ctx.weight_dtype = weight.dtype
+        if grad_scale is not None:
+            ctx.save_for_backward(weight, threshold, grad_scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if not ctx.needs_input_grad[0]:
+            return (None,) * 5
+        if not ctx.saved_tensors:
+            return grad.to(ctx.weight_dtype), None, None, None, None
+        return scale_pruned_grad(grad, *ctx.saved_tensors, ctx.weight_dtype), None, None, None, None
+
+
+class ScalePrunedGrad(Function):
+    """``g * (1 where kept, grad_scale where pruned)``: linear in g, and its own derivative (for double backward)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype
+    ) -> Tensor:
+        return ops.scale_pruned_grad.default(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+        grad, weight, threshold, grad_scale, _ = inputs
+        ctx.save_for_backward(weight, threshold, grad_scale)
+        ctx.grad_dtype = grad.dtype
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        return scale_pruned_grad(grad, *ctx.saved_tensors, ctx.grad_dtype), None, None, None, None
+
+
+def scale_pruned_grad(
+    grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype
+) -> Tensor:
+    """``ScalePrunedGrad`` where the result must be differentiable (create_graph, torch.func), else the plain op."""
+    if torch.is_grad_enabled():
+        return _scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype)
+    return ops.scale_pruned_grad.default(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+
+
+threshold = eager_form(Threshold)
+_scale_pruned_grad = eager_form(ScalePrunedGrad)

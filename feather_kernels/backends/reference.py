@@ -1,0 +1,231 @@
+"""The reference backend: plain PyTorch on any device, readable, and what every other backend is tested against.
+
+Formulas are evaluated in the compute dtype (float64 for float64 weights, else float32) and rounded once, on the final
+copy into ``out``. Nothing here reads a tensor on the host, sorts, or concatenates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
+RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
+NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf
+KEY_DTYPE = {torch.float32: torch.int32, torch.float64: torch.int64}
+
+
+def probe(device: torch.device) -> str | None:
+    """Available on every device with storage."""
+    return "meta tensors have no data" if device.type == "meta" else None
+
+
+# ---------------------------------------------------------------------------------------------- elementwise ops
+
+
+def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
+    """Thresholding operator, chunk by chunk."""
+    for out_chunk, w_chunk in _chunks(out, w):
+        out_chunk.copy_(_threshold(w_chunk.to(t.dtype), t, p))
+
+
+def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
+    """Scaled straight-through gradient, chunk by chunk."""
+    for out_chunk, g_chunk, w_chunk in _chunks(out, g, w):
+        gradient = g_chunk.to(torch.promote_types(g.dtype, t.dtype))
+        out_chunk.copy_(torch.where(_pruned(w_chunk.to(t.dtype), t), gradient * grad_scale, gradient))
+
+
+def _pruned(weight: Tensor, t: Tensor) -> Tensor:
+    """The one predicate of the package; ``weight`` in the dtype of t."""
+    return (t > 0) & (weight.abs() <= t)
+
+
+def _threshold(weight: Tensor, t: Tensor, p: float) -> Tensor:
+    """``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)`` where kept, +0.0 where pruned; T <= 0 is the identity."""
+    if p == 1:
+        value = torch.copysign(weight.abs() - t, weight)
+    elif p in (2, 3):
+        value = _root_of_difference(weight, t, int(p))
+    elif p == math.inf:
+        value = weight
+    else:
+        value = _general_power(weight.double(), t.double(), p).to(t.dtype)
+    value = torch.where(torch.isnan(t), t, value)
+    value = torch.where(_pruned(weight, t), 0.0, value)
+    return torch.where(t <= 0, weight, value)
+
+
+def _root_of_difference(weight: Tensor, t: Tensor, p: int) -> Tensor:
+    """``sign(w) (a^p - T^p)^(1/p)`` for p = 2, 3 within 2 ulp: scaled, factored, root with one correction.
+
+    A power of two S brings T into [1, 2): exact, so ``x - T`` is as exact as ``a - T`` and no power of x over- or
+    underflows. The root is z^(1/p) = z u with u = z^(1/p - 1), and one Newton step removes the error of ``pow``.
+    Beyond ``far`` the result rounds to w itself.
+    """
+    scale, unscale = _power_of_two_scale(t)
+    x, ts = weight.abs() * scale, t * scale
+    bits = 53 if t.dtype == torch.float64 else 24
+    far = x > 2.0 ** math.ceil((bits + 1 + p) / p)  # there (T/a)^p / p < 2^-(bits + 1)
+    if p == 2:
+        z = (x - ts) * (x + ts)
+    else:
+        z = (x - ts) * (x * (x + ts) + ts * ts)
+    z = torch.where((x <= ts) | far, 1.0, z)
+    if p == 2:
+        y = z.sqrt()
+    else:
+        u = z.pow(-1 / 3).square()
+        y = z * u
+        y = y + (z - y * y * y) * (u * (1 / 3))
+    return torch.where(far, weight, torch.copysign(y * unscale, weight))
+
+
+def _power_of_two_scale(t: Tensor) -> tuple[Tensor, Tensor]:
+    """(S, 1/S), powers of two with S T in [1, 2) for normal T; the exponent is clamped to the normal range."""
+    if t.dtype == torch.float64:
+        mantissa_bits, bias, integer = 52, 1023, torch.int64
+    else:
+        mantissa_bits, bias, integer = 23, 127, torch.int32
+    exponent = (t.view(integer) >> mantissa_bits) & (2 * bias + 1)
+    exponent = (2 * bias - exponent).clamp(1, 2 * bias - 1)
+    return (exponent << mantissa_bits).view(t.dtype), ((2 * bias - exponent) << mantissa_bits).view(t.dtype)
+
+
+def _general_power(weight: Tensor, t: Tensor, p: float) -> Tensor:
+    """``w (1 - (T/a)^p)^(1/p)`` in float64; log1p and expm1 keep it exact near T, where ``a - T`` is exact."""
+    a = weight.abs()
+    kept = ~(a <= t)
+    relative = torch.where(kept, (a - t) / a, 0.5)
+    fraction = -torch.expm1(p * torch.log1p(-relative))
+    remainder = float(1 / Fraction(p) - Fraction(1 / p))  # what 1/p loses when it is rounded to a float64
+    root = fraction.pow(1 / p) * (1 + remainder * fraction.log())
+    return torch.where(torch.isinf(a), weight, weight * root)
+
+
+# ---------------------------------------------------------------------------------------------- selection, counts
+
+
+def magnitude_select(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    rank: Tensor,
+    scales: Tensor | None,
+    caps: Tensor | None,
+    hint: Tensor | None,  # noqa: ARG001  (it can save this backend nothing)
+    out: Tensor,
+) -> None:
+    """Radix selection, most significant digit first: histogram, cumulative count, digit of the wanted rank.
+
+    With caps every tensor has a histogram row of its own and a group's cumulative count is ``sum_l min(C_l, caps_l)``,
+    the count in the union of the caps_l smallest elements of each tensor; without caps a row is a whole group.
+    """
+    group_count = rank.numel()
+    group_of_row = torch.tensor(groups if caps is not None else range(group_count), device=rank.device)
+    rows = range(len(weights)) if caps is not None else groups
+    row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max) if caps is None else caps
+
+    def capped(count: Tensor) -> Tensor:
+        """(R, n) counts in rows -> (G, n) counts in the capped union of each group."""
+        total = count.new_zeros((group_count, *count.shape[1:]))
+        return total.index_add_(0, group_of_row, torch.minimum(count, row_cap[:, None]))
+
+    prefix = torch.zeros_like(rank)
+    below = torch.zeros_like(group_of_row)  # keys of the row that are smaller than the prefix
+    sizes = None
+    shift = sum(RADIX_BITS[out.dtype])
+    for bits in RADIX_BITS[out.dtype]:
+        shift -= bits
+        counts = out.new_empty((len(group_of_row), 1 << bits), dtype=torch.int64)
+        magnitude_histogram(weights, rows, prefix[group_of_row], shift, bits, scales, counts)
+        counts = counts.cumsum(1) + below[:, None]
+        sizes = capped(counts[:, -1:]) if sizes is None else sizes
+        digit = (capped(counts) <= rank[:, None]).sum(1).clamp_max((1 << bits) - 1)
+        row_digit = digit[group_of_row][:, None]
+        below = torch.where(row_digit > 0, counts.gather(1, (row_digit - 1).clamp_min(0)), below[:, None])[:, 0]
+        prefix = (prefix << bits) | digit
+
+    at_most = counts.gather(1, row_digit)  # keys of the row that are smaller or equal
+    above = _smallest_key_above(weights, rows, prefix[group_of_row], scales, out.dtype)
+    above = torch.where(at_most[:, 0] < row_cap, above, NAN_KEY[out.dtype])
+    following = torch.full_like(prefix, NAN_KEY[out.dtype]).scatter_reduce_(0, group_of_row, above, "amin")
+    size, next_rank = sizes[:, 0], rank + 1  # type: ignore[index]
+    same = (next_rank < capped(at_most)[:, 0]) | (next_rank >= size)
+    following = torch.where(same, prefix, following)
+    values = _value_of_key(torch.stack((prefix, following), 1), out.dtype)
+    out.copy_(torch.where(((rank >= 0) & (rank < size))[:, None], values, math.nan))
+
+
+def magnitude_histogram(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    prefix: Tensor,
+    shift: int,
+    bits: int,
+    scales: Tensor | None,
+    out: Tensor,
+) -> None:
+    """Count digit values by an integer scatter-add; keys under another prefix go to an extra bin that is dropped."""
+    dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+    counts = out.new_zeros((out.shape[0], out.shape[1] + 1))
+    one = torch.ones((), dtype=torch.int64, device=out.device)
+    for index, (w, group) in enumerate(zip(weights, groups, strict=True)):
+        wanted = prefix[group].to(KEY_DTYPE[dtype])
+        for key in _keys(w, None if scales is None else scales[index], dtype):
+            digit = (key >> shift) & ((1 << bits) - 1)
+            digit = torch.where((key >> (shift + bits)) == wanted, digit, 1 << bits)
+            counts[group].index_add_(0, digit, one.expand(digit.numel()))
+    out.copy_(counts[:, :-1])
+
+
+def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
+    """Count by the predicate, a chunk at a time."""
+    out.zero_()
+    for index, (w, t) in enumerate(zip(weights, thresholds, strict=True)):
+        for (chunk,) in _chunks(w):
+            out[index] += torch.count_nonzero(_pruned(chunk.to(t.dtype), t))
+
+
+def _smallest_key_above(
+    weights: Sequence[Tensor], rows: Sequence[int], keys: Tensor, scales: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Per row the smallest key greater than keys[row], or the NaN key where there is none."""
+    result = torch.full_like(keys, NAN_KEY[dtype])
+    for index, (w, row) in enumerate(zip(weights, rows, strict=True)):
+        bound = keys[row].to(KEY_DTYPE[dtype])
+        for key in _keys(w, None if scales is None else scales[index], dtype):
+            smallest = torch.where(key > bound, key, NAN_KEY[dtype]).amin()
+            result[row] = torch.minimum(result[row], smallest)
+    return result
+
+
+def _keys(w: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Integer keys of the scores of w, chunk by chunk; ascending keys are ascending scores, NaN last."""
+    for (chunk,) in _chunks(w):
+        score = chunk.to(dtype).abs().reshape(-1)
+        if scale is not None:
+            score = (score * scale).abs()  # abs again: a NaN product may carry a sign bit
+        yield score.view(KEY_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
+
+
+def _value_of_key(key: Tensor, dtype: torch.dtype) -> Tensor:
+    value = key.to(KEY_DTYPE[dtype]).view(dtype)
+    return torch.where(key >= NAN_KEY[dtype], math.nan, value)
+
+
+def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Matching 1-dim pieces of tensors of one shape, at most CHUNK elements each, in the storage order of the first.
+
+    Pieces of a dense ``first`` are views, so they can be written to; a tensor that is not dense in that order is
+    copied once. If ``first`` itself is not dense the whole tensors are the one piece.
+    """
+    order = sorted(range(first.dim()), key=lambda d: (-first.stride(d), d))
+    tensors = [tensor.detach().permute(order) for tensor in (first, *others)]
+    if not tensors[0].is_contiguous():
+        yield tuple(tensors)
+    elif first.numel():
+        yield from zip(*(tensor.reshape(-1).split(CHUNK) for tensor in tensors), strict=True)

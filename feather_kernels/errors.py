@@ -1,0 +1,5 @@
+"""Exceptions of the package; argument errors are ValueError and TypeError."""
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend that was asked for by name cannot run here; the message lists what every probe said."""

@@ -1,0 +1,132 @@
+"""The differentiable functions of the package.
+
+Source of the method: Glentis Georgoulakis, Retsinas, Maragos, "Feather: An Elegant Solution to Effective DNN
+Sparsification", BMVC 2023 (arXiv 2310.02448).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from feather_kernels import autograd
+from feather_kernels.ops import schema
+
+__all__ = ["magnitude_threshold", "threshold"]
+
+ops = torch.ops.feather_kernels
+
+
+def threshold(
+    weight: Tensor,
+    threshold: Tensor | float,
+    power: float = 3.0,
+    grad_scale: Tensor | float = 1.0,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Feather's thresholding operator with a scaled straight-through gradient.
+
+    Forward: ``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)`` where kept and +0.0 where pruned; w is pruned iff ``T > 0`` and
+    ``abs(w) <= T``. Backward: ``dL/dw = g`` where kept and ``grad_scale * g`` where pruned. ``T <= 0`` is the identity
+    both ways, bit for bit. ``power`` 1 is soft, inf is hard thresholding. Twice differentiable (in g).
+
+    Args:
+        weight: any shape and strides; float16, bfloat16, float32 or float64.
+        threshold: T; a float, or a 0-dim tensor on the weight's device in float32 (float64 for float64 weights) that
+            does not require grad. A tensor may change between calls without a recompilation.
+        power: p, at least 1 or ``math.inf``.
+        grad_scale: theta of the paper, at least 0; a float, or a 0-dim tensor like ``threshold``. At the float 1.0 the
+            backward pass launches nothing and saves nothing.
+        out_dtype: dtype of the result, default the weight's (e.g. bfloat16 straight from float32 weights).
+
+    Returns:
+        The weight's shape, in ``out_dtype``; dense layouts such as channels_last are kept.
+
+    Raises:
+        ValueError, TypeError: an argument is outside of what is stated above; the message names it.
+    """
+    check_constant("threshold", threshold)
+    schema.check_weight("weight", weight)
+    if not isinstance(grad_scale, Tensor):
+        check_grad_scale(grad_scale)
+    scale = None if isinstance(grad_scale, float | int) and grad_scale == 1 else _scalar(grad_scale, weight)
+    check_constant("grad_scale", scale)
+    return autograd.threshold(weight, _scalar(threshold, weight), scale, float(power), out_dtype)
+
+
+@torch.no_grad()
+def magnitude_threshold(weights: Tensor | Sequence[Tensor], sparsity: float) -> Tensor:
+    """Global magnitude threshold: the ``sparsity`` quantile of abs(w) over all weights together.
+
+    With v the ascending sort of all N magnitudes and ``m = (N - 1) sparsity``, T is the linear interpolation between
+    v[floor m] and v[ceil m], and v[floor m] where float rounding would reach v[ceil m]. So exactly
+    ``floor(m) + 1`` weights, plus those tied with v[floor m] beyond that rank, are pruned. Sparsity 0 gives T = 0,
+    which prunes nothing. The selection is exact, uses no sort and reads nothing on the host.
+
+    Args:
+        weights: one tensor, or tensors on one device; float64 only, or any mix of float16, bfloat16 and float32.
+        sparsity: fraction of zeros wanted, in [0, 1).
+
+    Returns:
+        T, 0-dim, float32 (float64 for float64 weights), on the weights' device, not differentiable.
+
+    Raises:
+        ValueError: sparsity is outside [0, 1), or there is no weight at all.
+    """
+    check_sparsity("sparsity", sparsity)
+    tensors = [weights] if isinstance(weights, Tensor) else list(weights)
+    count = sum(tensor.numel() for tensor in tensors)
+    if count == 0:
+        raise ValueError("weights must hold at least one element, got none")
+    if sparsity == 0:
+        return tensors[0].new_zeros((), dtype=schema.compute_dtype(tensors[0].dtype))
+    rank, fraction = quantile_position(count, sparsity)
+    device = tensors[0].device
+    values = ops.magnitude_select(tensors, [0] * len(tensors), torch.full((1,), rank, device=device))
+    return interpolate(values[0], fraction)
+
+
+def quantile_position(count: int, sparsity: float) -> tuple[int, float]:
+    """Rank floor(m) and fraction m - floor(m) of the position ``m = (count - 1) sparsity``, in float64."""
+    position = (count - 1) * sparsity
+    rank = math.floor(position)
+    return rank, position - rank
+
+
+def interpolate(values: Tensor, fraction: float) -> Tensor:
+    """T between the neighbouring order statistics ``values[..., 0] <= values[..., 1]``, never reaching the second.
+
+    Shapes (..., 2) -> (...). T = v0 where the fraction is 0, where v1 is not greater than v0 (ties, NaN), and where
+    rounding (or an infinite v1) would give T >= v1.
+    """
+    low, high = values.unbind(-1)
+    value = low + (high - low) * fraction
+    return torch.where((high > low) & (value < high), value, low) if fraction else low.clone()
+
+
+def check_sparsity(name: str, sparsity: float) -> None:
+    """Raise ValueError unless ``0 <= sparsity < 1``."""
+    if not 0 <= sparsity < 1:
+        hint = " (a fraction of zeros, not a percentage)" if 1 < sparsity <= 100 else ""
+        raise ValueError(f"{name} must be in [0, 1), got {sparsity}{hint}")
+
+
+def check_grad_scale(grad_scale: float) -> None:
+    """Raise ValueError unless ``0 <= grad_scale < inf``."""
+    if not 0 <= grad_scale < math.inf:
+        raise ValueError(f"grad_scale must be a finite number of at least 0, got {grad_scale}")
+
+
+def check_constant(name: str, value: object) -> None:
+    """Raise ValueError if ``value`` is a tensor that requires grad: the method treats it as a constant."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
+
+
+def _scalar(value: Tensor | float, weight: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.full((), value, dtype=schema.compute_dtype(weight.dtype), device=weight.device)

@@ -1,0 +1,159 @@
+"""Which backend runs an op: device type -> ordered backends, probed on first use.
+
+A backend is a module with the functions of ``Backend``; it takes tensors, fills tensors and knows nothing above it.
+The first available backend in the device's order serves, unless one was named: by ``use_backend`` or, outside of it,
+by the environment variable ``FEATHER_KERNELS_BACKEND``. A named backend that cannot run raises; it never falls back.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from feather_kernels.errors import BackendUnavailableError
+
+ENVIRONMENT_VARIABLE = "FEATHER_KERNELS_BACKEND"
+AUTO = "auto"
+
+
+class Backend(Protocol):
+    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract."""
+
+    @staticmethod
+    def probe(device: torch.device) -> str | None:
+        """None if the backend runs on ``device``, else the reason why not."""
+
+    @staticmethod
+    def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
+        """Fill ``out`` with P(w), rounded to its dtype; out may be w."""
+
+    @staticmethod
+    def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
+        """Fill ``out`` with the scaled gradient, rounded to its dtype; out may be g."""
+
+    @staticmethod
+    def magnitude_select(
+        weights: Sequence[Tensor],
+        groups: Sequence[int],
+        rank: Tensor,
+        scales: Tensor | None,
+        caps: Tensor | None,
+        hint: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Fill ``out`` (G, 2) with the two order statistics of each group."""
+
+    @staticmethod
+    def magnitude_histogram(
+        weights: Sequence[Tensor],
+        groups: Sequence[int],
+        prefix: Tensor,
+        shift: int,
+        bits: int,
+        scales: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
+
+    @staticmethod
+    def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
+        """Fill ``out`` (L,) with the number of pruned elements of each weight."""
+
+
+# name -> module; imported when the backend is first considered
+BACKENDS: dict[str, str] = {"reference": "feather_kernels.backends.reference"}
+# device type -> backends in the order of preference; any other device type takes the reference
+ORDER: dict[str, tuple[str, ...]] = {"cuda": ("reference",), "cpu": ("reference",)}
+DEFAULT_ORDER: tuple[str, ...] = ("reference",)
+
+_lock = threading.Lock()
+_named: list[str] = []  # process-wide, because autograd runs backward passes in threads of its own
+_probed: dict[tuple[str, torch.device], str | None] = {}
+_chosen: dict[tuple[str, torch.device], Backend] = {}
+
+
+def backend_for(device: torch.device) -> Backend:
+    """The backend that runs ops on ``device``; raises BackendUnavailableError if there is none."""
+    key = (requested(), device)
+    backend = _chosen.get(key)
+    if backend is None:
+        backend = _chosen[key] = _choose(*key)
+    return backend
+
+
+def requested() -> str:
+    """The backend asked for by name, or ``auto``; raises ValueError for a name that no backend has."""
+    return _named[-1] if _named else check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Run every op inside the ``with`` block on the named backend (``auto`` for the default order).
+
+    The choice is process-wide, holds for the backward passes run inside the block, and does not invalidate graphs
+    compiled by torch.compile: they ask for the backend when they run.
+
+    Raises:
+        ValueError: no backend has that name.
+        BackendUnavailableError: when an op runs on a device where the named backend cannot.
+    """
+    with _lock:
+        _named.append(check_name(name, "backend"))
+    try:
+        yield
+    finally:
+        with _lock:
+            _named.pop()
+
+
+def availability(device: torch.device) -> dict[str, str | None]:
+    """Every backend considered for ``device``, in order, with the reason why it is unavailable, or None."""
+    return {name: _probe(name, device) for name in ORDER.get(device.type, DEFAULT_ORDER)}
+
+
+def check_name(name: str, argument: str) -> str:
+    """Return ``name`` if it is ``auto`` or a known backend, else raise ValueError naming the argument."""
+    if name != AUTO and name not in BACKENDS:
+        raise ValueError(f"{argument} must be one of {', '.join([AUTO, *BACKENDS])}, got {name!r}")
+    return name
+
+
+def reset() -> None:
+    """Forget what was probed and chosen, e.g. after a change of the backend table or the environment."""
+    with _lock:
+        _probed.clear()
+        _chosen.clear()
+
+
+def _choose(name: str, device: torch.device) -> Backend:
+    reasons = availability(device)
+    if name != AUTO:
+        reasons = {name: _probe(name, device), **reasons}
+    candidates = reasons if name == AUTO else [name]
+    for candidate in candidates:
+        if reasons[candidate] is None:
+            return _load(candidate)
+    wanted = "no backend" if name == AUTO else f"backend {name!r}"
+    tried = "; ".join(f"{candidate}: {reason or 'available'}" for candidate, reason in reasons.items())
+    raise BackendUnavailableError(f"{wanted} can run on {device}. Probed: {tried}")
+
+
+def _probe(name: str, device: torch.device) -> str | None:
+    key = (name, device)
+    if key not in _probed:
+        try:
+            _probed[key] = _load(name).probe(device)
+        except ImportError as error:
+            _probed[key] = f"cannot be imported: {error}"
+    return _probed[key]
+
+
+def _load(name: str) -> Backend:
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -1,0 +1,149 @@
+"""Eager implementation of every op: check and allocate by the contract, then let the chosen backend fill in.
+
+An empty result launches nothing. Raw ops have no derivative: called in grad mode on a tensor that requires grad they
+raise instead of losing the gradient; ``feather_kernels.functional`` holds the differentiable forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from feather_kernels.ops import schema
+from feather_kernels.ops.dispatch import backend_for
+
+
+class WeightRecord:
+    """Addresses of the weights that ``threshold`` ran on between ``start`` and ``stop``.
+
+    The op is the one place that every forward passes through, eager, compiled or checkpointed; so this is how a
+    sparsifier finds layers whose weight is read without it.
+    """
+
+    _active: ClassVar[list[WeightRecord]] = []
+
+    def __init__(self) -> None:
+        self.addresses: set[int] = set()
+
+    def start(self) -> None:
+        """Begin to record."""
+        self._active.append(self)
+
+    def stop(self) -> None:
+        """Record no more; stopping twice is harmless."""
+        if self in self._active:
+            self._active.remove(self)
+
+    @classmethod
+    def add(cls, w: Tensor) -> None:
+        """Note a call on ``w``."""
+        for record in cls._active:
+            record.addresses.add(w.data_ptr())
+
+
+def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:
+    out = schema.threshold(w, t, p, out_dtype=out_dtype)
+    WeightRecord.add(w)
+    if out.numel():
+        backend_for(w.device).threshold(w, t, p, out)
+    return out
+
+
+def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
+    schema.threshold_out(w, t, p, out=out)
+    if out.numel():
+        backend_for(w.device).threshold(w, t, p, out)
+
+
+def threshold_recompute(
+    w: Tensor, t: Tensor, p: float, after: Tensor, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    out = schema.threshold_recompute(w, t, p, after, out_dtype=out_dtype)
+    if out.numel():
+        backend_for(w.device).threshold(w, t, p, out)
+    return out
+
+
+def scale_pruned_grad(
+    g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    out = schema.scale_pruned_grad(g, w, t, grad_scale, out_dtype=out_dtype)
+    if out.numel():
+        backend_for(w.device).scale_pruned_grad(g, w, t, grad_scale, out)
+    return out
+
+
+def scale_pruned_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
+    schema.scale_pruned_grad_(g, w, t, grad_scale)
+    if g.numel():
+        backend_for(w.device).scale_pruned_grad(g, w, t, grad_scale, g)
+
+
+def magnitude_select(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    rank: Tensor,
+    *,
+    scales: Tensor | None = None,
+    caps: Tensor | None = None,
+    hint: Tensor | None = None,
+) -> Tensor:
+    out = schema.magnitude_select(weights, groups, rank, scales=scales, caps=caps, hint=hint)
+    if out.numel():
+        backend_for(rank.device).magnitude_select(weights, groups, rank, scales, caps, hint, out)
+    return out
+
+
+def magnitude_histogram(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    prefix: Tensor,
+    shift: int,
+    bits: int,
+    *,
+    scales: Tensor | None = None,
+) -> Tensor:
+    out = schema.magnitude_histogram(weights, groups, prefix, shift, bits, scales=scales)
+    if out.numel():
+        backend_for(prefix.device).magnitude_histogram(weights, groups, prefix, shift, bits, scales, out)
+    return out
+
+
+def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Tensor:
+    out = schema.count_pruned(weights, thresholds)
+    backend_for(out.device).count_pruned(weights, thresholds, out)
+    return out
+
+
+IMPLEMENTATIONS: dict[str, Callable] = {
+    "threshold": threshold,
+    "threshold.out": threshold_out,
+    "threshold_recompute": threshold_recompute,
+    "scale_pruned_grad": scale_pruned_grad,
+    "scale_pruned_grad_": scale_pruned_grad_,
+    "magnitude_select": magnitude_select,
+    "magnitude_histogram": magnitude_histogram,
+    "count_pruned": count_pruned,
+}
+
+
+def refuse_gradients(name: str) -> Callable:
+    """Implementation of op ``name`` for the Autograd key: raises where a gradient would be lost, else passes on."""
+
+    def autograd_kernel(keyset: torch._C.DispatchKeySet, *args: object, **kwargs: object) -> object:
+        if torch.is_grad_enabled():
+            for argument in (*args, *kwargs.values()):
+                for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
+                    if isinstance(tensor, Tensor) and tensor.requires_grad:
+                        raise RuntimeError(
+                            f"torch.ops.feather_kernels.{name} has no derivative and an argument requires grad: use "
+                            "feather_kernels.functional, or call it under torch.no_grad()"
+                        )
+        packet, _, overload = name.partition(".")
+        op = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default")
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+    return autograd_kernel

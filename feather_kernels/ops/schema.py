@@ -1,0 +1,285 @@
+"""The op contract: schema, arguments and result of every op in ``torch.ops.feather_kernels``.
+
+Each function below is the fake (meta) implementation of one op. It checks the arguments and allocates the result:
+shape, dtype, strides and device. The eager implementation (``ops/eager.py``) calls the same function and hands the
+result to a backend, which fills it in; so a fake can never disagree with what a kernel returns.
+
+Notation: w is a weight, ``t`` its threshold T, and the *compute dtype* of w is float64 for float64 weights and float32
+for every other one. A weight is pruned iff ``T > 0 and abs(w) <= T``, evaluated in the compute dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "feather_kernels"
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Op(NamedTuple):
+    """One op: its full schema and the function that checks its arguments and allocates its result."""
+
+    schema: str
+    fake: Callable
+
+    @property
+    def name(self) -> str:
+        """Name with the overload, e.g. ``threshold.out``."""
+        return self.schema.split("(", 1)[0]
+
+
+OPS: dict[str, Op] = {}
+
+
+def _op(schema: str) -> Callable[[Callable], Callable]:
+    def register(fake: Callable) -> Callable:
+        op = Op(schema, fake)
+        OPS[op.name] = op
+        return fake
+
+    return register
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which predicates and formulas are evaluated for weights of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@_op("threshold(Tensor w, Tensor t, float p, *, ScalarType? out_dtype=None) -> Tensor")
+def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:
+    """Thresholding operator ``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)`` where kept, +0.0 where pruned.
+
+    w: any shape and strides, float16, bfloat16, float32 or float64. t: 0-dim, compute dtype of w, on w's device.
+    p: power, >= 1 or inf. Result: w's shape, ``out_dtype`` (default w's), w's strides where w is dense.
+    """
+    check_weight("w", w)
+    check_threshold("t", t, w)
+    check_power(p)
+    if out_dtype is not None:
+        check_dtype("out_dtype", out_dtype)
+    return torch.empty_like(w, dtype=out_dtype)
+
+
+@_op("threshold.out(Tensor w, Tensor t, float p, *, Tensor(a!) out) -> ()")
+def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
+    """``threshold`` written into ``out``: w's shape, any weight dtype; ``out`` may be w itself."""
+    check_weight("w", w)
+    check_threshold("t", t, w)
+    check_power(p)
+    check_weight("out", out)
+    check_same("out", out, w)
+
+
+@_op("threshold_recompute(Tensor w, Tensor t, float p, Tensor after, *, ScalarType? out_dtype=None) -> Tensor")
+def threshold_recompute(
+    w: Tensor,
+    t: Tensor,
+    p: float,
+    after: Tensor,  # noqa: ARG001
+    *,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``threshold`` for use in a backward pass.
+
+    The same values under a name of its own and with the incoming gradient as the unused operand ``after``: called by
+    the forward's name, torch.compile merges the two calls and keeps the copy of the weights that recomputing avoids.
+    """
+    return threshold(w, t, p, out_dtype=out_dtype)
+
+
+@_op("scale_pruned_grad(Tensor g, Tensor w, Tensor t, Tensor grad_scale, *, ScalarType? out_dtype=None) -> Tensor")
+def scale_pruned_grad(
+    g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """Straight-through gradient ``g * (1 where kept, grad_scale where pruned)``.
+
+    g: w's shape, any weight dtype, any strides (expanded too). grad_scale: 0-dim, dtype and device of t.
+    Result: w's shape and strides, ``out_dtype`` (default w's dtype). Kept entries are g rounded to the result's dtype.
+    """
+    check_weight("g", g)
+    check_weight("w", w)
+    check_same("g", g, w)
+    check_threshold("t", t, w)
+    check_threshold("grad_scale", grad_scale, w)
+    if out_dtype is not None:
+        check_dtype("out_dtype", out_dtype)
+    return torch.empty_like(w, dtype=out_dtype)
+
+
+@_op("scale_pruned_grad_(Tensor(a!) g, Tensor w, Tensor t, Tensor grad_scale) -> ()")
+def scale_pruned_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
+    """``scale_pruned_grad`` in place on g, in g's own dtype; g must not overlap itself (no expanded g)."""
+    check_weight("g", g)
+    check_weight("w", w)
+    check_same("g", g, w)
+    check_threshold("t", t, w)
+    check_threshold("grad_scale", grad_scale, w)
+    if any(size > 1 and stride == 0 for size, stride in zip(g.shape, g.stride(), strict=True)):
+        raise ValueError(f"g must not be expanded when it is written in place, got strides {tuple(g.stride())}")
+
+
+@_op(
+    "magnitude_select(Tensor[] weights, int[] groups, Tensor rank, *, "
+    "Tensor? scales=None, Tensor? caps=None, Tensor? hint=None) -> Tensor"
+)
+def magnitude_select(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    rank: Tensor,
+    *,
+    scales: Tensor | None = None,
+    caps: Tensor | None = None,
+    hint: Tensor | None = None,
+) -> Tensor:
+    """Exact order statistics ``v[rank], v[rank + 1]`` of the scores of each group of weights; v is sorted ascending.
+
+    The score of an element is ``scales[l] * abs(w)``, rounded in the compute dtype; NaN sorts last.
+
+    weights: L tensors, of float64 only or of the other dtypes in any mix; empty ones allowed. groups: group of each
+    tensor, in [0, G). rank: int64 (G,), on the weights' device, 0-based; the neighbour of the last rank is the last
+    element itself; a rank outside its group gives NaN. scales: (L,) in the compute dtype. caps: int64 (L,); only the
+    caps[l] smallest elements of tensor l take part in the union that is sorted (ties at a cap count as taken). hint:
+    (G, 2), the result of an earlier call, or None; it may save time and never changes the result.
+
+    Result: (G, 2) in the compute dtype, bit-identical to sorting, on the device; nothing is read on the host.
+    """
+    dtype = check_list(weights)
+    check_groups(groups, len(weights), rank.numel())
+    check_vector("rank", rank, rank.numel(), torch.int64, weights[0])
+    if scales is not None:
+        check_vector("scales", scales, len(weights), dtype, weights[0])
+    if caps is not None:
+        check_vector("caps", caps, len(weights), torch.int64, weights[0])
+    if hint is not None and (hint.shape != (rank.numel(), 2) or hint.dtype != dtype):
+        raise ValueError(f"hint must be {(rank.numel(), 2)} {dtype}, got {tuple(hint.shape)} {hint.dtype}")
+    return rank.new_empty((rank.numel(), 2), dtype=dtype)
+
+
+@_op(
+    "magnitude_histogram(Tensor[] weights, int[] groups, Tensor prefix, int shift, int bits, *, "
+    "Tensor? scales=None) -> Tensor"
+)
+def magnitude_histogram(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    prefix: Tensor,
+    shift: int,
+    bits: int,
+    *,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """One radix pass: per group, how many keys have each value of the ``bits`` bits above ``shift``.
+
+    The key of an element is the bit pattern of its score (see ``magnitude_select``) as an integer, NaN as the one key
+    behind inf; only keys whose bits above ``shift + bits`` equal prefix[group] are counted.
+
+    weights, groups, scales: as for ``magnitude_select``. prefix: int64 (G,). Result: int64 (G, 2^bits). Integer counts
+    add up over tensors and ranks, which is what a distributed selection all-reduces; caps apply after that sum.
+    """
+    dtype = check_list(weights)
+    check_groups(groups, len(weights), prefix.numel())
+    check_vector("prefix", prefix, prefix.numel(), torch.int64, weights[0])
+    if scales is not None:
+        check_vector("scales", scales, len(weights), dtype, weights[0])
+    width = 63 if dtype == torch.float64 else 31
+    if not (1 <= bits <= 16 and 0 <= shift <= width - bits):
+        raise ValueError(
+            f"bits must be in [1, 16] and shift in [0, {width} - bits] for {dtype} keys, got {bits=} {shift=}"
+        )
+    return prefix.new_empty((prefix.numel(), 1 << bits))
+
+
+@_op("count_pruned(Tensor[] weights, Tensor[] thresholds) -> Tensor")
+def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Tensor:
+    """Number of pruned elements of each weight under its threshold: int64 (L,), on the device.
+
+    weights: L tensors on one device. thresholds: L 0-dim tensors, each as ``t`` of ``threshold`` for its weight.
+    """
+    if not weights:
+        raise ValueError("weights must hold at least one tensor, got an empty list")
+    if len(weights) != len(thresholds):
+        raise ValueError(f"thresholds must be one per weight ({len(weights)}), got {len(thresholds)}")
+    for index, (w, t) in enumerate(zip(weights, thresholds, strict=True)):
+        check_weight(f"weights[{index}]", w)
+        check_threshold(f"thresholds[{index}]", t, w)
+        check_device(f"weights[{index}]", w, weights[0])
+    return weights[0].new_empty((len(weights),), dtype=torch.int64)
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raise TypeError unless ``dtype`` is a weight dtype."""
+    if dtype not in WEIGHT_DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}")
+
+
+def check_weight(name: str, w: Tensor) -> None:
+    """Raise TypeError unless ``w`` has a weight dtype and is a plain strided tensor."""
+    check_dtype(name, w.dtype)
+    if w.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {w.layout}")
+
+
+def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
+    """Raise ValueError unless both tensors are on one device."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name} must be on the weight's device {other.device}, got {tensor.device}")
+
+
+def check_same(name: str, tensor: Tensor, w: Tensor) -> None:
+    """Raise ValueError unless ``tensor`` has the shape and device of ``w``."""
+    if tensor.shape != w.shape:
+        raise ValueError(f"{name} must have the weight's shape {tuple(w.shape)}, got {tuple(tensor.shape)}")
+    check_device(name, tensor, w)
+
+
+def check_threshold(name: str, t: Tensor, w: Tensor) -> None:
+    """Raise unless ``t`` is a 0-dim tensor in the compute dtype of ``w``, on its device."""
+    if t.dim() != 0:
+        raise ValueError(f"{name} must be a 0-dim tensor, got shape {tuple(t.shape)}")
+    if t.dtype != compute_dtype(w.dtype):
+        raise TypeError(f"{name} must be {compute_dtype(w.dtype)} for a {w.dtype} weight, got {t.dtype}")
+    check_device(name, t, w)
+
+
+def check_power(p: float) -> None:
+    """Raise ValueError unless ``1 <= p <= inf``."""
+    if math.isnan(p) or p < 1:
+        raise ValueError(f"power must be at least 1 (1: soft, 3: Feather, inf: hard thresholding), got {p}")
+
+
+def check_list(weights: Sequence[Tensor]) -> torch.dtype:
+    """Check a list of weights that share one selection; returns their compute dtype."""
+    if not weights:
+        raise ValueError("weights must hold at least one tensor, got an empty list")
+    dtype = compute_dtype(weights[0].dtype)
+    for index, w in enumerate(weights):
+        check_weight(f"weights[{index}]", w)
+        check_device(f"weights[{index}]", w, weights[0])
+        if compute_dtype(w.dtype) != dtype:
+            raise TypeError(
+                f"weights must be all float64 or none, got {weights[0].dtype} first and {w.dtype} at index {index}"
+            )
+    return dtype
+
+
+def check_groups(groups: Sequence[int], tensors: int, count: int) -> None:
+    """Raise ValueError unless there is one group index in [0, count) per tensor."""
+    if len(groups) != tensors:
+        raise ValueError(f"groups must be one per weight ({tensors}), got {len(groups)}")
+    for group in groups:
+        if not 0 <= group < count:
+            raise ValueError(f"groups must be in [0, {count}), got {group}")
+
+
+def check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype, w: Tensor) -> None:
+    """Raise unless ``vector`` is a 1-dim tensor of ``size`` and ``dtype`` on the device of ``w``."""
+    if vector.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {tuple(vector.shape)}")
+    if vector.dtype != dtype:
+        raise TypeError(f"{name} must be {dtype}, got {vector.dtype}")
+    check_device(name, vector, w)

@@ -1,0 +1,88 @@
+"""Sparsity schedules: the fraction of zeros wanted at each optimizer step, counted from 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from feather_kernels.functional import check_sparsity
+
+__all__ = ["ConstantSchedule", "CubicSchedule", "LambdaSchedule", "Schedule"]
+
+
+class Schedule(Protocol):
+    """Anything with ``sparsity_at(step)`` in [0, 1) and, if known, ``final_sparsity``."""
+
+    @property
+    def final_sparsity(self) -> float | None:
+        """Sparsity at the end of training, or None if the schedule cannot tell."""
+
+    def sparsity_at(self, step: int) -> float:
+        """Sparsity wanted at ``step``, after that many optimizer steps."""
+
+
+@dataclass(frozen=True)
+class CubicSchedule:
+    """Cubic ramp (Zhu & Gupta 2017; Feather): fast at first, slow towards the end.
+
+    ``s(t) = 0`` before ``begin_step``; ``s_f + (s_i - s_f) (1 - (t - t1) / (t2 - t1))^power`` from t1 = begin_step to
+    t2 = end_step; ``s_f`` from then on, with s_i = initial_sparsity and s_f = final_sparsity.
+    """
+
+    final_sparsity: float
+    begin_step: int
+    end_step: int
+    initial_sparsity: float = 0.0
+    power: float = 3
+
+    def __post_init__(self) -> None:
+        check_sparsity("final_sparsity", self.final_sparsity)
+        check_sparsity("initial_sparsity", self.initial_sparsity)
+        if self.begin_step < 0:
+            raise ValueError(f"begin_step must be at least 0, got {self.begin_step}")
+        if self.end_step < self.begin_step:
+            raise ValueError(f"end_step must not be before begin_step ({self.begin_step}), got {self.end_step}")
+        if not self.power > 0:
+            raise ValueError(f"power must be positive, got {self.power}")
+
+    def sparsity_at(self, step: int) -> float:
+        """Sparsity wanted after ``step`` optimizer steps."""
+        if step < self.begin_step:
+            return 0.0
+        if step >= self.end_step:
+            return self.final_sparsity
+        remaining = 1 - (step - self.begin_step) / (self.end_step - self.begin_step)
+        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * remaining**self.power
+
+
+@dataclass(frozen=True)
+class ConstantSchedule:
+    """The same sparsity at every step."""
+
+    final_sparsity: float
+
+    def __post_init__(self) -> None:
+        check_sparsity("final_sparsity", self.final_sparsity)
+
+    def sparsity_at(self, step: int) -> float:  # noqa: ARG002
+        """``final_sparsity``."""
+        return self.final_sparsity
+
+
+@dataclass(frozen=True)
+class LambdaSchedule:
+    """``function(step)``; state ``final_sparsity`` where something depends on it (grad_scale "auto")."""
+
+    function: Callable[[int], float]
+    final_sparsity: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.final_sparsity is not None:
+            check_sparsity("final_sparsity", self.final_sparsity)
+
+    def sparsity_at(self, step: int) -> float:
+        """What the function returns, checked to be in [0, 1)."""
+        sparsity = self.function(step)
+        check_sparsity(f"the schedule's sparsity at step {step}", sparsity)
+        return sparsity
