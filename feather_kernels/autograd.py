@@ -49,25 +49,27 @@ class Threshold(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         weight: Tensor, threshold: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
     ) -> Tensor:
         return ops.threshold.default(weight, threshold, power, out_dtype=out_dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         weight, threshold, grad_scale, _, _ = inputs
         ctx.weight_dtype = weight.dtype
         if grad_scale is not None:
             ctx.save_for_backward(weight, threshold, grad_scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return (None,) * 5
         if not ctx.saved_tensors:
             return grad.to(ctx.weight_dtype), None, None, None, None
-        return scale_pruned_grad(grad, *ctx.saved_tensors, ctx.weight_dtype), None, None, None, None
+        weight, threshold, grad_scale = ctx.saved_tensors
+        scaled = scale_pruned_grad(grad, weight, threshold, grad_scale, ctx.weight_dtype)
+        return scaled, None, None, None, None
 
 
 class ScalePrunedGrad(Function):
@@ -76,20 +78,20 @@ class ScalePrunedGrad(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype
-    ) -> Tensor:
+    def forward(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
         return ops.scale_pruned_grad.default(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         grad, weight, threshold, grad_scale, _ = inputs
         ctx.save_for_backward(weight, threshold, grad_scale)
         ctx.grad_dtype = grad.dtype
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return scale_pruned_grad(grad, *ctx.saved_tensors, ctx.grad_dtype), None, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, threshold, grad_scale = ctx.saved_tensors
+        scaled = scale_pruned_grad(grad, weight, threshold, grad_scale, ctx.grad_dtype)
+        return scaled, None, None, None, None
 
 
 def scale_pruned_grad(

@@ -71,10 +71,7 @@ def _root_of_difference(weight: Tensor, t: Tensor, p: int) -> Tensor:
     x, ts = weight.abs() * scale, t * scale
     bits = 53 if t.dtype == torch.float64 else 24
     far = x > 2.0 ** math.ceil((bits + 1 + p) / p)  # there (T/a)^p / p < 2^-(bits + 1)
-    if p == 2:
-        z = (x - ts) * (x + ts)
-    else:
-        z = (x - ts) * (x * (x + ts) + ts * ts)
+    z = (x - ts) * (x + ts if p == 2 else x * (x + ts) + ts * ts)
     z = torch.where((x <= ts) | far, 1.0, z)
     if p == 2:
         y = z.sqrt()
@@ -223,7 +220,8 @@ def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Pieces of a dense ``first`` are views, so they can be written to; a tensor that is not dense in that order is
     copied once. If ``first`` itself is not dense the whole tensors are the one piece.
     """
-    order = sorted(range(first.dim()), key=lambda d: (-first.stride(d), d))
+    strides = first.stride()
+    order = sorted(range(first.dim()), key=lambda d: (-strides[d], d))
     tensors = [tensor.detach().permute(order) for tensor in (first, *others)]
     if not tensors[0].is_contiguous():
         yield tuple(tensors)

@@ -67,7 +67,7 @@ def make_sparse(module: nn.Module, threshold: LayerThreshold) -> None:
     if cls is None:
         raise TypeError(f"module must be one of {[c.__name__ for c in _SPARSE]}, got {type(module).__name__}")
     module.__class__ = cls
-    module.feather = threshold  # a plain object: it lands in __dict__, not in parameters, buffers or submodules
+    module.__dict__["feather"] = threshold  # not a parameter, buffer or submodule
 
 
 def make_dense(module: SparseLayer) -> None:

@@ -18,19 +18,22 @@ from feather_kernels.ops.schema import compute_dtype
 class Replica(NamedTuple):
     """The thresholds on one device, in one compute dtype; writing to the vector reaches every layer bound to it."""
 
-    vector: Tensor  # (groups,)
+    vector: Tensor  # (layers,)
     views: list[Tensor]  # its elements, 0-dim
     grad_scale: Tensor | None  # 0-dim; None means 1, at which backward launches nothing
 
 
 class Thresholds:
-    """T of every group and the gradient scale, with a replica per device and compute dtype.
+    """T of every layer and the gradient scale, with a replica per device and compute dtype.
+
+    Each layer has an element of its own, under a global threshold too: it is also the address by which a call of the
+    threshold op is known to come from that layer.
 
     Copies and pickles carry the values; a deep copy of a model has thresholds of its own, shared by its layers.
     """
 
-    def __init__(self, groups: int, power: float, grad_scale: float) -> None:
-        self.groups = groups
+    def __init__(self, layers: int, power: float, grad_scale: float) -> None:
+        self.layers = layers
         self.power = power
         self.grad_scale = grad_scale
         self._replicas: dict[tuple[torch.device, torch.dtype], Replica] = {}
@@ -42,7 +45,7 @@ class Thresholds:
         """
         key = (device, compute_dtype(dtype))
         if key not in self._replicas:
-            vector = torch.zeros(self.groups, device=device, dtype=key[1])
+            vector = torch.zeros(self.layers, device=device, dtype=key[1])
             for replica in self._replicas.values():
                 if replica.vector.device.type != "meta":
                     vector.copy_(replica.vector)
@@ -51,7 +54,7 @@ class Thresholds:
         return self._replicas[key]
 
     def assign(self, values: Tensor) -> None:
-        """Set T of every group, ``values`` being (groups,), in place: nothing recompiles."""
+        """Set T of every layer in place, so that nothing recompiles; ``values`` is (layers,), (1,) or 0-dim."""
         for replica in self._replicas.values():
             if replica.vector.device.type != "meta":
                 replica.vector.copy_(values)
@@ -77,7 +80,7 @@ class Thresholds:
 
 
 class LayerThreshold:
-    """One layer's part of ``Thresholds``: its group, and that group's T where the layer's weight is.
+    """One layer's part of ``Thresholds``: its T, on the device where the layer's weight is.
 
     Attributes:
         threshold: T, 0-dim, in the compute dtype and on the device of the weight.
@@ -89,9 +92,9 @@ class LayerThreshold:
     threshold: Tensor
     grad_scale: Tensor | None
 
-    def __init__(self, thresholds: Thresholds, group: int, weight: Tensor) -> None:
+    def __init__(self, thresholds: Thresholds, index: int, weight: Tensor) -> None:
         self.thresholds = thresholds
-        self.group = group
+        self.index = index
         self.power = thresholds.power
         self.follow(weight)
 
@@ -111,4 +114,4 @@ class LayerThreshold:
 
     def _bind(self) -> None:
         replica = self.thresholds.replica(*self.key)
-        self.threshold, self.grad_scale = replica.views[self.group], replica.grad_scale
+        self.threshold, self.grad_scale = replica.views[self.index], replica.grad_scale

@@ -16,14 +16,14 @@ from feather_kernels.ops import schema
 from feather_kernels.ops.dispatch import backend_for
 
 
-class WeightRecord:
-    """Addresses of the weights that ``threshold`` ran on between ``start`` and ``stop``.
+class CallRecord:
+    """Addresses of the thresholds that ``threshold`` was called with between ``start`` and ``stop``.
 
-    The op is the one place that every forward passes through, eager, compiled or checkpointed; so this is how a
-    sparsifier finds layers whose weight is read without it.
+    The op is the one place that every forward passes through, eager, compiled or checkpointed, and every layer has a
+    threshold of its own; so this is how a sparsifier finds layers whose weight is read without their forward.
     """
 
-    _active: ClassVar[list[WeightRecord]] = []
+    _active: ClassVar[list[CallRecord]] = []
 
     def __init__(self) -> None:
         self.addresses: set[int] = set()
@@ -38,15 +38,15 @@ class WeightRecord:
             self._active.remove(self)
 
     @classmethod
-    def add(cls, w: Tensor) -> None:
-        """Note a call on ``w``."""
+    def add(cls, t: Tensor) -> None:
+        """Note a call with threshold ``t``."""
         for record in cls._active:
-            record.addresses.add(w.data_ptr())
+            record.addresses.add(t.data_ptr())
 
 
 def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:
     out = schema.threshold(w, t, p, out_dtype=out_dtype)
-    WeightRecord.add(w)
+    CallRecord.add(t)
     if out.numel():
         backend_for(w.device).threshold(w, t, p, out)
     return out
@@ -128,6 +128,8 @@ IMPLEMENTATIONS: dict[str, Callable] = {
     "magnitude_histogram": magnitude_histogram,
     "count_pruned": count_pruned,
 }
+
+INTEGER_RESULT = ("magnitude_histogram", "count_pruned")  # nothing to differentiate
 
 
 def refuse_gradients(name: str) -> Callable:

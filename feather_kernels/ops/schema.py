@@ -142,9 +142,9 @@ def magnitude_select(
 
     weights: L tensors, of float64 only or of the other dtypes in any mix; empty ones allowed. groups: group of each
     tensor, in [0, G). rank: int64 (G,), on the weights' device, 0-based; the neighbour of the last rank is the last
-    element itself; a rank outside its group gives NaN. scales: (L,) in the compute dtype. caps: int64 (L,); only the
-    caps[l] smallest elements of tensor l take part in the union that is sorted (ties at a cap count as taken). hint:
-    (G, 2), the result of an earlier call, or None; it may save time and never changes the result.
+    element itself; a rank outside its group gives NaN. scales: (L,) in the compute dtype. caps: int64 (L,); of
+    tensor l only the caps[l] smallest elements take part. hint: (G, 2), the result of an earlier call, or None; it may
+    save time and never changes the result.
 
     Result: (G, 2) in the compute dtype, bit-identical to sorting, on the device; nothing is read on the host.
     """

@@ -94,9 +94,7 @@ class Report:
         writer.writerow(COLUMNS)
         for layer in self.layers:
             shape = "x".join(map(str, layer.shape))
-            writer.writerow(
-                (layer.name, shape, layer.numel, layer.zeros, layer.sparsity, layer.threshold, layer.ties)
-            )
+            writer.writerow((layer.name, shape, layer.numel, layer.zeros, layer.sparsity, layer.threshold, layer.ties))
         return text.getvalue()
 
     def to_markdown(self) -> str:

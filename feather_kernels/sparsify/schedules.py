@@ -26,8 +26,8 @@ class Schedule(Protocol):
 class CubicSchedule:
     """Cubic ramp (Zhu & Gupta 2017; Feather): fast at first, slow towards the end.
 
-    ``s(t) = 0`` before ``begin_step``; ``s_f + (s_i - s_f) (1 - (t - t1) / (t2 - t1))^power`` from t1 = begin_step to
-    t2 = end_step; ``s_f`` from then on, with s_i = initial_sparsity and s_f = final_sparsity.
+    ``s(t) = 0`` before ``begin_step``; ``s_i + (s_f - s_i) (1 - (1 - (t - t1) / (t2 - t1))^power)`` from
+    t1 = begin_step to t2 = end_step; ``s_f`` from then on. s_i is initial_sparsity, s_f final_sparsity.
     """
 
     final_sparsity: float
@@ -53,7 +53,7 @@ class CubicSchedule:
         if step >= self.end_step:
             return self.final_sparsity
         remaining = 1 - (step - self.begin_step) / (self.end_step - self.begin_step)
-        return self.final_sparsity + (self.initial_sparsity - self.final_sparsity) * remaining**self.power
+        return self.initial_sparsity + (self.final_sparsity - self.initial_sparsity) * (1 - remaining**self.power)
 
 
 @dataclass(frozen=True)

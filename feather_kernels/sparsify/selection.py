@@ -94,7 +94,7 @@ def _group_by_weight(
     skipped = []
     for module, reason in reasons.items():
         if reason is None:
-            weight: Parameter = module.weight  # type: ignore[assignment]
+            weight = module.get_parameter("weight")
             dense = [other for other in readers[weight] if reasons.get(other, "unknown") is not None]
             if not dense:
                 found.setdefault(weight, []).append(module)
@@ -140,8 +140,9 @@ def _why_left_by_user(
         return "in ignore"
     if filter_fn is not None and not filter_fn(module, name):
         return "rejected by filter_fn"
-    if module.weight.numel() < min_numel:  # type: ignore[union-attr, operator]
-        return f"{module.weight.numel()} elements, fewer than min_numel = {min_numel}"  # type: ignore[union-attr, operator]
+    numel = module.get_parameter("weight").numel()
+    if numel < min_numel:
+        return f"{numel} elements, fewer than min_numel = {min_numel}"
     return None
 
 

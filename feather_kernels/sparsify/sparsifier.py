@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from feather_kernels.functional import check_grad_scale, interpolate, quantile_position
 from feather_kernels.nn.layers import SparseLayer, finalize_weight, make_dense, make_sparse
 from feather_kernels.nn.thresholds import LayerThreshold, Thresholds
-from feather_kernels.ops.eager import WeightRecord
+from feather_kernels.ops.eager import CallRecord
 from feather_kernels.ops.schema import check_power, compute_dtype
 from feather_kernels.sparsify.report import LayerReport, Report
 from feather_kernels.sparsify.schedules import CubicSchedule, Schedule
@@ -72,12 +72,14 @@ class Sparsifier:
             raise ValueError(f"model must have a prunable layer, got none{_list_skipped(self.skipped)}")
         self._step = 0
         self._final_report: Report | None = None
-        self._thresholds = Thresholds(groups=1, power=power, grad_scale=scale)
-        for module in self._modules():
-            make_sparse(module, LayerThreshold(self._thresholds, 0, module.weight))
-        self._record: WeightRecord | None = WeightRecord()
+        initial = _select([_parameter(weight) for weight in self.weights], self.sparsity)
+        modules = self._layers()
+        self._thresholds = Thresholds(len(modules), power, scale)
+        for index, module in enumerate(modules):
+            make_sparse(module, LayerThreshold(self._thresholds, index, module.weight))
+        self._thresholds.assign(initial)
+        self._record: CallRecord | None = CallRecord()
         self._record.start()
-        self._update(self.model)
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -108,7 +110,7 @@ class Sparsifier:
 
     @property
     def threshold(self) -> Tensor:
-        """T of the current step: a 0-dim tensor on the weights' device, updated in place."""
+        """T of the current step: a 0-dim tensor on the weights' device that ``step()`` updates in place."""
         self._check_live("threshold")
         return _first_layer(self.weights[0]).feather.threshold
 
@@ -136,9 +138,9 @@ class Sparsifier:
         self._check_live("finalize")
         self._final_report = self.report()
         for weight in self.weights:
-            finalize_weight(_first_layer(weight))
-        for module in self._modules():
-            make_dense(module)
+            finalize_weight(_first_layer(weight))  # once, also where it is tied
+        for layer in self._layers():
+            make_dense(layer)
         self._stop_record()
         return self.model
 
@@ -175,7 +177,7 @@ class Sparsifier:
         if missing:
             raise ValueError(f"state must be that of a Sparsifier, but lacks {sorted(missing)}")
         if state["layers"] != self._layer_names():
-            pairs = zip([*state["layers"], None], [*self._layer_names(), None], strict=False)
+            pairs = zip([*state["layers"], "nothing"], [*self._layer_names(), "nothing"], strict=False)
             theirs, ours = next((a, b) for a, b in pairs if a != b)
             raise ValueError(f"state must belong to this model's layers: expected {ours}, got {theirs}")
         if state["schedule"] != repr(self.schedule):
@@ -188,16 +190,21 @@ class Sparsifier:
 
     def _update(self, model: nn.Module) -> None:
         """Select T from the weights of ``model`` at the current sparsity and write it to that model's layers."""
-        layers = _sparse_layers(model) if model is not self.model else self._modules()
-        if model is not self.model:
-            self._check_copy(layers)
+        layers = self._layers() if model is self.model else self._layers_of_copy(model)
         parameters = list(dict.fromkeys(layer.weight for layer in layers))
         thresholds = layers[0].feather.thresholds
         thresholds.keep_only({layer.feather.key for layer in layers})
         thresholds.assign(_select(parameters, self.sparsity))
 
-    def _modules(self) -> list[SparseLayer]:
-        return [module for weight in self.weights for module in weight.modules]  # type: ignore[misc]
+    def _named_layers(self) -> list[tuple[str, SparseLayer]]:
+        return [
+            (name, cast(SparseLayer, module))
+            for weight in self.weights
+            for name, module in zip(weight.names, weight.modules, strict=True)
+        ]
+
+    def _layers(self) -> list[SparseLayer]:
+        return [layer for _, layer in self._named_layers()]
 
     def _layer_names(self) -> list[str]:
         return [f"{weight.name} {list(_parameter(weight).shape)}" for weight in self.weights]
@@ -206,25 +213,27 @@ class Sparsifier:
         if self._final_report is not None:
             raise RuntimeError(f"{what} is not available after finalize(): the model is dense again")
 
-    def _check_copy(self, layers: list[SparseLayer]) -> None:
-        ours = [tuple(module.weight.shape) for module in self._modules()]
-        theirs = [tuple(layer.weight.shape) for layer in layers]
-        if sorted(ours) != sorted(theirs):
-            raise ValueError(f"model must be a copy of the sparsified model ({len(ours)} sparse layers), got {theirs}")
+    def _layers_of_copy(self, model: nn.Module) -> list[SparseLayer]:
+        layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
+        ours = sorted(tuple(layer.weight.shape) for layer in self._layers())
+        theirs = sorted(tuple(layer.weight.shape) for layer in layers)
+        if ours != theirs:
+            raise ValueError(f"model must be a copy of the sparsified model with sparse weights {ours}, got {theirs}")
+        return layers
 
     def _check_called(self) -> None:
         if self._record is None:
             return
         unread = [
-            weight.name
-            for weight in self.weights
-            if _parameter(weight).numel() and _parameter(weight).data_ptr() not in self._record.addresses
+            name
+            for name, layer in self._named_layers()
+            if layer.weight.numel() and layer.feather.threshold.data_ptr() not in self._record.addresses
         ]
         if unread:
             raise RuntimeError(
                 f"the forward of {len(unread)} sparse layers has not run in the first training step: "
-                f"{', '.join(unread)}. Either the model did not use them or it reads their weight directly, which would "
-                "train them dense; leave them out with ignore=[...]"
+                f"{', '.join(unread)}. Either the model did not use them or it reads their weight directly, which "
+                "would train them dense; leave them out with ignore=[...]"
             )
         self._stop_record()
 
@@ -265,7 +274,7 @@ def _resolve_grad_scale(grad_scale: float | str, schedule: Schedule) -> float:
     return float(grad_scale)
 
 
-def _select(parameters: list[nn.Parameter], sparsity: float) -> Tensor:
+def _select(parameters: list[Tensor], sparsity: float) -> Tensor:
     """(1,) global magnitude threshold; 0 at sparsity 0 and for weights without data (meta device)."""
     first = parameters[0]
     devices = {parameter.device for parameter in parameters}
@@ -300,22 +309,16 @@ def _layer_reports(weights: list[PrunableWeight], sparsity: float) -> list[Layer
         granted = min(max(allowed, 0), tied)
         allowed -= granted
         shape, value = tuple(_parameter(weight).shape), thresholds[index].item()
-        reports.append(
-            LayerReport(weight.name, shape, math.prod(shape), zeros[index], value, ties=tied - granted)
-        )
+        reports.append(LayerReport(weight.name, shape, math.prod(shape), zeros[index], value, ties=tied - granted))
     return reports
 
 
-def _parameter(weight: PrunableWeight) -> nn.Parameter:
-    return weight.modules[0].weight  # type: ignore[return-value]
-
-
 def _first_layer(weight: PrunableWeight) -> SparseLayer:
-    return weight.modules[0]  # type: ignore[return-value]
+    return cast(SparseLayer, weight.modules[0])
 
 
-def _sparse_layers(model: nn.Module) -> list[SparseLayer]:
-    return [module for module in model.modules() if isinstance(module, SparseLayer)]
+def _parameter(weight: PrunableWeight) -> Tensor:
+    return _first_layer(weight).weight
 
 
 def _list_skipped(skipped: list[SkippedLayer]) -> str:

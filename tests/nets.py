@@ -1,0 +1,32 @@
+"""Small models for the tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def conv_net(seed: int = 0) -> nn.Sequential:
+    """(N, 3, 16, 16) -> (N, 10); every conv argument in use: 216 + 144 + 2,560 + 640 prunable weights."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 4, 3, dilation=2, padding=2, padding_mode="circular", groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 10, bias=False),
+        nn.Linear(10, 64),
+        nn.Linear(64, 10),
+    )
+
+
+def prunable(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of the conv and linear layers, each once."""
+    found = [m.weight for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return list(dict.fromkeys(found))
+
+
+def images(count: int = 8) -> torch.Tensor:
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))

@@ -1,0 +1,253 @@
+"""Sparse layers: the class is swapped, everything else of the module stays; the threshold moves with the weight."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable
+
+import nets
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
+
+import feather_kernels as fk
+from feather_kernels.nn.layers import SparseLayer, make_sparse
+from feather_kernels.nn.thresholds import LayerThreshold, Thresholds
+
+
+def sparsified(model: nn.Module, t: float = 0.05, grad_scale: float = 0.5) -> fk.Sparsifier:
+    """A sparsifier whose threshold is set to ``t``."""
+    sparsifier = fk.Sparsifier(model, sparsity=0.9, total_steps=100, grad_scale=grad_scale)
+    assign(model, t)
+    return sparsifier
+
+
+def layers_of(model: nn.Module) -> list[SparseLayer]:
+    return [m for m in model.modules() if isinstance(m, SparseLayer)]
+
+
+def assign(model: nn.Module, t: float) -> None:
+    """Set the threshold of every layer through the object that they share."""
+    layers_of(model)[0].feather.thresholds.assign(torch.tensor(t))
+
+
+def thresholds_of(model: nn.Module) -> set[float]:
+    """The different thresholds that the layers read; the layers must all be bound to one vector."""
+    threshold = [layer.feather.threshold for layer in layers_of(model)]
+    assert len({t.untyped_storage().data_ptr() for t in threshold}) == 1
+    assert len({t.data_ptr() for t in threshold}) == len(threshold)
+    return {t.item() for t in threshold}
+
+
+def float32(value: float) -> float:
+    return torch.tensor(value).item()
+
+
+CONVS = {
+    "plain": {},
+    "stride": {"stride": (2, 1)},
+    "padding": {"padding": (1, 2)},
+    "padding same": {"padding": "same"},
+    "padding valid": {"padding": "valid"},
+    "dilation": {"dilation": 2},
+    "groups": {"groups": 2},
+    "no bias": {"bias": False},
+    "circular": {"padding": 1, "padding_mode": "circular"},
+    "reflect": {"padding": (2, 1), "padding_mode": "reflect"},
+    "replicate": {"padding": 2, "padding_mode": "replicate", "dilation": 2, "stride": 2, "groups": 2},
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("name", [*CONVS, "linear", "linear no bias"])
+def test_equals_the_dense_layer_on_thresholded_weights(name: str, scale: float) -> None:
+    torch.manual_seed(0)
+    dense = nn.Linear(9, 7, bias="no" not in name) if "linear" in name else nn.Conv2d(4, 6, (3, 2), **CONVS[name])
+    layer = copy.deepcopy(dense)
+    shape = (5, 3, 9) if "linear" in name else (2, 4, 11, 12)
+    x, x_dense = (torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
+    sparsified(layer, 0.1, scale)
+    with torch.no_grad():
+        mask = dense.weight.abs() > 0.1
+        dense.weight.copy_(fk.functional.threshold(dense.weight, 0.1))
+    y, y_dense = layer(x), dense(x_dense)
+    assert y.equal(y_dense)
+    g = torch.randn_like(y)
+    y.backward(g)
+    y_dense.backward(g)
+    assert x.grad.equal(x_dense.grad)
+    assert layer.weight.grad.equal(torch.where(mask, dense.weight.grad, dense.weight.grad * scale))
+    if dense.bias is not None:
+        assert layer.bias.grad.equal(dense.bias.grad)
+
+
+def test_nothing_else_of_the_module_changes() -> None:
+    model = nets.conv_net()
+    parameters, keys, modules = list(model.parameters()), list(model.state_dict()), list(model.modules())
+    calls: list[str] = []
+    model[0].register_forward_hook(lambda *_: calls.append("hook"))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    sparsifier = sparsified(model)
+    assert all(a is b for a, b in zip(parameters, model.parameters(), strict=True))
+    assert list(model.state_dict()) == keys
+    assert all(a is b for a, b in zip(modules, model.modules(), strict=True))
+    assert isinstance(model[0], nn.Conv2d)
+    assert type(model[0]) is fk.nn.FeatherConv2d
+    assert len(list(model.buffers())) == 3  # those of the BatchNorm
+    model(nets.images())
+    assert calls == ["hook"]
+    assert all(p.equal(before[name]) for name, p in model.named_parameters()), "the latent weights stay dense"
+    dense = nets.conv_net(seed=5)
+    dense.load_state_dict(model.state_dict(), strict=True)
+    model.load_state_dict(dense.state_dict(), strict=True)
+    sparsifier.finalize()
+    assert type(model[0]) is nn.Conv2d
+    assert "feather" not in model[0].__dict__
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda m: m.bfloat16(),
+        lambda m: m.half(),
+        lambda m: m.to(torch.bfloat16),
+        lambda m: m.float(),
+        lambda m: m.to("cpu"),
+        lambda m: m.to(memory_format=torch.channels_last),
+        lambda m: m.requires_grad_(False),
+        lambda m: m.share_memory(),
+        lambda m: m.to_empty(device="cpu"),
+    ],
+    ids=["bfloat16", "half", "to-bfloat16", "float", "to-cpu", "channels_last", "frozen", "share_memory", "to_empty"],
+)
+def test_threshold_survives(cast: Callable[[nn.Module], nn.Module]) -> None:
+    model = nets.conv_net()
+    sparsifier = sparsified(model, 0.0123)
+    cast(model)
+    assert thresholds_of(model) == {float32(0.0123)}
+    sparsifier._thresholds.assign(torch.tensor(0.5))
+    assert thresholds_of(model) == {0.5}, "still linked to the sparsifier"
+
+
+def test_shared_memory_is_shared_with_the_weight() -> None:
+    model = nets.conv_net()
+    sparsified(model)
+    model.share_memory()
+    assert all(layer.feather.threshold.is_shared() for layer in layers_of(model))
+
+
+def test_double_widens_the_threshold_and_float_narrows_it() -> None:
+    model = nets.conv_net()
+    sparsifier = sparsified(model, 0.0123)
+    model.double()
+    assert sparsifier.threshold.dtype == torch.float64
+    assert thresholds_of(model) == {float32(0.0123)}
+    model(nets.images().double()).sum().backward()
+    sparsifier.step()
+    sparsifier.rethreshold(model)
+    assert sparsifier.threshold.item() > 0
+    model.float()
+    assert sparsifier.threshold.dtype == torch.float32
+    assert thresholds_of(model) == {sparsifier.threshold.item()}
+
+
+def test_meta_to_empty_starts_at_zero_and_follows() -> None:
+    with torch.device("meta"):
+        model = nets.conv_net()
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    assert sparsifier.threshold.device.type == "meta"
+    model.to_empty(device="cpu")
+    assert sparsifier.threshold.device.type == "cpu"
+    assert sparsifier.threshold.item() == 0
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    sparsifier.rethreshold(model)
+    assert sparsifier.threshold.item() > 0
+    assert thresholds_of(model) == {sparsifier.threshold.item()}
+
+
+def through_pickle(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_torch_save(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch_save])
+def test_copies_have_a_threshold_of_their_own(duplicate: Callable[[nn.Module], nn.Module]) -> None:
+    model = nets.conv_net()
+    sparsified(model, 0.07)
+    twin = duplicate(model)
+    x = nets.images()
+    assert twin(x).equal(model(x))
+    assign(model, math.inf)
+    assert thresholds_of(twin) == {float32(0.07)}
+    assign(twin, 0.2)
+    assert thresholds_of(twin) == {float32(0.2)}, "one object for all layers of the copy"
+    assert thresholds_of(model) == {math.inf}
+    assert len({layer.feather.grad_scale.data_ptr() for layer in layers_of(twin)}) == 1
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
+def test_compiles_as_one_graph_and_never_again(compiler: str) -> None:
+    torch._dynamo.reset()
+    model, x = nets.conv_net(), nets.images()
+    sparsifier = sparsified(model)
+    counter = CompileCounterWithBackend(compiler)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(30):
+        compiled(x).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        sparsifier.step()  # its first call sees that the compiled forward ran
+    assert counter.frame_count == 1
+    model.eval()
+    torch.testing.assert_close(compiled(x), copy.deepcopy(model)(x))
+
+
+def test_autocast() -> None:
+    model, x = nets.conv_net(), nets.images()
+    sparsified(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+        y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
+
+
+def test_functional_call_and_grad() -> None:
+    model, x = nets.conv_net().eval(), nets.images()
+    sparsified(model)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.func.functional_call(model, parameters, (x,)).square().sum()
+
+    gradients = torch.func.grad(loss)(parameters)
+    model(x).square().sum().backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None
+        assert gradients[name].equal(p.grad)
+
+
+def test_only_supported_classes_can_be_swapped() -> None:
+    layer = nn.Bilinear(2, 3, 4)
+    with pytest.raises(TypeError, match=r"module must be one of .*got Bilinear"):
+        make_sparse(layer, LayerThreshold(Thresholds(1, 3.0, 1.0), 0, layer.weight))
+
+
+def test_training_reads_the_thresholded_weight_only() -> None:
+    layer = nn.Linear(4, 3)
+    sparsified(layer, math.inf)
+    x = torch.randn(2, 4)
+    assert layer(x).equal(F.linear(x, torch.zeros(3, 4), layer.bias))
