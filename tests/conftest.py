@@ -12,7 +12,7 @@ from hypothesis import settings
 import feather_kernels as fk
 from feather_kernels.ops import dispatch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small tensors: more threads only fight each other
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("ci")
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import feather_kernels as fk
 from feather_kernels.recipes.models import make_model
 
-STEPS, SPARSITY, GRAD_SCALE = 200, 0.98, 0.5
+STEPS, SPARSITY, GRAD_SCALE = 200, 0.9, 0.5
 
 
 def scheduled_sparsity(step: int, total: int) -> float:
