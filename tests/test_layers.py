@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
 from feather_kernels.nn.layers import SparseLayer, make_sparse
@@ -197,6 +198,16 @@ def test_copies_have_a_threshold_of_their_own(duplicate: Callable[[nn.Module], n
     assert len({layer.feather.grad_scale.data_ptr() for layer in layers_of(twin)}) == 1
 
 
+def test_load_onto_another_device() -> None:
+    model, file = nets.conv_net(), io.BytesIO()
+    sparsified(model, 0.07)
+    torch.save(model, file)
+    file.seek(0)
+    moved = torch.load(file, weights_only=False, map_location="meta")
+    assert {layer.feather.threshold.device.type for layer in layers_of(moved)} == {"meta"}
+    assert moved(nets.images().to("meta")).shape == (8, 10)
+
+
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])
 def test_compiles_as_one_graph_and_never_again(compiler: str) -> None:
     torch._dynamo.reset()
@@ -213,6 +224,20 @@ def test_compiles_as_one_graph_and_never_again(compiler: str) -> None:
     assert counter.frame_count == 1
     model.eval()
     torch.testing.assert_close(compiled(x), copy.deepcopy(model)(x))
+
+
+def test_compiled_inside_an_activation_checkpoint() -> None:
+    torch._dynamo.reset()
+    model, x = nets.conv_net(), nets.images()
+    sparsifier = sparsified(model)
+    first, rest = model[:4], model[4:]
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return rest(checkpoint(first, x, use_reentrant=False))
+
+    torch.compile(forward, fullgraph=True, backend="aot_eager")(x).sum().backward()
+    sparsifier.step()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_autocast() -> None:

@@ -30,6 +30,10 @@ class SparseLayer(nn.Module):
         feather = self.feather
         return autograd.threshold(self.weight, feather.threshold, feather.grad_scale, feather.power, None)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.feather.follow(self.weight)  # which torch.load may have put on another device
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
         self.feather.follow(self.weight)

@@ -103,15 +103,9 @@ class LayerThreshold:
         self.key = (weight.device, compute_dtype(weight.dtype))
         if weight.device.type == "cpu" and weight.is_shared():
             self.thresholds.replica(*self.key).vector.share_memory_()
-        self._bind()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("threshold", "grad_scale")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._bind()
-
-    def _bind(self) -> None:
         replica = self.thresholds.replica(*self.key)
         self.threshold, self.grad_scale = replica.views[self.index], replica.grad_scale
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the views: a layer that is copied or unpickled calls ``follow`` with the weight that it then has."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("threshold", "grad_scale")}

@@ -183,7 +183,8 @@ class Sparsifier:
         if state["schedule"] != repr(self.schedule):
             warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
         self._step = int(state["step"])
-        self._stop_record()  # the run that is resumed has done its first step
+        if self._step > 0:
+            self._stop_record()  # the run that is resumed has passed the check of its first step
         self._thresholds.assign(state["threshold"].reshape(1))
 
     # ------------------------------------------------------------------------------------------------ inside
