@@ -1,0 +1,94 @@
+"""The command ``feather-kernels``: ``train`` and ``doctor``.
+
+What a user can mend is one line on stderr and exit code 2; anything else that goes wrong keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from feather_kernels._version import __version__
+from feather_kernels.errors import BackendUnavailableError
+from feather_kernels.recipes.errors import InputError
+
+USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line (default: of this process) and return the exit code."""
+    try:
+        options = _make_parser().parse_args(arguments)
+        return options.command(options)
+    except (InputError, OSError, BackendUnavailableError) as error:
+        print(f"feather-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("feather-kernels: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises InputError where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="feather-kernels", description="Sparse training with Feather.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"feather_kernels {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    train = commands.add_parser(
+        "train",
+        help="train a small network to a sparsity and write a report",
+        description="Train a network with Feather to a sparsity, and write metrics, checkpoint, model and report.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # so that what was given can be told from defaults
+    )
+    _add_train_options(train)
+    train.set_defaults(command=_train)
+    doctor = commands.add_parser("doctor", help="print versions, devices and backends", allow_abbrev=False)
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", metavar="DATA", help="digits (default), fashion-mnist, cifar10, cifar100, or an .npz file")
+    add("--data-dir", metavar="DIR", help="folder for downloads (default data)")
+    add("--model", metavar="MODEL", help="cnn (default), resnet20 or resnet20-16")
+    add("--sparsity", type=float, metavar="S", help="final fraction of zeros, in [0, 1) (default 0.95)")
+    add("--epochs", type=int, metavar="N", help="default 30; 160 for cifar10 and cifar100")
+    add("--batch-size", type=int, metavar="N", help="images per step (default 128; 64 for digits and .npz files)")
+    add("--lr", type=float, metavar="LR", help="learning rate, cosine to 0 (default 0.1)")
+    add("--weight-decay", type=float, metavar="WD", help="on weights, not on norms and biases (default 5e-4)")
+    add("--seed", type=int, metavar="N", help="of initialisation, data order and augmentation (default 0)")
+    add("--dtype", metavar="DTYPE", help="float32 (default), or bfloat16 for autocast")
+    add("--device", metavar="DEVICE", help="default cuda if available, else cpu")
+    add("--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's choice)")
+    add("--runs", metavar="DIR", help="folder of all runs (default runs)")
+    add("--name", metavar="NAME", help="folder of this run in it (default DATA-MODEL-SPARSITY, numbered if taken)")
+    add("--resume", metavar="FOLDER", help="continue an interrupted run; only --threads may be given with it")
+
+
+def _train(options: argparse.Namespace) -> int:
+    from feather_kernels.recipes import command
+
+    given = {name: value for name, value in vars(options).items() if name != "command"}
+    if "resume" not in given:
+        return command.train(given)
+    path, threads = given.pop("resume"), given.pop("threads", None)
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"--resume takes its options from config.json; only --threads may be given too, got {names}")
+    return command.resume(path, threads)
+
+
+def _doctor(options: argparse.Namespace) -> int:  # noqa: ARG001
+    from feather_kernels import doctor
+
+    print(doctor.examine())
+    return 0

@@ -1,0 +1,65 @@
+"""What this machine offers to the package: versions, devices, and each backend or the reason why it cannot run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+
+from feather_kernels._version import __version__
+from feather_kernels.errors import BackendUnavailableError
+from feather_kernels.ops import dispatch
+from feather_kernels.recipes.errors import InputError
+
+
+def examine() -> str:
+    """Plain text, several lines.
+
+    Raises:
+        InputError: FEATHER_KERNELS_BACKEND holds a name that no backend has.
+    """
+    try:
+        dispatch.requested()
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    value = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
+    lines = [
+        f"feather_kernels {__version__}",
+        f"python          {platform.python_version()}",
+        f"torch           {torch.__version__}",
+        f"triton          {_version('triton')}",
+        f"CUDA of torch   {torch.version.cuda or 'none (built for CPU)'}",
+        "",
+        f"{dispatch.ENVIRONMENT_VARIABLE} {'is not set' if value is None else f'= {value!r}'}",
+    ]
+    for device, description in _devices():
+        lines += ["", f"{device}: {description}", *_backends(device)]
+    return "\n".join(lines)
+
+
+def _devices() -> Iterator[tuple[torch.device, str]]:
+    yield torch.device("cpu"), f"{torch.get_num_threads()} threads"
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        memory = f"{facts.total_memory / 2**30:.1f} GiB"
+        yield torch.device("cuda", index), f"{facts.name}, compute capability {facts.major}.{facts.minor}, {memory}"
+
+
+def _backends(device: torch.device) -> list[str]:
+    try:
+        module = getattr(dispatch.backend_for(device), "__name__", None)
+        chosen = next(name for name, path in dispatch.BACKENDS.items() if path == module)
+    except BackendUnavailableError as error:
+        chosen = f"none: {error}"
+    lines = [f"  {name}: {reason or 'available'}" for name, reason in dispatch.availability(device).items()]
+    return [*lines, f"  chosen: {chosen}"]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

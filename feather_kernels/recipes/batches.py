@@ -1,0 +1,79 @@
+"""From uint8 images to training batches: order, random crop and flip, normalisation.
+
+The order is a function of (seed, epoch), the augmentation one of (seed, step). So a position in the training is two
+integers, and a resumed run sees the batches of the uninterrupted one. Random numbers are drawn on the CPU: the same
+ones on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CROP_PADDING = 4  # pixels
+AUGMENTED_SHAPE = (32, 32, 3)  # colour images of CIFAR's size; mirrored digits would be other digits
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Number of batches that hold ``images`` images, at most ``batch_size`` each."""
+    return math.ceil(images / batch_size)
+
+
+def epoch_batches(images: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Indices of every batch of an epoch: int64 (B,), sizes that differ by at most one, each image once."""
+    order = torch.randperm(images, generator=_generator(seed, "order", epoch))
+    return list(order.tensor_split(steps_per_epoch(images, batch_size)))
+
+
+def augment(images: Tensor, seed: int, step: int) -> Tensor:
+    """Random crop after zero padding by 4 pixels, and horizontal flip with probability 1/2.
+
+    Args:
+        images: uint8 (B, H, W, C).
+        seed: of the run.
+        step: optimizer step, from 0.
+
+    Returns:
+        uint8 (B, H, W, C).
+    """
+    count, height, width, _ = images.shape
+    generator = _generator(seed, "augmentation", step)
+    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count, 1), generator=generator)
+    flip = torch.randint(2, (count, 1), generator=generator).bool()
+    rows = top + torch.arange(height)
+    columns = torch.arange(width).expand(count, width)
+    columns = left + torch.where(flip, columns.flip(1), columns)
+    padded = F.pad(images, (0, 0, *[CROP_PADDING] * 4))
+    device = images.device
+    image = torch.arange(count, device=device)[:, None, None]
+    return padded[image, rows.to(device)[:, :, None], columns.to(device)[:, None, :]]
+
+
+class Normalisation:
+    """``(x - mean) / std`` with the mean and the standard deviation of each channel of the training images.
+
+    Args:
+        images: uint8 (N, H, W, C). A channel without variation gets std 1.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        values = torch.arange(256, dtype=torch.float64)
+        counts = [torch.bincount(channel.flatten(), minlength=256).cpu().double() for channel in images.unbind(-1)]
+        share = torch.stack(counts) / counts[0].sum()  # (C, 256): exact counts, so the same on every device
+        mean = share @ values
+        std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
+        self.mean = mean.float().to(images.device)
+        self.std = torch.where(std > 0, std, 1.0).float().to(images.device)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Uint8 (B, H, W, C) -> float32 (B, C, H, W) in channels_last."""
+        return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
+
+
+def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"{seed} {purpose} {index}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

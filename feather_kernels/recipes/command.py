@@ -1,0 +1,180 @@
+"""``feather-kernels train``: a new run, or one that is resumed, from its options to its files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feather_kernels._version import __version__
+from feather_kernels.recipes import config as options
+from feather_kernels.recipes import data, run_folder
+from feather_kernels.recipes.config import TrainConfig
+from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.interruption import Interrupted, Interruption
+from feather_kernels.recipes.run_folder import RunFolder
+from feather_kernels.recipes.training import COLUMNS, Training
+
+FINISHED, INTERRUPTED = 0, 130  # exit codes
+PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # what every run needs of the extra ``train``
+
+
+def train(given: dict[str, Any]) -> int:
+    """A new run with the given options (names of ``TrainConfig``) and defaults for the others; returns the exit code.
+
+    Raises:
+        InputError, OSError: an option, the data or the run folder; nothing has been created then.
+    """
+    config = options.resolve(given)
+    _check_packages(config)
+    run_folder.check_free(config)
+    dataset = data.load(config.data, config.data_dir)
+    _configure_torch(config)
+    with Interruption() as interruption:
+        training = Training(config, dataset, interruption.check)
+        content = {"data": dataset.facts(), "versions": _versions()}
+        folder, config = run_folder.create(
+            config, lambda named: {"options": options.to_json(named), **content}, training.state_dict()
+        )
+        print(_headline(config, training, folder), flush=True)
+        return _run(training, folder, config, interruption)
+
+
+def resume(path: str, threads: int | None = None) -> int:
+    """Continue the run in the folder ``path``, with another number of threads if given; returns the exit code.
+
+    Raises:
+        InputError, OSError: the folder is not that of a run, is damaged, or its data have changed.
+    """
+    folder = RunFolder(Path(path))
+    if not folder.path.is_dir():
+        raise InputError(f"--resume must be the folder of a run, got {path!r}: no such folder")
+    content, state = folder.read_config(), folder.read_checkpoint()
+    config = _read_options(folder, content)
+    if folder.finished:
+        print(f"{path} is finished: {config.epochs} epochs, results in {', '.join(run_folder.RESULTS)}")
+        return FINISHED
+    if threads is not None:
+        config = replace(config, threads=threads)
+    _check_packages(config)
+    dataset = data.load(config.data, config.data_dir)
+    if dataset.facts() != content.get("data"):
+        raise InputError(
+            f"--resume {path} needs the data that it began with, {content.get('data')}; got {dataset.facts()}"
+        )
+    _configure_torch(config)
+    with Interruption() as interruption:
+        training = Training(config, dataset, interruption.check)
+        try:
+            training.load_state_dict(state)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"--resume needs a {run_folder.CHECKPOINT} that belongs to {run_folder.CONFIG}, got "
+                f"{folder.path / run_folder.CHECKPOINT}: {reason}"
+            ) from error
+        print(f"{_headline(config, training, folder)}; resumed at step {training.step:,}", flush=True)
+        return _run(training, folder, config, interruption)
+
+
+def _run(training: Training, folder: RunFolder, config: TrainConfig, interruption: Interruption) -> int:
+    """Train to the end and write the results, or to a signal and write the checkpoint."""
+    try:
+        _train_epochs(training, folder, interruption)
+        _finish(training, folder, config)
+    except Interrupted:
+        if not training.finalized:
+            folder.write_checkpoint(training.state_dict())
+        print(f"interrupted at step {training.step:,} of {training.total_steps:,}; continue with")
+        print(f"  feather-kernels train --resume {shlex.quote(str(folder.path))}", flush=True)
+        return INTERRUPTED
+    return FINISHED
+
+
+def _train_epochs(training: Training, folder: RunFolder, interruption: Interruption) -> None:
+    from feather_kernels.recipes.progress import make_progress
+
+    progress = make_progress(training)
+
+    def after_step() -> None:
+        progress.step()
+        interruption.check()
+
+    training.after_step = after_step
+    folder.write_metrics(COLUMNS, training.rows)
+    try:
+        while training.epoch < training.config.epochs:
+            row = training.run_epoch()
+            folder.write_checkpoint(training.state_dict())
+            folder.write_metrics(COLUMNS, training.rows)
+            progress.epoch(row)
+            interruption.check()
+    finally:
+        progress.close()
+    training.after_step = interruption.check
+
+
+def _finish(training: Training, folder: RunFolder, config: TrainConfig) -> None:
+    """Finalize, evaluate again, and write the results; the figure, last, makes the run a finished one."""
+    from safetensors.torch import save
+
+    from feather_kernels.recipes.figure import draw
+
+    before = training.rows[-1]["test_accuracy"]
+    report = training.finalize()
+    after = training.evaluate()
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in training.model.state_dict().items()}
+    folder.write(run_folder.MODEL, save(state, metadata={"format": "pt"}))
+    folder.write(run_folder.REPORT, (report.to_markdown() + "\n").encode())
+    folder.write(run_folder.FIGURE, draw(config, training.rows, report))
+    print(f"\n{report}\n")
+    print(
+        f"test accuracy before finalize {_accuracy(before, after.images)}, "
+        f"after {_accuracy(after.accuracy, after.images)}"
+    )
+    print(f"results are in {folder.path}", flush=True)
+
+
+def _accuracy(accuracy: float, images: int) -> str:
+    return f"{accuracy:.2%} ({round(accuracy * images)} of {images} images)"
+
+
+def _headline(config: TrainConfig, training: Training, folder: RunFolder) -> str:
+    prunable = training.sparsifier.report().numel
+    return (
+        f"{folder.path}: {config.model} on {config.data_name}, {prunable:,} prunable weights, "
+        f"{config.epochs} epochs of {training.steps_per_epoch:,} steps, {config.device}"
+    )
+
+
+def _read_options(folder: RunFolder, content: dict[str, Any]) -> TrainConfig:
+    try:
+        return options.from_json(content.get("options"))
+    except InputError as error:
+        raise InputError(f"--resume {folder.path}: {run_folder.CONFIG}: {error}") from error
+
+
+def _check_packages(config: TrainConfig) -> None:
+    source = data.SOURCES.get(config.data, data.NPZ)
+    missing = [name for name in (*PACKAGES, source.module) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(f'train needs {", ".join(missing)}: pip install "feather_kernels[train]"')
+
+
+def _configure_torch(config: TrainConfig) -> None:
+    """Settings of the process: threads, and convolutions on CUDA that give the same bits each time."""
+    torch.backends.cudnn.deterministic = True
+    if config.threads != torch.get_num_threads():
+        torch.set_num_threads(config.threads)
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in PACKAGES}
+    own = {"feather_kernels": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    return {**own, **packages}

@@ -1,0 +1,193 @@
+"""Data of the recipe: named data sets and ``.npz`` files, checked and held as uint8 tensors."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from feather_kernels.recipes.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+KEYS = ("x_train", "y_train", "x_test", "y_test")
+MAX_CHANNELS = 4
+MAX_CLASSES = 100_000  # beyond it, "labels" are something else
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images uint8 (N, H, W, C) and labels int64 (N,), for training and for testing."""
+
+    name: str
+    x_train: Tensor
+    y_train: Tensor
+    x_test: Tensor
+    y_test: Tensor
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return tuple(self.x_train.shape[1:])
+
+    @property
+    def classes(self) -> int:
+        """Number of classes: the largest training label + 1."""
+        return int(self.y_train.max()) + 1
+
+    def facts(self) -> dict[str, Any]:
+        """Sizes and a checksum: what a resumed run compares."""
+        checksum = 0
+        for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
+            checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
+        return {
+            "train_images": len(self.x_train),
+            "test_images": len(self.x_test),
+            "image_shape": list(self.image_shape),
+            "classes": self.classes,
+            "crc32": checksum,
+        }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named data set comes from, and the defaults that suit it."""
+
+    load: Callable[[str], dict[str, Any]]  # download folder -> the four arrays of KEYS
+    module: str  # what it needs beside numpy
+    epochs: int
+    batch_size: int = 128
+
+
+def load(data: str, data_dir: str) -> Dataset:
+    """Load and check the data named by ``--data``.
+
+    Args:
+        data: a key of ``SOURCES``, or the path of an .npz file with the arrays of ``KEYS``.
+        data_dir: folder for downloads.
+
+    Raises:
+        InputError: the name is unknown, the file is not what it should be, or the download failed.
+    """
+    if data in SOURCES:
+        return _check(f"--data {data}", data, SOURCES[data].load(data_dir))
+    return _check(f"--data {data}", Path(data).stem, _read_npz(data))
+
+
+def check_name(data: str) -> None:
+    """Raise InputError unless ``data`` is a known name or an existing file."""
+    if data not in SOURCES and not Path(data).is_file():
+        what = "no such file" if data.endswith(".npz") else "neither a known name nor a file"
+        raise InputError(f"--data must be one of {', '.join(SOURCES)} or an .npz file, got {data!r} ({what})")
+
+
+def _load_digits(data_dir: str) -> dict[str, Any]:  # noqa: ARG001  (part of scikit-learn, nothing to download)
+    """1,797 images of 8x8 pixels; every fifth image of each class is for testing."""
+    import numpy as np
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images, labels = (digits.images * 15).astype(np.uint8), digits.target  # grey levels 0..16 -> 0..240
+    test = np.zeros(len(labels), dtype=bool)
+    test[np.argsort(labels, kind="stable")[::5]] = True
+    return dict(zip(KEYS, (images[~test], labels[~test], images[test], labels[test]), strict=True))
+
+
+def _torchvision_loader(dataset: str) -> Callable[[str], dict[str, Any]]:
+    def load_from_torchvision(data_dir: str) -> dict[str, Any]:
+        import numpy as np
+        from torchvision import datasets
+
+        arrays = {}
+        try:
+            for part in ("train", "test"):
+                loaded = getattr(datasets, dataset)(data_dir, train=part == "train", download=True)
+                arrays[f"x_{part}"] = np.asarray(loaded.data)
+                arrays[f"y_{part}"] = np.asarray(loaded.targets)
+        except (OSError, RuntimeError) as error:  # what torchvision raises for network, disk and checksum
+            raise InputError(f"--data: {dataset} could not be loaded into --data-dir {data_dir!r}: {error}") from error
+        return arrays
+
+    return load_from_torchvision
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(_load_digits, "sklearn", epochs=30, batch_size=64),
+    "fashion-mnist": Source(_torchvision_loader("FashionMNIST"), "torchvision", epochs=30),
+    "cifar10": Source(_torchvision_loader("CIFAR10"), "torchvision", epochs=160),
+    "cifar100": Source(_torchvision_loader("CIFAR100"), "torchvision", epochs=160),
+}
+DEFAULT_DATA = "digits"
+NPZ = Source(lambda data_dir: {}, "numpy", epochs=30, batch_size=64)  # noqa: ARG005  (for its defaults)
+
+
+def _read_npz(path: str) -> dict[str, Any]:
+    import numpy as np
+
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"--data must be an .npz file, got {path!r}: not a zip archive")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            found = list(archive.files)
+            arrays = {key: np.asarray(archive[key]) for key in KEYS if key in found}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"--data must be an .npz file that numpy can read, got {path!r}: {error}") from error
+    missing = [key for key in KEYS if key not in arrays]
+    if missing:
+        got = ", ".join(found) or "nothing"
+        raise InputError(f"--data {path}: must hold {', '.join(KEYS)}; missing {', '.join(missing)}, got {got}")
+    return arrays
+
+
+def _check(argument: str, name: str, arrays: dict[str, Any]) -> Dataset:
+    """Check shapes, dtypes and labels, and wrap the arrays; errors start with ``argument``."""
+    tensors = {}
+    for part in ("train", "test"):
+        x, y = f"x_{part}", f"y_{part}"
+        tensors[x] = _check_images(f"{argument}: {x}", arrays[x])
+        tensors[y] = _check_labels(f"{argument}: {y}", arrays[y])
+        if len(tensors[x]) != len(tensors[y]):
+            raise InputError(
+                f"{argument}: {x} and {y} must have the same length, got {len(tensors[x])} and {len(tensors[y])}"
+            )
+    dataset = Dataset(name, **tensors)
+    if dataset.x_test.shape[1:] != dataset.x_train.shape[1:]:
+        raise InputError(
+            f"{argument}: x_test must have the image shape of x_train {dataset.image_shape}, "
+            f"got {tuple(dataset.x_test.shape[1:])}"
+        )
+    if int(dataset.y_test.max()) >= dataset.classes:
+        raise InputError(
+            f"{argument}: y_test must have labels in [0, {dataset.classes}) as y_train has, "
+            f"got {int(dataset.y_test.max())}"
+        )
+    return dataset
+
+
+def _check_images(argument: str, array: NDArray[Any]) -> Tensor:
+    if array.dtype != "uint8":
+        raise InputError(f"{argument} must be uint8, got {array.dtype}")
+    if array.ndim not in (3, 4) or 0 in array.shape or (array.ndim == 4 and array.shape[3] > MAX_CHANNELS):
+        raise InputError(
+            f"{argument} must have shape (N, H, W) or (N, H, W, C) with at least one image and at most "
+            f"{MAX_CHANNELS} channels, got {array.shape}"
+        )
+    return torch.tensor(array).reshape(*array.shape[:3], -1)
+
+
+def _check_labels(argument: str, array: NDArray[Any]) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{argument} must be integers, got {array.dtype}")
+    if array.ndim not in (1, 2) or 0 in array.shape or (array.ndim == 2 and array.shape[1] != 1):
+        raise InputError(f"{argument} must have shape (N,) or (N, 1) with at least one label, got {array.shape}")
+    for label in (array.min(), array.max()):
+        if not 0 <= label < MAX_CLASSES:
+            raise InputError(f"{argument} must have labels in [0, {MAX_CLASSES}), got {label}")
+    return torch.tensor(array.astype("int64")).reshape(-1)

@@ -1,0 +1,103 @@
+"""What a training run says while it runs: progress bars on a terminal, else one plain line per epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol
+
+from feather_kernels.recipes.training import Row, Training
+
+REFRESH_SECONDS = 0.2  # reading the loss makes the host wait for the device
+
+
+class Progress(Protocol):
+    """Told about steps and epochs."""
+
+    def step(self) -> None:
+        """A step, or a batch of an evaluation, is done."""
+
+    def epoch(self, row: Row) -> None:
+        """An epoch is done."""
+
+    def close(self) -> None:
+        """Nothing more will be told."""
+
+
+def make_progress(training: Training) -> Progress:
+    """Bars if stdout is a terminal, else lines."""
+    return BarProgress(training) if sys.stdout.isatty() else LineProgress(training)
+
+
+class LineProgress:
+    """One line per epoch."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def step(self) -> None:
+        """Nothing."""
+
+    def epoch(self, row: Row) -> None:
+        """Print the line."""
+        print(epoch_line(self.training, row), flush=True)
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class BarProgress:
+    """A bar over all steps and one over the epoch, with loss, accuracy, sparsity, images/s and the time left."""
+
+    def __init__(self, training: Training) -> None:
+        from rich import progress
+
+        self.training = training
+        self.bars = progress.Progress(
+            progress.TextColumn("{task.description:<8}"),
+            progress.BarColumn(bar_width=24),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[text]}"),
+            progress.TimeRemainingColumn(),
+        )
+        self.all_steps = self.bars.add_task("training", total=training.total_steps, completed=training.step, text="")
+        self.epoch_steps = self.bars.add_task("", total=training.steps_per_epoch, text="")
+        self.first_step, self.begin, self.shown = training.step, time.perf_counter(), 0.0
+        self.bars.start()
+
+    def step(self) -> None:
+        """Refresh the bars, a few times per second."""
+        if time.perf_counter() - self.shown < REFRESH_SECONDS:
+            return
+        training, sums = self.training, self.training.sums
+        images = training.images_per_epoch * (training.step - self.first_step) / training.steps_per_epoch
+        speed = images / (time.perf_counter() - self.begin)
+        text = f"sparsity {training.sparsifier.sparsity:.4f}  {speed:,.0f} images/s"
+        self.bars.update(self.all_steps, completed=training.step, text=text)
+        epoch = f"epoch {training.epoch + 1}"
+        text = f"loss {sums.mean_loss:.4f}  accuracy {sums.accuracy:.2%}"
+        self.bars.update(self.epoch_steps, completed=training.epoch_step, text=text, description=epoch)
+        self.shown = time.perf_counter()
+
+    def epoch(self, row: Row) -> None:
+        """Print the epoch's line above the bars."""
+        self.bars.console.print(epoch_line(self.training, row), markup=False, highlight=False, soft_wrap=True)
+        self.bars.reset(self.epoch_steps)
+
+    def close(self) -> None:
+        """Take the bars away."""
+        for task in (self.all_steps, self.epoch_steps):
+            self.bars.update(task, visible=False)
+        self.bars.stop()
+
+
+def epoch_line(training: Training, row: Row) -> str:
+    """The numbers of an epoch in one line; images/s includes the evaluation."""
+    epochs = training.config.epochs
+    speed = training.images_per_epoch / row["seconds"] if row["seconds"] else 0.0
+    return (
+        f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}  "
+        f"train loss {row['train_loss']:.4f} accuracy {row['train_accuracy']:.2%}  "
+        f"test loss {row['test_loss']:.4f} accuracy {row['test_accuracy']:.2%}  "
+        f"sparsity {row['sparsity']:.4f}  threshold {row['threshold']:.3g}  {speed:,.0f} images/s"
+    )

@@ -1,0 +1,189 @@
+"""The folder of a run: its files, written so that a kill at any moment leaves each of them old or new, never half.
+
+A new folder appears under its name with config.json and the checkpoint of step 0 in it, by one rename. So every run
+that exists can be resumed, and two runs that start together never share a folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from feather_kernels.recipes.config import TrainConfig
+from feather_kernels.recipes.errors import InputError
+
+CONFIG = "config.json"
+CHECKPOINT = "checkpoint.pt"
+METRICS = "metrics.csv"
+MODEL = "model.safetensors"
+REPORT = "report.md"
+FIGURE = "report.png"
+RESULTS = (MODEL, REPORT, FIGURE)  # written at the end: a run that has them all is finished
+
+
+class RunFolder:
+    """An existing folder and its files.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def finished(self) -> bool:
+        """Whether every result is there."""
+        return all((self.path / name).is_file() for name in RESULTS)
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file: under a temporary name, flushed to the disk, then renamed."""
+        temporary = self.path / f"{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path / name)
+
+    def write_config(self, content: dict[str, Any]) -> None:
+        """config.json."""
+        self.write(CONFIG, (json.dumps(content, indent=2) + "\n").encode())
+
+    def write_checkpoint(self, state: dict[str, Any]) -> None:
+        """checkpoint.pt."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        self.write(CHECKPOINT, buffer.getvalue())
+
+    def write_metrics(self, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+        """metrics.csv: numbers unrounded."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write(METRICS, text.getvalue().encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """config.json as it was written.
+
+        Raises:
+            InputError: the file is missing or is not a JSON object.
+        """
+        path = self.path / CONFIG
+        try:
+            content = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise InputError(f"--resume must be the folder of a run, got {str(self.path)!r}: no {CONFIG}") from None
+        except ValueError as error:  # not JSON, not UTF-8
+            raise InputError(f"--resume needs a readable {CONFIG}, got {path}: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"--resume needs a {CONFIG} with an object, got {path}: {type(content).__name__}")
+        return content
+
+    def read_checkpoint(self) -> dict[str, Any]:
+        """checkpoint.pt, on the CPU.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        path = self.path / CHECKPOINT
+        if not path.is_file():
+            raise InputError(f"--resume must be the folder of a run, got {str(self.path)!r}: no {CHECKPOINT}")
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file raises nearly anything, by where the damage is
+            raise InputError(f"--resume needs a readable {CHECKPOINT}, got {path}: {_first_line(error)}") from error
+        if not isinstance(state, dict):
+            raise InputError(f"--resume needs a {CHECKPOINT} of a run, got {path}: {type(state).__name__}")
+        return state
+
+
+def check_free(config: TrainConfig) -> None:
+    """Raise InputError if the run folder could not be made: its name is used, or ``--runs`` cannot be written to."""
+    runs = Path(config.runs)
+    if config.name is not None and _is_used(runs / config.name):
+        raise _used_error(config)
+    existing = next(path for path in (runs, *runs.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        what = "cannot be written to" if existing.is_dir() else "is not a folder"
+        raise InputError(f"--runs must be a folder that can be written to, got {config.runs!r}: {existing} {what}")
+
+
+def create(
+    config: TrainConfig, describe: Callable[[TrainConfig], dict[str, Any]], checkpoint: dict[str, Any]
+) -> tuple[RunFolder, TrainConfig]:
+    """Make the folder of a new run.
+
+    Args:
+        config: the options; without a name, DATA-MODEL-SPARSITY is taken, or the first of -2, -3, ... that is free.
+        describe: content of config.json.
+        checkpoint: the state at step 0.
+
+    Returns:
+        The folder, and the options with the name.
+
+    Raises:
+        InputError: the name is used.
+        OSError: the folder cannot be written.
+    """
+    runs = Path(config.runs)
+    runs.mkdir(parents=True, exist_ok=True)
+    staging = RunFolder(runs / f".new-run-{secrets.token_hex(8)}")
+    staging.path.mkdir()
+    try:
+        staging.write_checkpoint(checkpoint)
+        for name in _names(config):
+            named = replace(config, name=name)
+            staging.write_config(describe(named))
+            if _rename_to_free(staging.path, runs / name):
+                return RunFolder(runs / name), named
+    finally:
+        shutil.rmtree(staging.path, ignore_errors=True)
+    raise _used_error(config)
+
+
+def _names(config: TrainConfig) -> Iterator[str]:
+    if config.name is not None:
+        yield config.name
+        return
+    number = 1
+    while True:
+        yield config.default_name + (f"-{number}" if number > 1 else "")
+        number += 1
+
+
+def _rename_to_free(source: Path, target: Path) -> bool:
+    """Rename a folder unless the target exists (an empty folder may); whether it was done."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def _is_used(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _used_error(config: TrainConfig) -> InputError:
+    return InputError(
+        f"--name must be a new run, got {config.name!r}: {Path(config.runs) / str(config.name)} is already used "
+        "(continue it with --resume)"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,237 @@
+"""The training itself: model, optimizer, schedule and sparsifier; one epoch, one evaluation, and their state.
+
+The recipe is that of the paper's code for CIFAR-100: SGD with momentum 0.9, cosine to 0, weight decay on weights only
+(it acts on the dense, latent ones), gradient norm clipped at 3.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feather_kernels.recipes import batches
+from feather_kernels.recipes.config import DTYPES, TrainConfig
+from feather_kernels.recipes.data import Dataset
+from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.models import make_model
+from feather_kernels.sparsify import Report, Sparsifier
+
+MOMENTUM = 0.9
+MAX_GRAD_NORM = 3.0
+TEST_BATCH_SIZE = 256  # images
+
+COLUMNS = (
+    *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
+    *("sparsity_target", "sparsity", "threshold", "lr", "seconds"),
+)
+Row = dict[str, int | float]
+
+
+@dataclass
+class Sums:
+    """Sums over the images seen: of the loss (nats), of correct answers, of images; and the seconds they took.
+
+    Loss and correct answers stay on the device until they are read, so that a step does not wait for them.
+    """
+
+    loss: Tensor | float = 0.0
+    correct: Tensor | int = 0
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def mean_loss(self) -> float:
+        """Cross-entropy per image, in nats; 0 before the first image."""
+        return float(self.loss) / max(self.images, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction of correct answers; 0 before the first image."""
+        return int(self.correct) / max(self.images, 1)
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: its mean loss (0-dim), its logits (B, classes) and labels (B,)."""
+        self.loss = self.loss + loss.detach().double() * len(labels)
+        self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
+        self.images += len(labels)
+
+    def read(self) -> Sums:
+        """The same sums as plain numbers."""
+        return Sums(float(self.loss), int(self.correct), self.images, self.seconds)
+
+
+class Training:
+    """A training run in memory, from step 0 or from where ``load_state_dict`` puts it.
+
+    Args:
+        config: the options.
+        dataset: the data, on any device.
+        after_step: called after each complete optimizer step and each batch of an evaluation. What it raises leaves
+            the training in a state that ``state_dict`` can keep and a later ``run_epoch`` continues.
+
+    Attributes:
+        step: optimizer steps done.
+        rows: one per finished epoch, with the keys of ``COLUMNS``.
+        sums: over the images of the current epoch.
+        finalized: whether ``finalize`` has been called.
+
+    Raises:
+        InputError: batch norm has nothing to normalise over.
+    """
+
+    def __init__(self, config: TrainConfig, dataset: Dataset, after_step: Callable[[], None]) -> None:
+        self.config = config
+        self.after_step = after_step
+        self.device = torch.device(config.device)
+        self.images, self.labels = dataset.x_train.to(self.device), dataset.y_train.to(self.device)
+        self.test_images, self.test_labels = dataset.x_test.to(self.device), dataset.y_test.to(self.device)
+        self.normalise = batches.Normalisation(self.images)
+        self.augments = dataset.image_shape == batches.AUGMENTED_SHAPE
+        self.steps_per_epoch = batches.steps_per_epoch(len(self.images), config.batch_size)
+        self.total_steps = self.steps_per_epoch * config.epochs
+        _check_batch_size(config, dataset, len(self.images) // self.steps_per_epoch)
+
+        model = make_model(config.model, dataset.image_shape[-1], dataset.classes, config.seed)
+        self.model: nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.sparsifier = Sparsifier(self.model, sparsity=config.sparsity, total_steps=self.total_steps)
+        self.optimizer = torch.optim.SGD(_parameter_groups(self.model, config), lr=config.lr, momentum=MOMENTUM)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
+        self.step = 0
+        self.rows: list[Row] = []
+        self.sums = Sums()
+        self.finalized = False
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs, evaluation included."""
+        return len(self.rows)
+
+    @property
+    def epoch_step(self) -> int:
+        """Optimizer steps done in the current epoch."""
+        return self.step - self.epoch * self.steps_per_epoch
+
+    @property
+    def images_per_epoch(self) -> int:
+        """Training images."""
+        return len(self.images)
+
+    def run_epoch(self) -> Row:
+        """Train to the end of the current epoch, evaluate, and append the epoch's row to ``rows``."""
+        order = batches.epoch_batches(len(self.images), self.config.batch_size, self.config.seed, self.epoch)
+        self.model.train()
+        for batch in order[self.epoch_step :]:
+            begin = time.perf_counter()
+            self._train_step(batch.to(self.device))
+            self.sums.seconds += time.perf_counter() - begin
+            self.after_step()
+        begin = time.perf_counter()
+        test = self.evaluate()
+        self.sums.seconds += time.perf_counter() - begin
+        self.rows.append(self._row(test))
+        self.sums = Sums()
+        return self.rows[-1]
+
+    @torch.no_grad()
+    def evaluate(self) -> Sums:
+        """Loss and accuracy over the test images."""
+        self.model.eval()
+        sums = Sums()
+        for images, labels in zip(
+            self.test_images.split(TEST_BATCH_SIZE), self.test_labels.split(TEST_BATCH_SIZE), strict=True
+        ):
+            logits = self._logits(self.normalise(images))
+            sums.add(F.cross_entropy(logits, labels), logits, labels)
+            self.after_step()
+        return sums.read()
+
+    def finalize(self) -> Report:
+        """Write the zeros into the weights, leave a dense model, and report; there is no ``state_dict`` after it."""
+        self.finalized = True
+        self.sparsifier.finalize()
+        return self.sparsifier.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values: loads with weights_only=True."""
+        return {
+            "model": self.model.state_dict(),
+            "sparsifier": self.sparsifier.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "step": self.step,
+            "rows": self.rows,
+            "sums": asdict(self.sums.read()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where ``state_dict`` was taken, bit for bit on the CPU with as many threads.
+
+        Raises:
+            KeyError, RuntimeError, TypeError, ValueError: the state belongs to another run.
+        """
+        self.model.load_state_dict(state["model"])
+        self.sparsifier.load_state_dict(state["sparsifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.step, self.rows, self.sums = state["step"], list(state["rows"]), Sums(**state["sums"])
+        if not 0 <= self.epoch_step <= self.steps_per_epoch or self.step > self.total_steps:
+            raise ValueError(f"step {self.step} is not in epoch {self.epoch}, of {self.steps_per_epoch} steps each")
+
+    def _train_step(self, batch: Tensor) -> None:
+        images, labels = self.images[batch], self.labels[batch]
+        if self.augments:
+            images = batches.augment(images, self.config.seed, self.step)
+        logits = self._logits(self.normalise(images))
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        self.sparsifier.step()
+        self.step += 1
+        self.sums.add(loss, logits, labels)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, classes), float32."""
+        dtype = DTYPES[self.config.dtype]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
+            logits: Tensor = self.model(images)
+        return logits.float()
+
+    def _lr_factor(self, step: int) -> float:
+        return 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+
+    def _row(self, test: Sums) -> Row:
+        report = self.sparsifier.report()
+        values = (
+            *(self.epoch + 1, self.step, self.sums.mean_loss, self.sums.accuracy, test.mean_loss, test.accuracy),
+            *(report.target_sparsity, report.sparsity, self.sparsifier.threshold.item()),
+            *(self.config.lr * self._lr_factor(self.step - 1), round(self.sums.seconds, 3)),
+        )
+        return dict(zip(COLUMNS, values, strict=True))
+
+
+def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Weights of layers decay; norm layers and biases, which are vectors, do not."""
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _check_batch_size(config: TrainConfig, dataset: Dataset, smallest_batch: int) -> None:
+    """Both strides of the models leave one pixel of 4: batch norm then needs a second image."""
+    if smallest_batch == 1 and max(dataset.image_shape[:2]) <= 4:
+        raise InputError(
+            f"--batch-size must leave no batch with a single image where images have at most 4x4 pixels "
+            f"(batch norm), got {config.batch_size} for {len(dataset.x_train)} images"
+        )
