@@ -96,15 +96,15 @@ def quantile_position(count: int, sparsity: float) -> tuple[int, float]:
     return rank, position - rank
 
 
-def interpolate(values: Tensor, fraction: float) -> Tensor:
+def interpolate(values: Tensor, fraction: Tensor | float) -> Tensor:
     """T between the neighbouring order statistics ``values[..., 0] <= values[..., 1]``, never reaching the second.
 
-    Shapes (..., 2) -> (...). T = v0 where the fraction is 0, where v1 is not greater than v0 (ties, NaN), and where
-    rounding (or an infinite v1) would give T >= v1.
+    Shapes (..., 2) -> (...), a fraction tensor being (...) in the values' dtype. T = v0 where the fraction is 0, where
+    v1 is not greater than v0 (ties, NaN), and where rounding (or an infinite v1) would give T >= v1.
     """
     low, high = values.unbind(-1)
     value = low + (high - low) * fraction
-    return torch.where((high > low) & (value < high), value, low) if fraction else low.clone()
+    return torch.where((high > low) & (value < high), value, low)
 
 
 def check_sparsity(name: str, sparsity: float) -> None:

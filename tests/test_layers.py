@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
-from feather_kernels.nn.layers import SparseLayer, make_sparse
-from feather_kernels.nn.thresholds import LayerThreshold, Thresholds
+from feather_kernels.nn import SparseLayer
+from feather_kernels.nn.thresholds import WeightThreshold
 
 
 def sparsified(model: nn.Module, t: float = 0.05, grad_scale: float = 0.5) -> fk.Sparsifier:
@@ -32,14 +32,18 @@ def layers_of(model: nn.Module) -> list[SparseLayer]:
     return [m for m in model.modules() if isinstance(m, SparseLayer)]
 
 
+def weight_thresholds(model: nn.Module) -> list[WeightThreshold]:
+    return [t for layer in layers_of(model) for t in layer.feather.thresholds.values()]
+
+
 def assign(model: nn.Module, t: float) -> None:
     """Set the threshold of every layer through the object that they share."""
-    layers_of(model)[0].feather.thresholds.assign(torch.tensor(t))
+    weight_thresholds(model)[0].thresholds.assign(torch.tensor(t))
 
 
 def thresholds_of(model: nn.Module) -> set[float]:
     """The different thresholds that the layers read; the layers must all be bound to one vector."""
-    threshold = [layer.feather.threshold for layer in layers_of(model)]
+    threshold = [t.threshold for t in weight_thresholds(model)]
     assert len({t.untyped_storage().data_ptr() for t in threshold}) == 1
     assert len({t.data_ptr() for t in threshold}) == len(threshold)
     return {t.item() for t in threshold}
@@ -139,7 +143,7 @@ def test_shared_memory_is_shared_with_the_weight() -> None:
     model = nets.conv_net()
     sparsified(model)
     model.share_memory()
-    assert all(layer.feather.threshold.is_shared() for layer in layers_of(model))
+    assert all(t.threshold.is_shared() for t in weight_thresholds(model))
 
 
 def test_double_widens_the_threshold_and_float_narrows_it() -> None:
@@ -195,7 +199,6 @@ def test_copies_have_a_threshold_of_their_own(duplicate: Callable[[nn.Module], n
     assign(twin, 0.2)
     assert thresholds_of(twin) == {float32(0.2)}, "one object for all layers of the copy"
     assert thresholds_of(model) == {math.inf}
-    assert len({layer.feather.grad_scale.data_ptr() for layer in layers_of(twin)}) == 1
 
 
 def test_load_onto_another_device() -> None:
@@ -204,7 +207,7 @@ def test_load_onto_another_device() -> None:
     torch.save(model, file)
     file.seek(0)
     moved = torch.load(file, weights_only=False, map_location="meta")
-    assert {layer.feather.threshold.device.type for layer in layers_of(moved)} == {"meta"}
+    assert {t.threshold.device.type for t in weight_thresholds(moved)} == {"meta"}
     assert moved(nets.images().to("meta")).shape == (8, 10)
 
 
@@ -263,12 +266,6 @@ def test_functional_call_and_grad() -> None:
     for name, p in model.named_parameters():
         assert p.grad is not None
         assert gradients[name].equal(p.grad)
-
-
-def test_only_supported_classes_can_be_swapped() -> None:
-    layer = nn.Bilinear(2, 3, 4)
-    with pytest.raises(TypeError, match=r"module must be one of .*got Bilinear"):
-        make_sparse(layer, LayerThreshold(Thresholds(1, 3.0, 1.0), 0, layer.weight))
 
 
 def test_training_reads_the_thresholded_weight_only() -> None:

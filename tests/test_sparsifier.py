@@ -6,6 +6,7 @@ import copy
 import csv
 import gc
 import io
+import json
 import math
 import warnings
 from typing import Any
@@ -114,7 +115,7 @@ def test_a_step_reads_nothing_on_the_host() -> None:
 def test_grad_scale_auto(sparsity: float, scale: float | None) -> None:
     model = nets.conv_net()
     fk.Sparsifier(model, sparsity=sparsity, total_steps=10)
-    actual = model[0].feather.grad_scale
+    actual = model[0].feather.thresholds["weight"].grad_scale
     assert (None if actual is None else actual.item()) == scale
 
 
@@ -141,36 +142,52 @@ def test_shared_module_counts_once() -> None:
     assert [w.name for w in fk.Sparsifier(model, sparsity=0.5, total_steps=4).weights] == ["0"]
 
 
-class TiedLanguageModel(nn.Module):
+class LanguageModel(nn.Module):
+    """Attention, recurrence, norms, and an output layer tied to the embedding."""
+
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(20, 8)
+        self.position = nn.Parameter(torch.randn(5, 8))
         self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-        self.attention = nn.MultiheadAttention(8, 2)
-        self.hidden = nn.Linear(8, 8)
-        self.conv = nn.Conv1d(8, 8, 1)
+        self.recurrent = nn.GRU(8, 8, bidirectional=True)
+        self.bilinear = nn.Bilinear(8, 8, 8)
         self.norm = nn.LayerNorm((2, 4))
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
         self.head = nn.Linear(8, 20, bias=False)
         self.head.weight = self.embedding.weight
 
 
-def test_layers_read_elsewhere_are_skipped_with_the_reason() -> None:
-    model = TiedLanguageModel()
+def test_layers_left_dense_have_a_reason() -> None:
+    model = LanguageModel()
     sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=4)
-    assert [w.name for w in sparsifier.weights] == ["hidden"]
-    reasons = {layer.name: layer.reason for layer in sparsifier.report().skipped}
-    encoder = "TransformerEncoderLayer reads its weights itself in eval mode"
-    assert reasons == {
-        "encoder.self_attn": encoder,
-        "encoder.self_attn.out_proj": encoder,
-        "encoder.linear1": encoder,
-        "encoder.linear2": encoder,
-        "attention": "MultiheadAttention: not supported",
-        "attention.out_proj": "MultiheadAttention reads the weight of out_proj itself",
-        "conv": "Conv1d: not supported",
+    directions = [f"recurrent.weight_{kind}_l0{end}" for end in ("", "_reverse") for kind in ("ih", "hh")]
+    assert [w.name for w in sparsifier.weights] == [
+        "encoder.self_attn.in_proj_weight",
+        "encoder.self_attn.out_proj",
+        "encoder.linear1",
+        "encoder.linear2",
+        *directions,
+    ]
+    assert {layer.name: layer.reason for layer in sparsifier.report().skipped} == {
+        "(root)": "LanguageModel: taken only if targets names it",
+        "bilinear": "Bilinear: taken only if targets names it",
+        "normed": "ParametrizedLinear: its weight has a parametrization",
         "head": "its weight is tied to 'embedding' (Embedding), which stays dense",
     }
     assert type(model.head) is nn.Linear
+
+
+def test_layers_of_any_kind_are_taken_where_named() -> None:
+    model = LanguageModel()
+    targets = ["embedding", "head", nn.Bilinear, "re:encoder.linear1"]
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), targets=targets)
+    assert [w.name for w in sparsifier.weights] == ["embedding = head", "encoder.linear1", "bilinear"]
+    x = torch.randint(20, (3,))
+    assert int((model.embedding(x) == 0).sum()) > 0
+    sparsifier.finalize()
+    assert model.head.weight is model.embedding.weight
+    assert type(model.embedding) is nn.Embedding
 
 
 def test_weight_tied_to_an_ignored_layer_stays_dense() -> None:
@@ -248,7 +265,7 @@ def test_no_calls_are_recorded_after_the_first_step_or_without_a_sparsifier() ->
 
 
 def test_report_forms_agree() -> None:
-    model = TiedLanguageModel()
+    model = nn.ModuleDict({"hidden": nn.Linear(8, 8), "table": nn.Bilinear(2, 2, 2)})
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.25))
     report = sparsifier.report()
     assert report.zeros == math.floor(63 * 0.25) + 1 == 16
@@ -263,16 +280,19 @@ def test_report_forms_agree() -> None:
         "sparsity": "0.25",
         "threshold": repr(sparsifier.threshold.item()),
         "ties": "0",
+        "backward": "recomputes",
     }
     data = report.to_dict()
     assert data["zeros"] == data["layers"][0]["zeros"] == 16
     assert data["target_sparsity"] == 0.25
-    assert {"name": "conv", "reason": "Conv1d: not supported"} in data["skipped"]
+    reason = "Bilinear: taken only if targets names it"
+    assert {"name": "table", "reason": reason} in data["skipped"]
+    assert data == json.loads(json.dumps(data))
     for text in (str(report), report.to_markdown()):
-        for part in ("hidden", "8x8", "25.0000%", "16 of 64 prunable", "Conv1d: not supported"):
+        for part in ("hidden", "8x8", "25.0000%", "16 of 64 prunable", reason):
             assert part in text
     table = [line for line in report.to_markdown().splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in table} == {8}
+    assert {line.count("|") for line in table} == {9}
 
 
 def test_report_before_anything_is_pruned() -> None:
@@ -293,7 +313,7 @@ def test_rethreshold_gives_an_average_the_requested_sparsity() -> None:
     assert sparsifier.threshold.equal(before), "the model's own threshold is left alone"
     weights = nets.prunable(average.module)
     count = sum(w.numel() for w in weights)
-    t = average.module[0].feather.threshold
+    t = average.module[0].feather.thresholds["weight"].threshold
     assert not t.equal(before)
     assert int(torch.ops.feather_kernels.count_pruned(weights, [t] * len(weights)).sum()) == (
         math.floor((count - 1) * 0.9) + 1
@@ -334,7 +354,7 @@ def test_state_of_another_model_is_refused() -> None:
     shorter = fk.Sparsifier(nets.conv_net(), sparsity=0.9, total_steps=20, targets=["0", "3"])
     with pytest.raises(ValueError, match=r"expected 6 \[10, 256\], got nothing"):
         sparsifier.load_state_dict(shorter.state_dict())
-    with pytest.raises(ValueError, match=r"lacks .*'threshold'"):
+    with pytest.raises(ValueError, match=r"lacks .*'thresholds'"):
         sparsifier.load_state_dict({"step": 3})
     assert str(sparsifier.state_dict()) == str(before)
 
@@ -465,6 +485,6 @@ def test_copy_keeps_its_threshold_while_training_goes_on() -> None:
     sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=4)
     train(model, sparsifier, 2)
     twin = copy.deepcopy(model)
-    before = twin[0].feather.threshold.clone()
+    before = twin[0].feather.thresholds["weight"].threshold.clone()
     train(model, sparsifier, 2)
-    assert twin[0].feather.threshold.equal(before)
+    assert twin[0].feather.thresholds["weight"].threshold.equal(before)

@@ -2,11 +2,12 @@
 
 A shared buffer would not survive a user's ``model.bfloat16()``, ``.to(device)`` or ``.to_empty()``: every module would
 get a rounded or uninitialised T of its own. So the thresholds of one sparsifier are vectors in a ``Thresholds``
-object; each layer holds a ``LayerThreshold``, which follows the layer's weight to its device and is never cast.
+object; each layer holds a ``WeightThreshold``, which follows the layer's weight to its device and is never cast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,24 +19,31 @@ from feather_kernels.ops.schema import compute_dtype
 class Replica(NamedTuple):
     """The thresholds on one device, in one compute dtype; writing to the vector reaches every layer bound to it."""
 
-    vector: Tensor  # (layers,)
-    views: list[Tensor]  # its elements, 0-dim
-    grad_scale: Tensor | None  # 0-dim; None means 1, at which backward launches nothing
+    thresholds: Tensor  # (weights,)
+    grad_scales: Tensor  # (weights,)
+    views: list[tuple[Tensor, Tensor]]  # their elements, 0-dim
 
 
 class Thresholds:
-    """T of every layer and the gradient scale, with a replica per device and compute dtype.
+    """T of every weight and the gradient scale, with a replica per device and compute dtype.
 
-    Each layer has an element of its own, under a global threshold too: it is also the address by which a call of the
-    threshold op is known to come from that layer.
+    Each prunable weight of each layer has an element of its own, under a global threshold too: it is also the address
+    by which a call of the threshold op is known to come from there.
 
     Copies and pickles carry the values; a deep copy of a model has thresholds of its own, shared by its layers.
     """
 
-    def __init__(self, layers: int, power: float, grad_scale: float) -> None:
-        self.layers = layers
-        self.power = power
-        self.grad_scale = grad_scale
+    def __init__(
+        self,
+        powers: Sequence[float],
+        grad_scales: Sequence[float],
+        scales_change: bool = False,
+        keep: bool = False,
+    ) -> None:
+        self.powers = list(powers)
+        self.grad_scales = list(grad_scales)
+        self.scales_change = scales_change
+        self.keep = keep
         self._replicas: dict[tuple[torch.device, torch.dtype], Replica] = {}
 
     def replica(self, device: torch.device, dtype: torch.dtype) -> Replica:
@@ -45,48 +53,56 @@ class Thresholds:
         """
         key = (device, compute_dtype(dtype))
         if key not in self._replicas:
-            vector = torch.zeros(self.layers, device=device, dtype=key[1])
+            thresholds = torch.zeros(len(self.powers), device=device, dtype=key[1])
+            grad_scales = torch.tensor(self.grad_scales, device=device, dtype=key[1])
             for replica in self._replicas.values():
-                if replica.vector.device.type != "meta":
-                    vector.copy_(replica.vector)
+                if replica.thresholds.device.type != "meta":
+                    thresholds.copy_(replica.thresholds)
+                    grad_scales.copy_(replica.grad_scales)
                     break
-            self._replicas[key] = self._wrap(vector)
+            self._replicas[key] = _wrap(thresholds, grad_scales)
         return self._replicas[key]
 
-    def assign(self, values: Tensor) -> None:
-        """Set T of every layer in place, so that nothing recompiles; ``values`` is (layers,), (1,) or 0-dim."""
+    def assign(self, thresholds: Tensor, grad_scale: float | Tensor | None = None) -> None:
+        """Set T of every weight, and where given the gradient scale, in place, so that nothing recompiles.
+
+        ``thresholds`` is (weights,), (1,) or 0-dim; ``grad_scale`` a number or 0-dim.
+        """
         for replica in self._replicas.values():
-            if replica.vector.device.type != "meta":
-                replica.vector.copy_(values)
+            if replica.thresholds.device.type != "meta":
+                replica.thresholds.copy_(thresholds)
+                if isinstance(grad_scale, Tensor):
+                    replica.grad_scales.copy_(grad_scale)
+                elif grad_scale is not None:
+                    replica.grad_scales.fill_(grad_scale)
 
     def keep_only(self, used: set[tuple[torch.device, torch.dtype]]) -> None:
         """Drop replicas that no layer is bound to any more, e.g. those on the CPU after ``model.cuda()``."""
         for key in set(self._replicas) - used:
             del self._replicas[key]
 
-    def _wrap(self, vector: Tensor) -> Replica:
-        scale = None if self.grad_scale == 1 else vector.new_full((), self.grad_scale)
-        return Replica(vector, list(vector.unbind()), scale)
-
     def __getstate__(self) -> dict[str, Any]:
-        vectors = {key: replica.vector for key, replica in self._replicas.items()}
+        vectors = [(replica.thresholds, replica.grad_scales) for replica in self._replicas.values()]
         return {**self.__dict__, "_replicas": vectors}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # the vectors are wrapped anew: pickle does not keep views of them
-        self._replicas = {
-            (vector.device, compute_dtype(vector.dtype)): self._wrap(vector) for vector in state["_replicas"].values()
-        }
+        self._replicas = {(vectors[0].device, vectors[0].dtype): _wrap(*vectors) for vectors in state["_replicas"]}
 
 
-class LayerThreshold:
-    """One layer's part of ``Thresholds``: its T, on the device where the layer's weight is.
+def _wrap(thresholds: Tensor, grad_scales: Tensor) -> Replica:
+    return Replica(thresholds, grad_scales, list(zip(thresholds.unbind(), grad_scales.unbind(), strict=True)))
+
+
+class WeightThreshold:
+    """One weight's part of ``Thresholds``: its T and gradient scale, on the device where the weight is.
 
     Attributes:
         threshold: T, 0-dim, in the compute dtype and on the device of the weight.
-        grad_scale: 0-dim, or None for 1.
+        grad_scale: 0-dim, or None where it is always 1, at which backward launches nothing.
         power: p of the thresholding operator.
-        key: device and compute dtype of the replica that the layer is bound to.
+        keep: whether P(w) is kept for backward instead of being computed again.
+        key: device and compute dtype of the replica that the weight is bound to.
     """
 
     threshold: Tensor
@@ -95,16 +111,20 @@ class LayerThreshold:
     def __init__(self, thresholds: Thresholds, index: int, weight: Tensor) -> None:
         self.thresholds = thresholds
         self.index = index
-        self.power = thresholds.power
+        self.power = thresholds.powers[index]
+        self.keep = thresholds.keep
         self.follow(weight)
 
     def follow(self, weight: Tensor) -> None:
         """Bind to the replica for the weight's device and dtype; shared memory is shared along with the weight."""
         self.key = (weight.device, compute_dtype(weight.dtype))
-        if weight.device.type == "cpu" and weight.is_shared():
-            self.thresholds.replica(*self.key).vector.share_memory_()
         replica = self.thresholds.replica(*self.key)
-        self.threshold, self.grad_scale = replica.views[self.index], replica.grad_scale
+        if weight.device.type == "cpu" and weight.is_shared():
+            replica.thresholds.share_memory_()
+            replica.grad_scales.share_memory_()
+        self.threshold, scale = replica.views[self.index]
+        always_one = self.thresholds.grad_scales[self.index] == 1 and not self.thresholds.scales_change
+        self.grad_scale = None if always_one else scale
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the views: a layer that is copied or unpickled calls ``follow`` with the weight that it then has."""

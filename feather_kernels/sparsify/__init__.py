@@ -2,10 +2,11 @@
 
 from feather_kernels.sparsify.report import LayerReport, Report
 from feather_kernels.sparsify.schedules import ConstantSchedule, CubicSchedule, LambdaSchedule, Schedule
-from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer, select_layers
+from feather_kernels.sparsify.selection import Choice, PrunableWeight, SkippedLayer, select_weights
 from feather_kernels.sparsify.sparsifier import Sparsifier
 
 __all__ = [
+    "Choice",
     "ConstantSchedule",
     "CubicSchedule",
     "LambdaSchedule",
@@ -15,5 +16,5 @@ __all__ = [
     "Schedule",
     "SkippedLayer",
     "Sparsifier",
-    "select_layers",
+    "select_weights",
 ]

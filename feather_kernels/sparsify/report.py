@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from feather_kernels.sparsify.selection import SkippedLayer
+import torch
+from torch import Tensor
 
-COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties")
+from feather_kernels.sparsify.policies import Policy
+from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer
+
+COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward")
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,8 @@ class LayerReport:
 
     ``zeros`` counts the entries of P(weight) that the operator makes zero (at T = 0: that are zero). ``ties`` counts
     those among them that are zero only because their magnitude equals that of the last weight the budget asked for;
-    the budget is given to the layers in their order.
+    the budget is given to the layers in their order. ``backward`` says whether the layer's backward pass computes
+    P(weight) again ("recomputes", which holds no copy of the weight) or keeps it from the forward pass ("keeps").
     """
 
     name: str
@@ -27,6 +33,7 @@ class LayerReport:
     zeros: int
     threshold: float
     ties: int
+    backward: str
 
     @property
     def sparsity(self) -> float:
@@ -36,7 +43,7 @@ class LayerReport:
     def row(self) -> tuple[str, ...]:
         """The columns of ``COLUMNS`` as text."""
         shape = "x".join(map(str, self.shape))
-        numbers = f"{self.sparsity:.4%}", f"{self.threshold:.6g}", str(self.ties)
+        numbers = f"{self.sparsity:.4%}", f"{self.threshold:.6g}", str(self.ties), self.backward
         return self.name, shape, str(self.numel), str(self.zeros), *numbers
 
 
@@ -62,7 +69,7 @@ class Report:
 
     @property
     def ties(self) -> int:
-        """Zeros beyond ``floor((numel - 1) target) + 1``, there because of equal magnitudes."""
+        """Zeros beyond the budget (``floor((numel - 1) target) + 1`` in the global scope), due to equal magnitudes."""
         return sum(layer.ties for layer in self.layers)
 
     @property
@@ -99,7 +106,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """A Markdown table, the totals, and the skipped layers."""
-        lines = [" | ".join(COLUMNS), " | ".join(["---", "---", *["---:"] * (len(COLUMNS) - 2)])]
+        lines = [" | ".join(COLUMNS), " | ".join(["---", "---", *["---:"] * (len(COLUMNS) - 3), "---"])]
         lines += [" | ".join(layer.row()) for layer in self.layers]
         lines = [f"| {line} |" for line in lines] + ["", *self._totals()]
         if self.skipped:
@@ -110,7 +117,7 @@ class Report:
         rows = [COLUMNS, *(layer.row() for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join(cell.ljust(width) if i < 2 else cell.rjust(width) for i, (cell, width) in enumerate(zipped))
+            "  ".join(cell.ljust(width) if i in (0, 1, 7) else cell.rjust(width) for i, (cell, width) in enumerate(zipped))
             for zipped in (list(zip(row, widths, strict=True)) for row in rows)
         ]
         lines.insert(1, "-" * len(lines[0]))
@@ -125,3 +132,64 @@ class Report:
             f"(target {self.target_sparsity:.4%} at step {self.step})",
             f"{self.model_sparsity:.4%} of all {self.model_parameters:,} parameters",
         ]
+
+
+@torch.no_grad()
+def measure_layers(
+    weights: Sequence[PrunableWeight], thresholds: Sequence[Tensor], recomputes: Sequence[bool], policy: Policy, sparsity: float
+) -> list[LayerReport]:
+    """Reports of all weights under their thresholds (0-dim each), ties against the policy's budget at ``sparsity``."""
+    counts = [_count(weight.parameter, t) for weight, t in zip(weights, thresholds, strict=True)]
+    ties = _count_ties(counts, policy, sparsity, policy.scales([weight.parameter for weight in weights]))
+    return [
+        LayerReport(
+            weight.name,
+            tuple(weight.parameter.shape),
+            weight.parameter.numel(),
+            count.zeros,
+            t.item(),
+            tie,
+            "recomputes" if lean else "keeps",
+        )
+        for weight, t, count, tie, lean in zip(weights, thresholds, counts, ties, recomputes, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Count:
+    zeros: int
+    largest: Tensor  # largest pruned magnitude, 0-dim
+    at_largest: int
+
+
+def _count(parameter: Tensor, t: Tensor) -> _Count:
+    """By the operator's predicate; at T <= 0 the zeros that the weight has."""
+    if parameter.numel() == 0:
+        return _Count(0, t.new_zeros(()), 0)
+    magnitude = parameter.to(t.dtype).abs()
+    pruned = magnitude <= t.clamp_min(0)
+    largest = torch.where(pruned, magnitude, 0.0).max()
+    at_largest = torch.count_nonzero(pruned & (magnitude == largest))
+    return _Count(int(torch.count_nonzero(pruned)), largest, int(at_largest))
+
+
+def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float, scales: Tensor | None) -> list[int]:
+    """Zeros of each weight beyond its group's budget: those over its own cap, then, from the last weight of the group
+    backwards, those at the group's largest pruned score."""
+    ties = [0] * len(counts)
+    ranks = policy.positions(sparsity).ranks if sparsity > 0 and not callable(policy.scope) else []
+    for group, rank in enumerate(ranks):
+        members = [i for i, g in enumerate(policy.groups) if g == group]
+        if rank < 0:
+            continue
+        if policy.caps is not None:
+            for i in members:
+                ties[i] = max(0, counts[i].zeros - policy.caps[i])
+        beyond = sum(counts[i].zeros - ties[i] for i in members) - (rank + 1)
+        scores = {i: float(counts[i].largest if scales is None else counts[i].largest * scales[i]) for i in members}
+        for i in reversed(members):
+            if scores[i] == max(scores.values()) and counts[i].zeros:
+                taken = min(max(beyond, 0), counts[i].at_largest)
+                ties[i] += taken
+                beyond -= taken
+    return ties

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -86,3 +87,38 @@ class LambdaSchedule:
         sparsity = self.function(step)
         check_sparsity(f"the schedule's sparsity at step {step}", sparsity)
         return sparsity
+
+
+def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Schedule | None) -> Schedule:
+    """The schedule given, or the default one: cubic, from step 0 to half of ``total_steps``.
+
+    Raises:
+        ValueError: too little or too much is given. A schedule that does not arrive in ``total_steps`` is warned about.
+    """
+    if total_steps is not None and total_steps <= 0:
+        raise ValueError(f"total_steps must be positive, got {total_steps}")
+    if schedule is None:
+        if sparsity is None or total_steps is None:
+            raise ValueError(f"give sparsity and total_steps, or schedule; got {sparsity=}, {total_steps=}")
+        return CubicSchedule(sparsity, 0, total_steps // 2)
+    if sparsity is not None:
+        raise ValueError(f"give either sparsity or schedule, got both: {sparsity} and {schedule}")
+    final = schedule.final_sparsity
+    if total_steps is not None and final is not None and schedule.sparsity_at(total_steps) < final:
+        reached = schedule.sparsity_at(total_steps)
+        warnings.warn(f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps", stacklevel=3)
+    return schedule
+
+
+def last_step(schedule: Schedule, total_steps: int | None) -> int:
+    """The step from which on the schedule's sparsity stays; ``total_steps`` where the schedule does not tell.
+
+    Raises:
+        ValueError: neither tells.
+    """
+    if isinstance(schedule, ConstantSchedule):
+        return 0
+    end = getattr(schedule, "end_step", total_steps)
+    if end is None:
+        raise ValueError(f"total_steps must be given with capturable and a schedule without end_step, {schedule}")
+    return int(end)

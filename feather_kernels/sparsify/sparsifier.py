@@ -1,43 +1,56 @@
-"""The sparsifier: makes a model's layers sparse and moves their common threshold along a schedule."""
+"""The sparsifier: makes a model's layers sparse and moves their thresholds along a schedule."""
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
-from feather_kernels.functional import check_grad_scale, interpolate, quantile_position
-from feather_kernels.nn.layers import SparseLayer, finalize_weight, make_dense, make_sparse
-from feather_kernels.nn.thresholds import LayerThreshold, Thresholds
+from feather_kernels.functional import check_grad_scale
+from feather_kernels.nn.base import SparseLayer
+from feather_kernels.nn.conversion import finalize_weight, make_dense, make_sparse
+from feather_kernels.nn.thresholds import Thresholds, WeightThreshold
 from feather_kernels.ops.eager import CallRecord
 from feather_kernels.ops.schema import check_power, compute_dtype
-from feather_kernels.sparsify.report import LayerReport, Report
-from feather_kernels.sparsify.schedules import CubicSchedule, Schedule
-from feather_kernels.sparsify.selection import FilterFn, PrunableWeight, SkippedLayer, Target, select_layers
+from feather_kernels.sparsify.device_schedule import DeviceSchedule
+from feather_kernels.sparsify.policies import Override, Policy, ScopeFunction, resolve_overrides
+from feather_kernels.sparsify.report import Report, measure_layers
+from feather_kernels.sparsify.schedules import Schedule, last_step, make_schedule
+from feather_kernels.sparsify.selection import Choice, FilterFn, PrunableWeight, Target, Use, select_weights
 
-ops = torch.ops.feather_kernels
+GradScale = float | str | Callable[[float], float]
 
 
 class Sparsifier:
-    """Sparse training with Feather under a global magnitude threshold (BMVC 2023, section 3).
+    """Sparse training with Feather (BMVC 2023, section 3).
 
-    The constructor swaps the classes of the model's Linear and Conv2d layers for sparse ones and sets the threshold of
-    step 0; ``step()`` after every ``optimizer.step()`` sets the next one. The model keeps its modules, Parameters and
-    state_dict keys. ``finalize()`` writes the zeros into the weights and gives the plain layers back.
+    The constructor swaps the classes of the model's layers for sparse ones and sets the threshold of step 0; ``step()``
+    after every ``optimizer.step()`` sets the next one. The model keeps its modules, Parameters and state_dict keys.
+    ``finalize()`` writes the zeros into the weights and gives the plain layers back.
 
     Args:
         model: the module to train; it may itself be a layer.
         sparsity: final fraction of zeros among the prunable weights, in [0, 1).
         total_steps: number of optimizer steps of the training; gives ``CubicSchedule(sparsity, 0, total_steps // 2)``.
         schedule: a schedule of your own instead of ``sparsity``; with ``total_steps`` too, it is checked to arrive.
+        scope: "global" (one threshold for all), "layer", "erk", or ``f(weights, sparsity) -> thresholds``; see
+            ``policies.Policy``, also for ``min_density`` and ``score_scale``.
         power: p of the thresholding operator, at least 1 or inf.
         grad_scale: factor of the gradient on pruned weights, at least 0; "auto" is 1 for a final sparsity of at most
-            0.95 and 0.5 above it.
-        targets, ignore, filter_fn, min_numel: which layers; see ``select_layers``.
+            0.95 and 0.5 above it; or a function of the current sparsity.
+        targets, ignore, filter_fn, min_numel, read_directly: which layers; see ``selection.Choice``.
+        min_density: what every weight keeps at least, as a fraction of its elements.
+        overrides: options of single layers, by name, ``re:`` pattern or class (names win): a dict with any of
+            ``sparsity``, ``min_density``, ``power``, ``grad_scale``.
+        score_scale: "none", "l2" or "fan".
+        update_every: steps between two selections of the thresholds.
+        save: "recompute" keeps nothing of P(w) for backward, "keep" saves computing it again where it can be.
+        capturable: keep step, ranks and thresholds on the device, so that ``step()`` can be captured in a CUDA graph.
 
     Attributes:
         model: the model.
@@ -56,68 +69,100 @@ class Sparsifier:
         total_steps: int | None = None,
         schedule: Schedule | None = None,
         *,
+        scope: str | ScopeFunction = "global",
         power: float = 3.0,
-        grad_scale: float | str = "auto",
+        grad_scale: GradScale = "auto",
         targets: Sequence[Target] | None = None,
         ignore: Sequence[Target] | None = None,
         filter_fn: FilterFn | None = None,
         min_numel: int = 0,
+        read_directly: Sequence[Target] | None = None,
+        min_density: float = 0.0,
+        overrides: Mapping[Target, Mapping[str, Any]] | None = None,
+        score_scale: str = "none",
+        update_every: int = 1,
+        save: str = "recompute",
+        capturable: bool = False,
     ) -> None:
-        self.schedule = _make_schedule(sparsity, total_steps, schedule)
+        self.schedule = make_schedule(sparsity, total_steps, schedule)
         check_power(power)
-        scale = _resolve_grad_scale(grad_scale, self.schedule)
+        self._grad_scale, self._scales_change = _resolve_grad_scale(grad_scale, self.schedule)
+        _check_options(update_every, save, capturable, scope)
+        choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
-        self.weights, self.skipped = select_layers(model, targets, ignore, filter_fn, min_numel)
-        if sum(weight.numel() for weight in map(_parameter, self.weights)) == 0:
-            raise ValueError(f"model must have a prunable layer, got none{_list_skipped(self.skipped)}")
-        self._step = 0
+        self.weights, self.skipped = select_weights(model, choice)
+        if sum(weight.parameter.numel() for weight in self.weights) == 0:
+            reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
+            raise ValueError(f"model must have a prunable layer, got none{reasons}")
+        settings = resolve_overrides(self.weights, overrides)
+        self._policy = Policy(self.weights, scope, min_density, score_scale, settings, self.schedule.final_sparsity)
+        self._update_every = update_every
+        self._step = self._updated = 0
+        self._ended: str | None = None
         self._final_report: Report | None = None
-        initial = _select([_parameter(weight) for weight in self.weights], self.sparsity)
-        modules = self._layers()
-        self._thresholds = Thresholds(len(modules), power, scale)
-        for index, module in enumerate(modules):
-            make_sparse(module, LayerThreshold(self._thresholds, index, module.weight))
-        self._thresholds.assign(initial)
+        self._handles: list[RemovableHandle] = []
+        self._device_schedule = self._make_device_schedule(total_steps) if capturable else None
+        initial = self._select([weight.parameter for weight in self.weights])
+        self._thresholds = self._make_sparse(settings, power, save == "keep")
+        self._assign(self._thresholds, initial)
         self._record: CallRecord | None = CallRecord()
         self._record.start()
 
     # ------------------------------------------------------------------------------------------------ training
 
     def step(self) -> None:
-        """Advance the schedule by one optimizer step and set the threshold for the next forward pass.
+        """Advance the schedule by one optimizer step and set the thresholds for the next forward pass.
 
         Call it after ``optimizer.step()``. Reads nothing on the host. Past the end of the schedule the final sparsity
         is kept.
 
         Raises:
-            RuntimeError: after ``finalize()``; or, in the first call, if a sparse layer's forward has not run: some
-                module reads its weight directly, which would train it dense.
+            RuntimeError: after ``finalize()`` or ``detach()``; or, in the first call, if a sparse layer's forward has
+                not run: some module reads its weight directly, which would train it dense.
         """
         self._check_live("step")
         self._check_called()
         self._step += 1
-        self._update(self.model)
+        if self._device_schedule is not None:
+            self._device_schedule.advance()
+        if self._step % self._update_every == 0:
+            self._update(self.model)
+
+    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+        """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
+
+        Steps that a GradScaler skips because of infinite gradients do not count.
+        """
+        self._check_live("attach")
+
+        def after_step(optimizer: Optimizer, *_: Any) -> None:
+            found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler for optimizers that skip by themselves
+            if found_inf is None or not found_inf.item():
+                self.step()
+
+        self._handles.append(optimizer.register_step_post_hook(after_step))
+        return self._handles[-1]
+
+    @property
+    def step_count(self) -> int:
+        """Number of steps so far; with capturable, read from the device, where replayed graphs count it."""
+        return self._step if self._device_schedule is None else int(self._device_schedule.step)
 
     @property
     def sparsity(self) -> float:
         """Sparsity that the schedule asks for at the current step."""
-        return self.schedule.sparsity_at(self._step)
-
-    @property
-    def step_count(self) -> int:
-        """Number of ``step()`` calls so far."""
-        return self._step
+        return self.schedule.sparsity_at(self.step_count)
 
     @property
     def threshold(self) -> Tensor:
-        """T of the current step: a 0-dim tensor on the weights' device that ``step()`` updates in place."""
+        """T of the first weight (of all, in the global scope): 0-dim, on its device, updated in place by ``step()``."""
         self._check_live("threshold")
-        return _first_layer(self.weights[0]).feather.threshold
+        return _threshold(self.weights[0].uses[0]).threshold
 
     def rethreshold(self, model: nn.Module) -> None:
-        """Set the threshold of ``model``, a copy of the sparsified model, from its own weights at this sparsity.
+        """Set the thresholds of ``model``, a copy of the sparsified model, from its own weights at this sparsity.
 
-        A deep copy (EMA, SWA) has a threshold of its own, frozen when the copy was made; averaged weights need one
+        A deep copy (EMA, SWA) has thresholds of its own, frozen when the copy was made; averaged weights need some
         selected from them to have the sparsity asked for. With the sparsifier's own model it selects anew, e.g. after
         weights were loaded.
 
@@ -132,36 +177,47 @@ class Sparsifier:
     def finalize(self) -> nn.Module:
         """Write P(w) into every prunable weight and give the layers their dense classes back; returns the model.
 
-        The zeros among the prunable weights are then ``floor((N - 1) s) + 1`` plus ties, for the sparsity s > 0 of
-        the current step (16-bit weights whose P(w) underflows come on top).
+        In the global scope the zeros among the prunable weights are then ``floor((N - 1) s) + 1`` plus ties, for the
+        sparsity s > 0 of the current step (16-bit weights whose P(w) underflows come on top).
         """
         self._check_live("finalize")
+        if self._updated != self._step:
+            self._update(self.model)
         self._final_report = self.report()
         for weight in self.weights:
-            finalize_weight(_first_layer(weight))  # once, also where it is tied
-        for layer in self._layers():
-            make_dense(layer)
-        self._stop_record()
+            use = weight.uses[0]  # once, also where it is tied
+            finalize_weight(cast(SparseLayer, use.module), use.parameter_name)
+        self._end("finalize")
         return self.model
 
     squash_mask = finalize
 
+    def detach(self) -> nn.Module:
+        """Give the layers their dense classes back and leave the weights as they are, dense; returns the model."""
+        self._check_live("detach")
+        self._final_report = self.report()
+        self._end("detach")
+        return self.model
+
     # ------------------------------------------------------------------------------------------------ looking
 
     def report(self) -> Report:
-        """Counts per layer and in total, skipped layers, at this moment; after ``finalize()``, at its moment."""
+        """Counts per layer and in total, skipped layers, at this moment; after the end, at its moment."""
         if self._final_report is not None:
             return self._final_report
-        with torch.no_grad():
-            layers = _layer_reports(self.weights, self.sparsity)
+        uses = [weight.uses[0] for weight in self.weights]
+        recomputes = [cast(SparseLayer, use.module).recomputes and not _threshold(use).keep for use in uses]
+        thresholds = [_threshold(use).threshold for use in uses]
+        layers = measure_layers(self.weights, thresholds, recomputes, self._policy, self.sparsity)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return Report(self._step, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
+        return Report(self.step_count, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, threshold, schedule and layers; ints, strings, lists and one tensor: loads with weights_only=True."""
+        """Step, thresholds, schedule and layers; ints, strings, lists and one tensor: loads with weights_only=True."""
+        self._check_live("state_dict")
         return {
-            "step": self._step,
-            "threshold": self.threshold.detach().clone(),
+            "step": self.step_count,
+            "thresholds": torch.stack([_threshold(use).threshold for use in self._uses()]),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -173,7 +229,7 @@ class Sparsifier:
             ValueError: the state lacks a key or belongs to other layers. Nothing is changed then.
         """
         self._check_live("load_state_dict")
-        missing = {"step", "threshold", "schedule", "layers"} - set(state)
+        missing = {"step", "thresholds", "schedule", "layers"} - set(state)
         if missing:
             raise ValueError(f"state must be that of a Sparsifier, but lacks {sorted(missing)}")
         if state["layers"] != self._layer_names():
@@ -182,61 +238,126 @@ class Sparsifier:
             raise ValueError(f"state must belong to this model's layers: expected {ours}, got {theirs}")
         if state["schedule"] != repr(self.schedule):
             warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
-        self._step = int(state["step"])
+        self._step = self._updated = int(state["step"])
+        if self._device_schedule is not None:
+            self._device_schedule.step.fill_(self._step)
         if self._step > 0:
             self._stop_record()  # the run that is resumed has passed the check of its first step
-        self._thresholds.assign(state["threshold"].reshape(1))
+        self._thresholds.assign(state["thresholds"], self._grad_scale(self.sparsity) if self._scales_change else None)
 
     # ------------------------------------------------------------------------------------------------ inside
 
+    def _make_sparse(self, settings: Sequence[Override], power: float, keep: bool) -> Thresholds:
+        """Swap the classes; the thresholds of all uses are elements of the result, in their order."""
+        scale = self._grad_scale(self.schedule.sparsity_at(0))
+        per_use = [setting for setting, weight in zip(settings, self.weights, strict=True) for _ in weight.uses]
+        thresholds = Thresholds(
+            [power if setting.power is None else setting.power for setting in per_use],
+            [scale if setting.grad_scale is None else setting.grad_scale for setting in per_use],
+            self._scales_change,
+            keep,
+        )
+        by_module: dict[nn.Module, dict[str, WeightThreshold]] = {}
+        for index, use in enumerate(self._uses()):
+            threshold = WeightThreshold(thresholds, index, _latent(use))
+            by_module.setdefault(use.module, {})[use.parameter_name] = threshold
+        for use in self._uses():
+            if use.module in by_module:
+                make_sparse(use.module, by_module.pop(use.module), use.form)
+        return thresholds
+
+    def _make_device_schedule(self, total_steps: int | None) -> DeviceSchedule:
+        parameter = self.weights[0].parameter
+        end = last_step(self.schedule, total_steps)
+        dtype = compute_dtype(parameter.dtype)
+        return DeviceSchedule(self._policy, self.schedule, end, self._grad_scale, parameter.device, dtype)
+
+    def _select(self, parameters: list[Tensor]) -> Tensor:
+        """(L,) thresholds of the weights at the current step; 0 for weights without data (meta device)."""
+        first = parameters[0]
+        devices = {parameter.device for parameter in parameters}
+        if len(devices) > 1:
+            raise ValueError(f"the prunable weights must be on one device, got {sorted(map(str, devices))}")
+        dtype = compute_dtype(first.dtype)
+        with torch.no_grad():
+            if first.device.type == "meta":
+                return first.new_zeros(len(parameters), dtype=dtype)
+            if self._device_schedule is not None:
+                ranks, fractions, _ = self._device_schedule.now()
+                return self._policy.thresholds(parameters, ranks, fractions)
+            return self._policy.thresholds_at(parameters, self.sparsity)
+
     def _update(self, model: nn.Module) -> None:
-        """Select T from the weights of ``model`` at the current sparsity and write it to that model's layers."""
-        layers = self._layers() if model is self.model else self._layers_of_copy(model)
-        parameters = list(dict.fromkeys(layer.weight for layer in layers))
-        thresholds = layers[0].feather.thresholds
-        thresholds.keep_only({layer.feather.key for layer in layers})
-        thresholds.assign(_select(parameters, self.sparsity))
+        """Select the thresholds from the weights of ``model`` and write them to that model's layers."""
+        if model is self.model:
+            parameters, thresholds = [weight.parameter for weight in self.weights], self._thresholds
+            thresholds.keep_only({_threshold(use).key for use in self._uses()})
+            self._updated = self._step
+        else:
+            layers = self._layers_of_copy(model)
+            uses = [(layers[use.module], use.parameter_name) for use in (weight.uses[0] for weight in self.weights)]
+            parameters = [layer.latent(name) for layer, name in uses]
+            thresholds = uses[0][0].feather.thresholds[uses[0][1]].thresholds
+        self._assign(thresholds, self._select(parameters))
 
-    def _named_layers(self) -> list[tuple[str, SparseLayer]]:
-        return [
-            (name, cast(SparseLayer, module))
-            for weight in self.weights
-            for name, module in zip(weight.names, weight.modules, strict=True)
-        ]
+    def _assign(self, thresholds: Thresholds, values: Tensor) -> None:
+        """Write (L,) thresholds, one per distinct weight, to all uses of the weights; and the gradient scale."""
+        counts = [len(weight.uses) for weight in self.weights]
+        if max(counts) > 1:
+            values = values[[index for index, count in enumerate(counts) for _ in range(count)]]
+        scale: Tensor | float | None = None
+        if self._scales_change and self._device_schedule is not None:
+            scale = self._device_schedule.now()[2]
+        elif self._scales_change:
+            scale = self._grad_scale(self.sparsity)
+        thresholds.assign(values, scale)
 
-    def _layers(self) -> list[SparseLayer]:
-        return [layer for _, layer in self._named_layers()]
+    def _uses(self) -> list[Use]:
+        return [use for weight in self.weights for use in weight.uses]
 
     def _layer_names(self) -> list[str]:
-        return [f"{weight.name} {list(_parameter(weight).shape)}" for weight in self.weights]
+        return [f"{weight.name} {list(weight.parameter.shape)}" for weight in self.weights]
+
+    def _layers_of_copy(self, model: nn.Module) -> dict[nn.Module, SparseLayer]:
+        """The layer of ``model`` for each of ours: the sparse layers of both, in order."""
+        ours = list(dict.fromkeys(use.module for use in self._uses()))
+        ours = [module for module in self.model.modules() if module in set(ours)]
+        theirs = [module for module in model.modules() if isinstance(module, SparseLayer)]
+        shapes = [
+            [[tuple(p.shape) for p in module._parameters.values() if p is not None] for module in modules]
+            for modules in (ours, theirs)
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"model must be a copy of the sparsified model with layers {shapes[0]}, got {shapes[1]}")
+        return dict(zip(ours, theirs, strict=True))
 
     def _check_live(self, what: str) -> None:
-        if self._final_report is not None:
-            raise RuntimeError(f"{what} is not available after finalize(): the model is dense again")
-
-    def _layers_of_copy(self, model: nn.Module) -> list[SparseLayer]:
-        layers = [module for module in model.modules() if isinstance(module, SparseLayer)]
-        ours = sorted(tuple(layer.weight.shape) for layer in self._layers())
-        theirs = sorted(tuple(layer.weight.shape) for layer in layers)
-        if ours != theirs:
-            raise ValueError(f"model must be a copy of the sparsified model with sparse weights {ours}, got {theirs}")
-        return layers
+        if self._ended is not None:
+            raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
     def _check_called(self) -> None:
         if self._record is None:
             return
         unread = [
-            name
-            for name, layer in self._named_layers()
-            if layer.weight.numel() and layer.feather.threshold.data_ptr() not in self._record.addresses
+            use.name
+            for use in self._uses()
+            if _latent(use).numel() and _threshold(use).threshold.data_ptr() not in self._record.addresses
         ]
         if unread:
             raise RuntimeError(
                 f"the forward of {len(unread)} sparse layers has not run in the first training step: "
-                f"{', '.join(unread)}. Either the model did not use them or it reads their weight directly, which "
-                "would train them dense; leave them out with ignore=[...]"
+                f"{', '.join(unread)}. Either the model did not use them: leave them out with ignore=[...]; or it reads "
+                "their weight without calling them, which would train them dense: name them in read_directly=[...]"
             )
         self._stop_record()
+
+    def _end(self, how: str) -> None:
+        for module in dict.fromkeys(use.module for use in self._uses()):
+            make_dense(cast(SparseLayer, module))
+        for handle in self._handles:
+            handle.remove()
+        self._stop_record()
+        self._ended = how
 
     def _stop_record(self) -> None:
         if self._record is not None:
@@ -248,79 +369,40 @@ class Sparsifier:
             self._stop_record()
 
 
-def _make_schedule(sparsity: float | None, total_steps: int | None, schedule: Schedule | None) -> Schedule:
-    if total_steps is not None and total_steps <= 0:
-        raise ValueError(f"total_steps must be positive, got {total_steps}")
-    if schedule is None:
-        if sparsity is None or total_steps is None:
-            raise ValueError(f"give sparsity and total_steps, or schedule; got {sparsity=}, {total_steps=}")
-        return CubicSchedule(sparsity, 0, total_steps // 2)
-    if sparsity is not None:
-        raise ValueError(f"give either sparsity or schedule, got both: {sparsity} and {schedule}")
-    final = schedule.final_sparsity
-    if total_steps is not None and final is not None and schedule.sparsity_at(total_steps) < final:
-        reached = schedule.sparsity_at(total_steps)
-        warnings.warn(f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps", stacklevel=3)
-    return schedule
+def _resolve_grad_scale(grad_scale: GradScale, schedule: Schedule) -> tuple[Callable[[float], float], bool]:
+    """Gradient scale as a function of the current sparsity, and whether it changes."""
+    if callable(grad_scale):
+        function = grad_scale
 
+        def checked(sparsity: float) -> float:
+            scale = function(sparsity)
+            check_grad_scale(scale)
+            return float(scale)
 
-def _resolve_grad_scale(grad_scale: float | str, schedule: Schedule) -> float:
+        return checked, True
     if isinstance(grad_scale, str):
         if grad_scale != "auto":
-            raise ValueError(f'grad_scale must be a number of at least 0 or "auto", got {grad_scale!r}')
+            raise ValueError(f'grad_scale must be a number of at least 0, a function or "auto", got {grad_scale!r}')
         if schedule.final_sparsity is None:
             raise ValueError(f'grad_scale "auto" needs a schedule with a final_sparsity, got {schedule}')
-        return 1.0 if schedule.final_sparsity <= 0.95 else 0.5
+        grad_scale = 1.0 if schedule.final_sparsity <= 0.95 else 0.5
     check_grad_scale(grad_scale)
-    return float(grad_scale)
+    scale = float(grad_scale)
+    return lambda sparsity: scale, False  # noqa: ARG005
 
 
-def _select(parameters: list[Tensor], sparsity: float) -> Tensor:
-    """(1,) global magnitude threshold; 0 at sparsity 0 and for weights without data (meta device)."""
-    first = parameters[0]
-    devices = {parameter.device for parameter in parameters}
-    if len(devices) > 1:
-        raise ValueError(f"the prunable weights must be on one device, got {sorted(map(str, devices))}")
-    if sparsity == 0 or first.device.type == "meta":
-        return first.new_zeros(1, dtype=compute_dtype(first.dtype)).detach()
-    rank, fraction = quantile_position(sum(parameter.numel() for parameter in parameters), sparsity)
-    with torch.no_grad():
-        values = ops.magnitude_select(parameters, [0] * len(parameters), torch.full((1,), rank, device=first.device))
-    return interpolate(values, fraction)
+def _check_options(update_every: int, save: str, capturable: bool, scope: str | ScopeFunction) -> None:
+    if update_every < 1:
+        raise ValueError(f"update_every must be at least 1, got {update_every}")
+    if save not in ("recompute", "keep"):
+        raise ValueError(f'save must be "recompute" or "keep", got {save!r}')
+    if capturable and (update_every != 1 or callable(scope)):
+        raise ValueError(f"capturable needs update_every=1 and a named scope, got {update_every} and {scope!r}")
 
 
-def _layer_reports(weights: list[PrunableWeight], sparsity: float) -> list[LayerReport]:
-    """Counts by the operator's predicate (at T <= 0: of zeros); ties against the budget that the sparsity gives."""
-    thresholds = [_first_layer(weight).feather.threshold for weight in weights]
-
-    def magnitudes() -> Iterator[tuple[Tensor, Tensor]]:
-        """Magnitudes in the compute dtype with their bound, one weight at a time to spare memory."""
-        for weight, t in zip(weights, thresholds, strict=True):
-            yield _parameter(weight).to(t.dtype).abs(), t.clamp_min(0)
-
-    zeros = [int(torch.count_nonzero(a <= t)) for a, t in magnitudes()]
-    largest = max(float(torch.where(a <= t, a, 0).max()) for a, t in magnitudes() if a.numel())
-    smaller = [int(torch.count_nonzero(a < largest)) for a, _ in magnitudes()]
-    total = sum(_parameter(weight).numel() for weight in weights)
-    allowed = quantile_position(total, sparsity)[0] + 1 if sparsity > 0 else sum(zeros)
-    allowed -= sum(smaller)  # how many of those at the largest pruned magnitude the budget asked for
-    reports = []
-    for index, weight in enumerate(weights):
-        tied = zeros[index] - smaller[index]
-        granted = min(max(allowed, 0), tied)
-        allowed -= granted
-        shape, value = tuple(_parameter(weight).shape), thresholds[index].item()
-        reports.append(LayerReport(weight.name, shape, math.prod(shape), zeros[index], value, ties=tied - granted))
-    return reports
+def _threshold(use: Use) -> WeightThreshold:
+    return cast(SparseLayer, use.module).feather.thresholds[use.parameter_name]
 
 
-def _first_layer(weight: PrunableWeight) -> SparseLayer:
-    return cast(SparseLayer, weight.modules[0])
-
-
-def _parameter(weight: PrunableWeight) -> Tensor:
-    return _first_layer(weight).weight
-
-
-def _list_skipped(skipped: list[SkippedLayer]) -> str:
-    return "".join(f"; {layer.name}: {layer.reason}" for layer in skipped)
+def _latent(use: Use) -> Tensor:
+    return cast(Tensor, use.module._parameters[use.parameter_name])

@@ -1,4 +1,4 @@
-"""torch.autograd.Functions over the ops.
+"""The thresholding operator and its gradient scaling as torch.autograd.Functions.
 
 Each Function is written once, in setup_context style, which torch.func needs. Torch binds the signature of such a
 Function on every call (about 15 us), so eager calls go through an equivalent ctx-style class that ``eager_form`` makes
@@ -103,5 +103,29 @@ def scale_pruned_grad(
     return ops.scale_pruned_grad.default(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
 
 
-threshold = eager_form(Threshold)
+def recompute(
+    weight: Tensor,
+    threshold: Tensor,
+    grad_scale: Tensor | None,
+    power: float,
+    dtype: torch.dtype | None,
+    grad: Tensor,
+) -> Tensor:
+    """P(w) for a backward pass that has received ``grad``: differentiable where its result must be."""
+    if torch.is_grad_enabled():
+        return _threshold(weight, threshold, grad_scale, power, dtype)
+    return ops.threshold_recompute.default(weight, threshold, power, grad, out_dtype=dtype)
+
+
+def scale_weight_grad(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor | None) -> Tensor:
+    """A fresh weight gradient, scaled and in the weight's dtype; in place where neither forbids it."""
+    if grad_scale is None:
+        return grad.to(weight.dtype)
+    if torch.is_grad_enabled() or grad.dtype != weight.dtype:
+        return scale_pruned_grad(grad, weight, threshold, grad_scale, weight.dtype)
+    ops.scale_pruned_grad_.default(grad, weight, threshold, grad_scale)
+    return grad
+
+
+threshold = _threshold = eager_form(Threshold)
 _scale_pruned_grad = eager_form(ScalePrunedGrad)

@@ -1,0 +1,108 @@
+"""Layers whose forward is ours: linear and convolution, with P(weight) computed again in backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from feather_kernels import autograd
+from feather_kernels.nn.base import SparseLayer, cast_for_autocast
+
+
+class CallLayer(SparseLayer):
+    """Mixin: the forward computes with P(weight); with save="keep" it is kept for backward instead."""
+
+    form = "call"
+    recomputes = True
+
+
+class FeatherLinear(CallLayer, nn.Linear):
+    """``torch.nn.Linear`` that computes ``x P(weight)^T + bias``."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
+        """(*, in_features) -> (*, out_features)."""
+        x, bias, dtype = cast_for_autocast(input, self.bias, self.weight)
+        t = self.feather.thresholds["weight"]
+        if t.keep:
+            return F.linear(x, self.sparse_weight("weight", dtype), bias)
+        return autograd.linear(x, self.weight, t.threshold, t.grad_scale, bias, t.power, dtype)
+
+
+class FeatherConvNd(CallLayer):
+    """Mixin of the convolutions, of any dimension and direction."""
+
+    def _convolve(self, input: Tensor, padding: Any, transposed: bool, output_padding: Any) -> Tensor:  # noqa: A002
+        layer: Any = self
+        x, bias, dtype = cast_for_autocast(input, layer.bias, layer.weight)
+        batched = x.dim() == len(layer.kernel_size) + 2
+        x = x if batched else x.unsqueeze(0)
+        arguments = (layer.stride, padding, layer.dilation, transposed, output_padding, layer.groups)
+        t = self.feather.thresholds["weight"]
+        if t.keep:
+            y = torch.ops.aten.convolution.default(x, self.sparse_weight("weight", dtype), bias, *arguments)
+        else:
+            y = autograd.convolution(x, layer.weight, t.threshold, t.grad_scale, bias, t.power, dtype, *arguments)
+        return y if batched else y.squeeze(0)
+
+
+class FeatherForwardConv(FeatherConvNd):
+    """Mixin of Conv1d, Conv2d, Conv3d: every argument (groups, dilation, padding_mode, "same") as in the dense layer."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
+        layer: Any = self
+        padding, around = layer.padding, layer._reversed_padding_repeated_twice
+        if layer.padding_mode != "zeros":
+            input, padding = F.pad(input, around, mode=layer.padding_mode), _zeros(layer)  # noqa: A001
+        elif padding == "valid":
+            padding = _zeros(layer)
+        elif padding == "same":
+            if around[::2] == around[1::2]:
+                padding = tuple(reversed(around[::2]))
+            else:
+                input, padding = F.pad(input, around), _zeros(layer)  # noqa: A001
+        return self._convolve(input, padding, False, _zeros(layer))
+
+
+class FeatherTransposedConv(FeatherConvNd):
+    """Mixin of ConvTranspose1d, ConvTranspose2d, ConvTranspose3d."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
+        """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
+        layer: Any = self
+        output_padding = layer._output_padding(
+            *(input, output_size, layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size)),
+            layer.dilation,
+        )
+        return self._convolve(input, layer.padding, True, output_padding)
+
+
+def _zeros(layer: Any) -> tuple[int, ...]:
+    return (0,) * len(layer.kernel_size)
+
+
+class FeatherConv1d(FeatherForwardConv, nn.Conv1d):
+    """``torch.nn.Conv1d`` with P(weight)."""
+
+
+class FeatherConv2d(FeatherForwardConv, nn.Conv2d):
+    """``torch.nn.Conv2d`` with P(weight)."""
+
+
+class FeatherConv3d(FeatherForwardConv, nn.Conv3d):
+    """``torch.nn.Conv3d`` with P(weight)."""
+
+
+class FeatherConvTranspose1d(FeatherTransposedConv, nn.ConvTranspose1d):
+    """``torch.nn.ConvTranspose1d`` with P(weight)."""
+
+
+class FeatherConvTranspose2d(FeatherTransposedConv, nn.ConvTranspose2d):
+    """``torch.nn.ConvTranspose2d`` with P(weight)."""
+
+
+class FeatherConvTranspose3d(FeatherTransposedConv, nn.ConvTranspose3d):
+    """``torch.nn.ConvTranspose3d`` with P(weight)."""

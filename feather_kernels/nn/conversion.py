@@ -1,0 +1,116 @@
+"""From dense classes to sparse ones and back.
+
+A class of the table becomes its static sparse class; a subclass of one becomes a class made for it, with our forward
+where the subclass keeps torch's, else with attributes that give P of the parameter. Any other module can be given the
+latter form too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from feather_kernels.nn import calling, reading
+from feather_kernels.nn.base import LayerState, SparseLayer
+from feather_kernels.nn.thresholds import WeightThreshold
+
+ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+# the layers that the method prunes by default; their sparse classes
+CALLED: dict[type[nn.Module], type[SparseLayer]] = {
+    nn.Linear: calling.FeatherLinear,
+    nn.Conv1d: calling.FeatherConv1d,
+    nn.Conv2d: calling.FeatherConv2d,
+    nn.Conv3d: calling.FeatherConv3d,
+    nn.ConvTranspose1d: calling.FeatherConvTranspose1d,
+    nn.ConvTranspose2d: calling.FeatherConvTranspose2d,
+    nn.ConvTranspose3d: calling.FeatherConvTranspose3d,
+}
+RECURRENT: dict[type[nn.Module], type[SparseLayer]] = {
+    nn.LSTM: reading.FeatherLSTM,
+    nn.GRU: reading.FeatherGRU,
+    nn.RNN: reading.FeatherRNN,
+}
+
+
+def prunable_names(module: nn.Module) -> tuple[str, ...]:
+    """Parameters of the module that the method prunes: weights of linear, conv, attention and recurrent layers."""
+    kind = type(module)
+    if issubclass(kind, nn.MultiheadAttention):
+        names: tuple[str, ...] = ATTENTION_WEIGHTS
+    elif issubclass(kind, nn.RNNBase):
+        names = tuple(name for name in module._parameters if name.startswith("weight"))
+    elif issubclass(kind, tuple(CALLED)) or kind.__name__ == "Conv1D" and "transformers" in kind.__module__:
+        names = ("weight",)
+    else:
+        names = ()
+    return tuple(name for name in names if module._parameters.get(name) is not None)
+
+
+def form_of(dense_class: type[nn.Module]) -> str:
+    """How the class is extended where no other module reads its weight: "call", "recurrent" or "read"."""
+    if _same_forward(dense_class, CALLED):
+        return "call"
+    if _same_forward(dense_class, RECURRENT):
+        return "recurrent"
+    return "read"
+
+
+def make_sparse(module: nn.Module, thresholds: dict[str, WeightThreshold], form: str) -> None:
+    """Swap a dense layer's class for the sparse one of ``form``; ``thresholds`` by the names of its parameters."""
+    dense_class = type(module)
+    module.__class__ = sparse_class(dense_class, form, tuple(thresholds))
+    module.__dict__["feather"] = LayerState(dense_class, thresholds)
+
+
+def make_dense(module: SparseLayer) -> None:
+    """Undo ``make_sparse``; the weights are left as they are."""
+    state = module.__dict__.pop("feather")
+    module.__class__ = state.dense_class
+
+
+def finalize_weight(module: SparseLayer, name: str) -> None:
+    """Write P of the parameter into it, in place."""
+    threshold, weight = module.feather.thresholds[name], module.latent(name)
+    with torch.no_grad():
+        torch.ops.feather_kernels.threshold.out(weight, threshold.threshold, threshold.power, out=weight)
+
+
+def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> SparseLayer:
+    """A sparse layer without state, for copies and pickles to fill."""
+    cls = sparse_class(dense_class, form, names)
+    return cls.__new__(cls)
+
+
+@lru_cache(maxsize=None)
+def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> type[SparseLayer]:
+    """The sparse class for a dense class; classes of the tables have static ones, others are made here."""
+    if form == "read":
+        base = reading.FeatherMultiheadAttention if _is_attention(dense_class) else reading.ReadLayer
+        attributes: dict[str, object] = {name: reading.thresholded(name) for name in names}
+    else:
+        table = CALLED if form == "call" else RECURRENT
+        base = next(sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
+        if dense_class in table:
+            return base
+        attributes = {}
+    return type(f"Feather{dense_class.__name__}", (base, dense_class), attributes)
+
+
+def _is_attention(dense_class: type[nn.Module]) -> bool:
+    return issubclass(dense_class, nn.MultiheadAttention)
+
+
+def _same_forward(dense_class: type[nn.Module], table: dict[type[nn.Module], type[SparseLayer]]) -> bool:
+    """Whether the class is one of the table's or inherits all that our forward replaces from one."""
+
+    def inherits(base: type[nn.Module], name: str) -> bool:
+        own: Callable | None = getattr(dense_class, name, None)
+        return own is getattr(base, name, None)
+
+    return any(
+        issubclass(dense_class, base) and inherits(base, "forward") and inherits(base, "_conv_forward")
+        for base in table
+    )

@@ -1,0 +1,49 @@
+"""The schedule as tables on the device, so that a training step can be captured in a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from feather_kernels.sparsify.policies import Policy
+from feather_kernels.sparsify.schedules import Schedule
+
+
+class DeviceSchedule:
+    """Step counter and, for every step up to the last that differs, ranks, fractions and gradient scale.
+
+    The tables are made on the host: the same bits on every rank. Advancing reads nothing on the host.
+
+    Args:
+        policy, schedule: what is tabulated.
+        last_step: the step from which on everything stays as it is.
+        grad_scale: of the current sparsity.
+        device, dtype: of the weights and their compute dtype.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        last_step: int,
+        grad_scale: Callable[[float], float],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        sparsities = [schedule.sparsity_at(step) for step in range(last_step + 1)]
+        positions = [policy.positions(sparsity) for sparsity in sparsities]
+        self._ranks = torch.tensor([position.ranks for position in positions], device=device)
+        self._fractions = torch.tensor([p.fractions for p in positions], dtype=dtype, device=device)
+        self._grad_scales = torch.tensor([grad_scale(s) for s in sparsities], dtype=dtype, device=device)
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+
+    def advance(self) -> None:
+        """One optimizer step further."""
+        self.step.add_(1)
+
+    def now(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ranks (G,), fractions (G,) and gradient scale (0-dim) of the current step."""
+        row = self.step.clamp_max(len(self._ranks) - 1).reshape(1)
+        return tuple(table.index_select(0, row)[0] for table in (self._ranks, self._fractions, self._grad_scales))  # type: ignore[return-value]

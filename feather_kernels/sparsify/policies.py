@@ -1,0 +1,279 @@
+"""How much each weight loses: scopes, allocation over layers, floors, score scales, overrides.
+
+A policy divides the weights into groups. A group's threshold is a quantile of the scores of its members together, at
+the position ``m = (N - 1) s`` of the group's sparsity s; all groups are selected in one pass over the weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feather_kernels.functional import check_grad_scale, check_sparsity, interpolate, quantile_position
+from feather_kernels.ops.schema import check_power, compute_dtype
+from feather_kernels.sparsify.selection import PrunableWeight, Target, matches
+
+ops = torch.ops.feather_kernels
+
+ScopeFunction = Callable[[list[Tensor], float], Tensor]
+SCOPES = ("global", "layer", "erk")
+SCORE_SCALES = ("none", "l2", "fan")
+
+
+@dataclass(frozen=True)
+class Override:
+    """What one layer has instead of the sparsifier's own; None means the sparsifier's.
+
+    ``sparsity`` gives the layer a threshold of its own that ramps up to that sparsity along the schedule.
+    """
+
+    sparsity: float | None = None
+    min_density: float | None = None
+    power: float | None = None
+    grad_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            check_sparsity("overrides: sparsity", self.sparsity)
+        if self.min_density is not None:
+            check_min_density(self.min_density)
+        if self.power is not None:
+            check_power(self.power)
+        if self.grad_scale is not None:
+            check_grad_scale(self.grad_scale)
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where each group's threshold stands: ranks (G,), -1 for none, and fractions (G,) towards the next rank."""
+
+    ranks: list[int]
+    fractions: list[float]
+
+
+class Policy:
+    """Groups of weights, their sparsities, and the selection of their thresholds.
+
+    Args:
+        weights: the prunable weights.
+        scope: "global" (one group), "layer" (every weight at the schedule's sparsity), "erk" (Erdos-Renyi kernel:
+            density of a layer proportional to sum(shape) / prod(shape)), or ``f(weights, sparsity) -> thresholds``, a
+            tensor (L,) or 0-dim.
+        min_density: every weight keeps at least ``ceil(min_density * numel)`` elements; what it may not lose the
+            others of its group lose.
+        score_scale: "none"; "l2": scores are ``abs(w) / ||w||``; "fan": ``abs(w) / sqrt(sum(shape))``.
+        overrides: one per weight.
+        final_sparsity: the schedule's, for overrides of the sparsity and to check that min_density can be met.
+
+    Raises:
+        ValueError: an argument is unknown, out of range, or contradicts another.
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[PrunableWeight],
+        scope: str | ScopeFunction,
+        min_density: float,
+        score_scale: str,
+        overrides: Sequence[Override],
+        final_sparsity: float | None,
+    ) -> None:
+        _check_policy(scope, min_density, score_scale)
+        self.scope = scope
+        self.score_scale = score_scale
+        self.final_sparsity = final_sparsity
+        self.shapes = [tuple(weight.parameter.shape) for weight in weights]
+        self.numels = [math.prod(shape) for shape in self.shapes]
+        self.sparsities = [override.sparsity for override in overrides]
+        self.groups = self._make_groups()
+        densities = [min_density if o.min_density is None else o.min_density for o in overrides]
+        caps = [n - math.ceil(d * n) for n, d in zip(self.numels, densities, strict=True)]
+        self.caps = caps if any(densities) else None
+        self._on_device: dict[torch.device, tuple[Tensor | None, Tensor]] = {}
+        if callable(scope) and (self.caps or score_scale != "none" or any(s is not None for s in self.sparsities)):
+            raise ValueError("scope must be a name where min_density, score_scale or an override's sparsity is given")
+        if any(s is not None for s in self.sparsities) and final_sparsity is None:
+            raise ValueError("overrides: sparsity needs a schedule with a final_sparsity")
+        if final_sparsity is not None:
+            self.positions(final_sparsity)
+
+    def positions(self, sparsity: float) -> Positions:
+        """Positions of all groups at the schedule's ``sparsity``.
+
+        Raises:
+            ValueError: min_density leaves too little to prune; names the sparsity that can be reached.
+        """
+        ranks, fractions = [], []
+        for group, wanted in enumerate(self._group_sparsities(sparsity)):
+            members = [i for i, g in enumerate(self.groups) if g == group]
+            count = sum(self.numels[i] for i in members)
+            rank, fraction = quantile_position(count, wanted) if wanted > 0 and count else (-1, 0.0)
+            available = sum(self.caps[i] for i in members) if self.caps else count
+            if rank >= available:
+                raise ValueError(f"min_density must leave {rank + 1} weights to prune, got {available} of {count}: "
+                                 f"sparsity {available / count:.4f} can be reached, not {wanted:.4f}")
+            ranks.append(rank)
+            fractions.append(fraction)
+        return Positions(ranks, fractions)
+
+    def thresholds_at(self, parameters: list[Tensor], sparsity: float) -> Tensor:
+        """(L,) thresholds of the weights at the schedule's ``sparsity``."""
+        first = parameters[0]
+        dtype = compute_dtype(first.dtype)
+        if callable(self.scope):
+            return _check_thresholds(self.scope(parameters, sparsity), len(parameters)).to(dtype)
+        positions = self.positions(sparsity)
+        if max(positions.ranks) < 0:
+            return first.new_zeros(len(parameters), dtype=dtype)
+        ranks = to_device(positions.ranks, torch.int64, first.device)
+        return self.thresholds(parameters, ranks, to_device(positions.fractions, dtype, first.device))
+
+    def thresholds(self, parameters: Sequence[Tensor], ranks: Tensor, fractions: Tensor | float) -> Tensor:
+        """(L,) thresholds of the weights, on their device; nothing is read on the host.
+
+        Args:
+            parameters: the L weights.
+            ranks: int64 (G,) on their device.
+            fractions: (G,) in the compute dtype, or a number.
+        """
+        scales = self.scales(parameters)
+        caps, index = self._constants(ranks.device)
+        values = ops.magnitude_select(parameters, self.groups, ranks, scales=scales, caps=caps)
+        level = torch.where(ranks < 0, 0.0, interpolate(values, fractions))
+        thresholds = level[index]
+        if scales is not None:
+            thresholds = largest_below(thresholds, scales)
+        if caps is not None:
+            own = ops.magnitude_select(parameters, range(len(parameters)), caps - 1)[:, 0]
+            thresholds = torch.minimum(thresholds, torch.where(caps == 0, 0.0, own))
+        return thresholds
+
+    def _constants(self, device: torch.device) -> tuple[Tensor | None, Tensor]:
+        """Caps and groups of the weights, kept on the device."""
+        if device not in self._on_device:
+            caps = None if self.caps is None else to_device(self.caps, torch.int64, device)
+            self._on_device[device] = caps, to_device(self.groups, torch.int64, device)
+        return self._on_device[device]
+
+    def _make_groups(self) -> list[int]:
+        """Group of each weight: weights with a sparsity of their own are alone, the others by the scope."""
+        alone = [self.scope != "global" or sparsity is not None for sparsity in self.sparsities]
+        free = itertools.count(0 if all(alone) else 1)
+        return [next(free) if is_alone else 0 for is_alone in alone]
+
+    def _group_sparsities(self, sparsity: float) -> list[float]:
+        by_weight = erk_sparsities(self.shapes, sparsity) if self.scope == "erk" else [sparsity] * len(self.shapes)
+        result = [0.0] * (max(self.groups) + 1)
+        ramp = sparsity / self.final_sparsity if self.final_sparsity else 0.0
+        for group, own, default in zip(self.groups, self.sparsities, by_weight, strict=True):
+            result[group] = default if own is None else own * ramp
+        return result
+
+    def scales(self, parameters: Sequence[Tensor]) -> Tensor | None:
+        """(L,) factors of the scores, or None."""
+        if self.score_scale == "none":
+            return None
+        dtype = compute_dtype(parameters[0].dtype)
+        if self.score_scale == "fan":
+            factors = [1 / math.sqrt(sum(shape)) if shape else 1.0 for shape in self.shapes]
+            return to_device(factors, dtype, parameters[0].device)
+        norms = torch.stack([torch.linalg.vector_norm(parameter, dtype=dtype) for parameter in parameters])
+        return torch.where(norms > 0, 1 / norms, 0.0)
+
+
+def erk_sparsities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[float]:
+    """Erdos-Renyi-kernel allocation (Evci et al. 2020): density of a layer in proportion to sum(shape) / prod(shape).
+
+    Layers whose share would exceed 1 stay dense; the densities, weighted by size, average ``1 - sparsity``.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    raw = [sum(shape) / size if size else 0.0 for shape, size in zip(shapes, sizes, strict=True)]
+    dense: set[int] = set()
+    while True:
+        open_layers = [i for i in range(len(sizes)) if i not in dense]
+        budget = (1 - sparsity) * sum(sizes) - sum(sizes[i] for i in dense)
+        weight = sum(raw[i] * sizes[i] for i in open_layers)
+        factor = budget / weight if weight else 0.0
+        full = {i for i in open_layers if factor * raw[i] > 1}
+        if not full:
+            break
+        dense |= full
+    return [0.0 if i in dense else max(0.0, 1 - factor * raw[i]) for i in range(len(sizes))]
+
+
+def largest_below(levels: Tensor, scales: Tensor) -> Tensor:
+    """Elementwise the largest a >= 0 whose score ``scale * a``, rounded, does not exceed the level."""
+    up = torch.full_like(levels, math.inf)
+    a = levels / scales
+    for _ in range(2):
+        a = torch.nextafter(a, up)
+    for _ in range(4):
+        a = torch.where(scales * a > levels, torch.nextafter(a, -up), a)
+    return torch.where(levels > 0, a, levels)
+
+
+def to_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A vector of host numbers on the device, without waiting for it."""
+    if len(values) == 1:
+        return torch.full((1,), values[0], dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+
+
+def resolve_overrides(
+    weights: Sequence[PrunableWeight], overrides: Mapping[Target, Mapping[str, Any]] | None
+) -> list[Override]:
+    """The override of each weight: the first entry that names its layer, else the first that names its class.
+
+    Raises:
+        ValueError: an entry matches no prunable weight, or has an unknown option or a bad value.
+    """
+    entries = {target: _make_override(target, options) for target, options in (overrides or {}).items()}
+    for target in entries:
+        if not any(_applies(target, weight) for weight in weights):
+            raise ValueError(f"overrides must match prunable layers, but {target!r} matches none")
+    ordered = sorted(entries, key=lambda target: not isinstance(target, str))
+    return [
+        next((entries[target] for target in ordered if _applies(target, weight)), Override()) for weight in weights
+    ]
+
+
+def _applies(target: Target, weight: PrunableWeight) -> bool:
+    return any(matches(use.layer_name, use.module, [target]) for use in weight.uses)
+
+
+def _make_override(target: Target, options: Mapping[str, Any]) -> Override:
+    known = [entry.name for entry in fields(Override)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"overrides[{target!r}] must have options of {', '.join(known)}; got {', '.join(unknown)}")
+    return Override(**options)
+
+
+def check_min_density(min_density: float) -> None:
+    """Raise ValueError unless ``0 <= min_density <= 1``."""
+    if not 0 <= min_density <= 1:
+        raise ValueError(f"min_density must be in [0, 1], got {min_density}")
+
+
+def _check_policy(scope: str | ScopeFunction, min_density: float, score_scale: str) -> None:
+    if not callable(scope) and scope not in SCOPES:
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)} or a function, got {scope!r}")
+    if score_scale not in SCORE_SCALES:
+        raise ValueError(f"score_scale must be one of {', '.join(SCORE_SCALES)}, got {score_scale!r}")
+    check_min_density(min_density)
+
+
+
+
+def _check_thresholds(thresholds: object, count: int) -> Tensor:
+    """What a scope function returned, as (L,)."""
+    if not isinstance(thresholds, Tensor) or thresholds.shape not in ((), (count,)):
+        got = tuple(thresholds.shape) if isinstance(thresholds, Tensor) else type(thresholds).__name__
+        raise ValueError(f"scope must return a tensor of shape () or ({count},), got {got}")
+    return thresholds.detach().expand(count)
