@@ -50,8 +50,7 @@ def _devices() -> Iterator[tuple[torch.device, str]]:
 
 def _backends(device: torch.device) -> list[str]:
     try:
-        module = getattr(dispatch.backend_for(device), "__name__", None)
-        chosen = next(name for name, path in dispatch.BACKENDS.items() if path == module)
+        chosen = dispatch.chosen_name(device)
     except BackendUnavailableError as error:
         chosen = f"none: {error}"
     lines = [f"  {name}: {reason or 'available'}" for name, reason in dispatch.availability(device).items()]

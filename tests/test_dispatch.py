@@ -61,6 +61,17 @@ def test_named_backend_that_cannot_run_raises_with_every_reason() -> None:
     torch.ops.feather_kernels.threshold(w, t, 3.0)
 
 
+@pytest.mark.usefixtures("broken")
+def test_chosen_name_is_that_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert dispatch.chosen_name(CPU) == "reference"
+    with fk.use_backend("broken"), pytest.raises(fk.BackendUnavailableError, match="'broken' can run on cpu"):
+        dispatch.chosen_name(CPU)
+    monkeypatch.setitem(dispatch.BACKENDS, "alias", reference.__name__)  # a second name of one module
+    with fk.use_backend("alias"):
+        assert dispatch.chosen_name(CPU) == "alias"
+        assert dispatch.backend_for(CPU) is reference
+
+
 def test_no_backend_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(fk.BackendUnavailableError, match=r"no backend can run on meta.*have no data"):
         dispatch.backend_for(torch.device("meta"))

@@ -76,16 +76,17 @@ DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 _lock = threading.Lock()
 _named: list[str] = []  # process-wide, because autograd runs backward passes in threads of its own
 _probed: dict[tuple[str, torch.device], str | None] = {}
-_chosen: dict[tuple[str, torch.device], Backend] = {}
+_chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
 
 
 def backend_for(device: torch.device) -> Backend:
     """The backend that runs ops on ``device``; raises BackendUnavailableError if there is none."""
-    key = (requested(), device)
-    backend = _chosen.get(key)
-    if backend is None:
-        backend = _chosen[key] = _choose(*key)
-    return backend
+    return _choice(device)[1]
+
+
+def chosen_name(device: torch.device) -> str:
+    """The name in ``BACKENDS`` of what ``backend_for`` returns; raises as it does."""
+    return _choice(device)[0]
 
 
 def requested() -> str:
@@ -132,14 +133,22 @@ def reset() -> None:
         _chosen.clear()
 
 
-def _choose(name: str, device: torch.device) -> Backend:
+def _choice(device: torch.device) -> tuple[str, Backend]:
+    key = (requested(), device)
+    choice = _chosen.get(key)
+    if choice is None:
+        choice = _chosen[key] = _choose(*key)
+    return choice
+
+
+def _choose(name: str, device: torch.device) -> tuple[str, Backend]:
     reasons = availability(device)
     if name != AUTO:
         reasons = {name: _probe(name, device), **reasons}
     candidates = reasons if name == AUTO else [name]
     for candidate in candidates:
         if reasons[candidate] is None:
-            return _load(candidate)
+            return candidate, _load(candidate)
     wanted = "no backend" if name == AUTO else f"backend {name!r}"
     tried = "; ".join(f"{candidate}: {reason or 'available'}" for candidate, reason in reasons.items())
     raise BackendUnavailableError(f"{wanted} can run on {device}. Probed: {tried}")

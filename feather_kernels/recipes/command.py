@@ -30,6 +30,7 @@ def train(given: dict[str, Any]) -> int:
 
     Raises:
         InputError, OSError: an option, the data or the run folder; nothing has been created then.
+        InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
     config = options.resolve(given)
     _check_packages(config)
@@ -51,6 +52,7 @@ def resume(path: str, threads: int | None = None) -> int:
 
     Raises:
         InputError, OSError: the folder is not that of a run, is damaged, or its data have changed.
+        InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
     folder = RunFolder(Path(path))
     if not folder.path.is_dir():

@@ -124,7 +124,11 @@ class Training:
         return len(self.images)
 
     def run_epoch(self) -> Row:
-        """Train to the end of the current epoch, evaluate, and append the epoch's row to ``rows``."""
+        """Train to the end of the current epoch, evaluate, and append the epoch's row to ``rows``.
+
+        Raises:
+            InputError: the mean training loss of the epoch is not finite; no row has been appended then.
+        """
         order = batches.epoch_batches(len(self.images), self.config.batch_size, self.config.seed, self.epoch)
         self.model.train()
         for batch in order[self.epoch_step :]:
@@ -132,6 +136,7 @@ class Training:
             self._train_step(batch.to(self.device))
             self.sums.seconds += time.perf_counter() - begin
             self.after_step()
+        self._check_loss()
         begin = time.perf_counter()
         test = self.evaluate()
         self.sums.seconds += time.perf_counter() - begin
@@ -198,6 +203,15 @@ class Training:
         self.sparsifier.step()
         self.step += 1
         self.sums.add(loss, logits, labels)
+
+    def _check_loss(self) -> None:
+        """Once per epoch, not per step: reading the loss makes the host wait for the device."""
+        loss = self.sums.mean_loss
+        if not math.isfinite(loss):
+            raise InputError(
+                f"training loss must be finite, got {loss} in epoch {self.epoch + 1} with --lr {self.config.lr} "
+                "(start a new run with a smaller --lr)"
+            )
 
     def _logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, classes), float32."""
