@@ -18,12 +18,12 @@ test: $(VENV)/.installed-train-test
 test-all: $(VENV)/.installed-train-test
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed-dev
+check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -33,7 +33,7 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# .installed-train-test installs the extras train and test
+# .installed-train-test installs the extras train and test; types are checked with what the recipe imports
 $(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e ".[$(subst -,$(comma),$*)]"
 	touch $@

@@ -52,9 +52,13 @@ def threshold(
     schema.check_weight("weight", weight)
     if not isinstance(grad_scale, Tensor):
         check_grad_scale(grad_scale)
-    scale = None if isinstance(grad_scale, float | int) and grad_scale == 1 else _scalar(grad_scale, weight)
+    scale = (
+        None if isinstance(grad_scale, float | int) and grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
+    )
     check_constant("grad_scale", scale)
-    return autograd.threshold(weight, _scalar(threshold, weight), scale, float(power), out_dtype)
+    schema.check_power(power)
+    t = _scalar("threshold", threshold, weight)
+    return autograd.threshold(weight, t, scale, float(power), out_dtype)
 
 
 @torch.no_grad()
@@ -109,6 +113,7 @@ def interpolate(values: Tensor, fraction: Tensor | float) -> Tensor:
 
 def check_sparsity(name: str, sparsity: float) -> None:
     """Raise ValueError unless ``0 <= sparsity < 1``."""
+    schema.check_number(name, sparsity)
     if not 0 <= sparsity < 1:
         hint = " (a fraction of zeros, not a percentage)" if 1 < sparsity <= 100 else ""
         raise ValueError(f"{name} must be in [0, 1), got {sparsity}{hint}")
@@ -116,6 +121,7 @@ def check_sparsity(name: str, sparsity: float) -> None:
 
 def check_grad_scale(grad_scale: float) -> None:
     """Raise ValueError unless ``0 <= grad_scale < inf``."""
+    schema.check_number("grad_scale", grad_scale)
     if not 0 <= grad_scale < math.inf:
         raise ValueError(f"grad_scale must be a finite number of at least 0, got {grad_scale}")
 
@@ -126,7 +132,8 @@ def check_constant(name: str, value: object) -> None:
         raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
 
 
-def _scalar(value: Tensor | float, weight: Tensor) -> Tensor:
+def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:
     if isinstance(value, Tensor):
+        schema.check_threshold(name, value, weight)
         return value
     return torch.full((), value, dtype=schema.compute_dtype(weight.dtype), device=weight.device)

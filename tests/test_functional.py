@@ -99,7 +99,7 @@ def test_double_backward(scale: float) -> None:
 def test_gradient_of_the_backward_is_linear() -> None:
     w, g = torch.randn(8).double(), torch.randn(8).double().requires_grad_()
     t, half = torch.tensor(0.5).double(), torch.tensor(0.5).double()
-    from feather_kernels.autograd import ScalePrunedGrad
+    from feather_kernels.autograd.threshold import ScalePrunedGrad
 
     apply = ScalePrunedGrad.apply
     assert torch.autograd.gradcheck(lambda g: apply(g, w, t, half, torch.float64), (g,))
@@ -163,7 +163,7 @@ def test_weight_or_threshold_modified_before_backward() -> None:
         (lambda w: threshold(w, 0.5, power=0.9), ValueError, r"power must be at least 1.*got 0\.9"),
         (lambda w: threshold(w, 0.5, grad_scale=-0.1), ValueError, r"grad_scale must be .*got -0\.1"),
         (lambda w: threshold(w, 0.5, grad_scale=math.nan), ValueError, r"grad_scale must be .*got nan"),
-        (lambda w: threshold(w, torch.zeros(2)), ValueError, "t must be a 0-dim"),
+        (lambda w: threshold(w, torch.zeros(2)), ValueError, "threshold must be a 0-dim"),
         (lambda w: threshold(w.long(), 0.5), TypeError, "weight must be float16"),
         (lambda w: magnitude_threshold(w, 95), ValueError, r"sparsity must be in \[0, 1\), got 95 \(a fraction"),
         (lambda w: magnitude_threshold(w, 1.0), ValueError, r"sparsity must be in \[0, 1\), got 1.0$"),

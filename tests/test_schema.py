@@ -23,14 +23,17 @@ def arguments(device: torch.device) -> dict[str, tuple[tuple[Any, ...], dict[str
     rank = torch.tensor([3, 7], device=device)
     lists = [w, low, torch.empty(0, device=device)], [1, 0, 1]
     scales = torch.rand(3, device=device)
-    caps = torch.tensor([20, 5, 0], device=device)
+    caps, hint = torch.tensor([20, 5, 0], device=device), torch.zeros(2, 2, device=device)
     return {
         "threshold": ((w.t(), t, 3.0), {"out_dtype": torch.bfloat16}),
         "threshold.out": ((w, t, math.inf), {"out": torch.empty_like(w)}),
         "threshold_recompute": ((w, t, 4.5, low), {}),
         "scale_pruned_grad": ((w.half(), w, t, half), {"out_dtype": torch.float64}),
         "scale_pruned_grad_": ((torch.randn(6, 4, device=device), w, t, half), {}),
-        "magnitude_select": ((*lists, rank), {"scales": scales, "caps": caps, "hint": torch.zeros(2, 2)}),
+        "magnitude_select": (
+            (*lists, rank),
+            {"scales": scales, "caps": caps, "hint": hint},
+        ),
         "magnitude_histogram": ((*lists, torch.zeros_like(rank), 20, 11), {"scales": scales}),
         "count_pruned": (([w, low], [t, t]), {}),
     }
@@ -70,14 +73,21 @@ def test_raw_op_refuses_to_lose_a_gradient(backend: BackendUnderTest, name: str)
     args = ([leaf, *args[0][1:]], *args[1:]) if isinstance(args[0], list) else (args[0], leaf, *args[2:])
     if name.startswith("threshold"):
         args = (leaf.t() if name == "threshold" else leaf, *arguments(backend.device)[name][0][1:])
+
+    def run_and_differentiate() -> None:
+        result = overload(name)(*args, **kwargs)
+        assert result.requires_grad, "ops that write in place raise at once, the others in backward"
+        result.sum().backward()
+
     with pytest.raises(RuntimeError, match="no derivative"):
-        overload(name)(*args, **kwargs)
+        run_and_differentiate()
     with torch.no_grad():
         overload(name)(*args, **kwargs)
 
 
 W = torch.randn(3, 4)
 T = torch.tensor(0.5)
+BUFFER = torch.randn(10)
 BAD: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]] = {
     "integer weight": ("threshold", (torch.ones(3, dtype=torch.int32), T, 3.0), {}, TypeError, "w must be float16"),
     "sparse weight": ("threshold", (W.to_sparse(), T, 3.0), {}, TypeError, "w must be a dense"),
@@ -124,6 +134,14 @@ BAD: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]
         ValueError,
         "hint must be",
     ),
+    "hint elsewhere": (
+        "magnitude_select",
+        ([W], [0], torch.tensor([0])),
+        {"hint": torch.ones(1, 2, device="meta")},
+        ValueError,
+        "hint must be on the weight's device",
+    ),
+    "overlapping out": ("threshold.out", (BUFFER[:-1], T, 3.0), {"out": BUFFER[1:]}, ValueError, "not overlap it"),
     "too many bits": ("magnitude_histogram", ([W], [0], torch.tensor([0]), 0, 17), {}, ValueError, "bits must be"),
     "shift too large": ("magnitude_histogram", ([W], [0], torch.tensor([0]), 21, 11), {}, ValueError, "shift in"),
     "thresholds too few": ("count_pruned", ([W, W], [T]), {}, ValueError, "thresholds must be one per weight"),
@@ -136,7 +154,7 @@ BAD: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], type[Exception], str]
 def test_bad_arguments_are_named(case: str, device: str) -> None:
     name, args, kwargs, error, message = BAD[case]
     if device == "meta":
-        if case in ("t elsewhere", "sparse weight", "expanded g"):
+        if case in ("t elsewhere", "sparse weight", "expanded g", "hint elsewhere", "overlapping out"):
             pytest.skip("has no meta form")
 
         def move(x: Any) -> Any:

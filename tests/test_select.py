@@ -10,7 +10,7 @@ import pytest
 import samples
 import torch
 from conftest import BackendUnderTest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 from no_host_read import NoHostRead
@@ -152,16 +152,17 @@ def test_histogram_counts_keys_under_the_prefix(backend: BackendUnderTest, bits:
         assert deeper[group].cpu().equal(torch.bincount((below >> (shift - 4)) & 15, minlength=16))
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     arrays=st.lists(
         hypothesis_numpy.arrays(np.float32, st.integers(0, 30), elements=st.floats(width=32)), min_size=1, max_size=4
     ),
     fraction=st.floats(0, 1, exclude_max=True),
 )
-def test_any_values(arrays: list[np.ndarray], fraction: float) -> None:
-    weights = [torch.from_numpy(a) for a in arrays]
+def test_any_values(backend: BackendUnderTest, arrays: list[np.ndarray], fraction: float) -> None:
+    weights = [torch.from_numpy(a).to(backend.device) for a in arrays]
     rank = int(sum(w.numel() for w in weights) * fraction)
-    values = ops.magnitude_select(weights, [0] * len(weights), torch.tensor([rank]))
+    values = ops.magnitude_select(weights, [0] * len(weights), torch.tensor([rank], device=backend.device))
     assert oracle.same_bits(values[0], oracle.order_statistics([oracle.scores(w) for w in weights], rank))
 
 

@@ -22,7 +22,7 @@ from train_runs import (
 from feather_kernels import cli
 from feather_kernels.recipes import batches, data
 from feather_kernels.recipes.models import MODELS, make_model
-from feather_kernels.sparsify import select_layers
+from feather_kernels.sparsify import Choice, select_weights
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -37,10 +37,10 @@ COLUMNS = [
 
 @pytest.mark.parametrize(("name", "numel"), [("resnet20", 1_092_960), ("resnet20-16", 276_656)])
 def test_resnet20_has_the_prunable_weights_of_the_paper(name, numel):
-    weights, skipped = select_layers(make_model(name, channels=3, classes=100, seed=0))
+    weights, skipped = select_weights(make_model(name, channels=3, classes=100, seed=0), Choice())
     assert len(weights) == 22
     assert not skipped
-    assert sum(weight.modules[0].weight.numel() for weight in weights) == numel
+    assert sum(weight.parameter.numel() for weight in weights) == numel
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -55,6 +55,7 @@ def _threshold(weight: Tensor, t: Tensor, p: float) -> Tensor:
         value = weight
     else:
         value = _general_power(weight.double(), t.double(), p).to(t.dtype)
+    value = torch.copysign(torch.minimum(value.abs(), weight.abs()), weight)  # rounding must not make a weight larger
     value = torch.where(torch.isnan(t), t, value)
     value = torch.where(_pruned(weight, t), 0.0, value)
     return torch.where(t <= 0, weight, value)
@@ -122,9 +123,11 @@ def magnitude_select(
     the count in the union of the caps_l smallest elements of each tensor; without caps a row is a whole group.
     """
     group_count = rank.numel()
-    group_of_row = torch.tensor(groups if caps is not None else range(group_count), device=rank.device)
-    rows = range(len(weights)) if caps is not None else groups
-    row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max) if caps is None else caps
+    if caps is None:
+        rows, group_of_row = groups, torch.arange(group_count, device=rank.device)
+        row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max)
+    else:
+        rows, group_of_row, row_cap = range(len(weights)), torch.tensor(groups, device=rank.device), caps
 
     def capped(count: Tensor) -> Tensor:
         """(R, n) counts in rows -> (G, n) counts in the capped union of each group."""

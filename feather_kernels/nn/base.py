@@ -48,9 +48,7 @@ class SparseLayer(nn.Module):
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
         """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
         threshold = self.feather.thresholds[name]
-        return autograd.threshold(
-            self.latent(name), threshold.threshold, threshold.grad_scale, threshold.power, dtype
-        )
+        return autograd.threshold(self.latent(name), threshold.threshold, threshold.grad_scale, threshold.power, dtype)
 
     def latent(self, name: str = "weight") -> Tensor:
         """The named parameter itself, also where the attribute of that name gives P of it."""
@@ -64,6 +62,10 @@ class SparseLayer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._follow()  # torch.load may have put the weight on another device
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._follow()  # assign=True puts other tensors in the weight's place
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the dense class: the sparse classes of subclasses exist only at run time."""

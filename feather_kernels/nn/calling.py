@@ -49,7 +49,7 @@ class FeatherConvNd(CallLayer):
 
 
 class FeatherForwardConv(FeatherConvNd):
-    """Mixin of Conv1d, Conv2d, Conv3d: every argument (groups, dilation, padding_mode, "same") as in the dense layer."""
+    """Mixin of Conv1d, Conv2d, Conv3d; every argument (groups, dilation, padding_mode, "same") as in the dense."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""

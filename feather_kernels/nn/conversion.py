@@ -8,7 +8,6 @@ latter form too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import nn
@@ -42,7 +41,7 @@ def prunable_names(module: nn.Module) -> tuple[str, ...]:
         names: tuple[str, ...] = ATTENTION_WEIGHTS
     elif issubclass(kind, nn.RNNBase):
         names = tuple(name for name in module._parameters if name.startswith("weight"))
-    elif issubclass(kind, tuple(CALLED)) or kind.__name__ == "Conv1D" and "transformers" in kind.__module__:
+    elif issubclass(kind, tuple(CALLED)) or (kind.__name__ == "Conv1D" and "transformers" in kind.__module__):
         names = ("weight",)
     else:
         names = ()
@@ -84,23 +83,24 @@ def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...])
     return cls.__new__(cls)
 
 
-@lru_cache(maxsize=None)
 def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> type[SparseLayer]:
-    """The sparse class for a dense class; classes of the tables have static ones, others are made here."""
+    """The sparse class for a dense class; classes of the tables have static ones, others are made here, once."""
     if form == "read":
-        base = reading.FeatherMultiheadAttention if _is_attention(dense_class) else reading.ReadLayer
-        attributes: dict[str, object] = {name: reading.thresholded(name) for name in names}
+        is_attention = issubclass(dense_class, nn.MultiheadAttention)
+        base: type[SparseLayer] = reading.FeatherMultiheadAttention if is_attention else reading.ReadLayer
     else:
-        table = CALLED if form == "call" else RECURRENT
-        base = next(sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
+        table, names = CALLED if form == "call" else RECURRENT, ()
         if dense_class in table:
-            return base
-        attributes = {}
-    return type(f"Feather{dense_class.__name__}", (base, dense_class), attributes)
+            return table[dense_class]
+        base = next(sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
+    key = (dense_class, form, names)
+    if key not in _made:
+        properties = {name: reading.thresholded(name) for name in names}
+        _made[key] = type(f"Feather{dense_class.__name__}", (base, dense_class), properties)
+    return _made[key]
 
 
-def _is_attention(dense_class: type[nn.Module]) -> bool:
-    return issubclass(dense_class, nn.MultiheadAttention)
+_made: dict[tuple[type[nn.Module], str, tuple[str, ...]], type[SparseLayer]] = {}
 
 
 def _same_forward(dense_class: type[nn.Module], table: dict[type[nn.Module], type[SparseLayer]]) -> bool:

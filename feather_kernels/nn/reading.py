@@ -1,7 +1,7 @@
 """Layers whose own or whose parent's forward reads the weight: the attribute gives P of the parameter.
 
-The Parameter stays in ``_parameters``: optimizers, ``state_dict`` and ``parameters()`` see it as before. P(weight) is an
-ordinary intermediate, kept for backward.
+The Parameter stays in ``_parameters``: optimizers, ``state_dict`` and ``parameters()`` see it as before. P(weight) is
+an ordinary intermediate, kept for backward.
 """
 
 from __future__ import annotations
@@ -39,20 +39,19 @@ class RecurrentLayer(SparseLayer):
     """Mixin of LSTM, GRU and RNN, which read a list of their weights; every cell weight is thresholded."""
 
     form = "recurrent"
-    _flat_weights: list[Tensor]
-    _flat_weights_names: list[str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the dense layer's."""
-        latent = self._flat_weights
-        self._flat_weights = [
+        layer: Any = self
+        latent = layer._flat_weights
+        layer._flat_weights = [
             self.sparse_weight(name) if name in self.feather.thresholds else weight
-            for name, weight in zip(self._flat_weights_names, latent, strict=True)
+            for name, weight in zip(layer._flat_weights_names, latent, strict=True)
         ]
         try:
             return super().forward(*args, **kwargs)
         finally:
-            self._flat_weights = latent
+            layer._flat_weights = latent
 
 
 class FeatherLSTM(RecurrentLayer, nn.LSTM):

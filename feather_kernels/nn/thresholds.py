@@ -117,14 +117,21 @@ class WeightThreshold:
 
     def follow(self, weight: Tensor) -> None:
         """Bind to the replica for the weight's device and dtype; shared memory is shared along with the weight."""
-        self.key = (weight.device, compute_dtype(weight.dtype))
-        replica = self.thresholds.replica(*self.key)
+        key = (weight.device, compute_dtype(weight.dtype))
+        self.key = key
+        replica = self.thresholds.replica(*key)
         if weight.device.type == "cpu" and weight.is_shared():
             replica.thresholds.share_memory_()
             replica.grad_scales.share_memory_()
         self.threshold, scale = replica.views[self.index]
         always_one = self.thresholds.grad_scales[self.index] == 1 and not self.thresholds.scales_change
         self.grad_scale = None if always_one else scale
+
+    def write(self, threshold: Tensor, grad_scale: Tensor | float | None) -> None:
+        """Set this weight's T, and where given its gradient scale, in place."""
+        self.threshold.copy_(threshold)
+        if self.grad_scale is not None and grad_scale is not None:
+            self.grad_scale.copy_(torch.as_tensor(grad_scale))
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the views: a layer that is copied or unpickled calls ``follow`` with the weight that it then has."""

@@ -1,13 +1,14 @@
 """Eager implementation of every op: check and allocate by the contract, then let the chosen backend fill in.
 
-An empty result launches nothing. Raw ops have no derivative: called in grad mode on a tensor that requires grad they
-raise instead of losing the gradient; ``feather_kernels.functional`` holds the differentiable forms.
+An empty result launches nothing. Raw ops have no derivative: called in grad mode on a tensor that requires grad, they
+raise (in backward, or at once where they write in place) instead of losing the gradient; ``feather_kernels.functional``
+holds the differentiable forms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -133,19 +134,55 @@ INTEGER_RESULT = ("magnitude_histogram", "count_pruned")  # nothing to different
 
 
 def refuse_gradients(name: str) -> Callable:
-    """Implementation of op ``name`` for the Autograd key: raises where a gradient would be lost, else passes on."""
+    """Implementation of op ``name`` for the Autograd key.
+
+    Where a gradient would be lost, an op that returns a tensor gives one whose backward raises, so that exported graphs
+    run in grad mode; one that writes in place raises at once.
+    """
+    packet, _, overload = name.partition(".")
+    in_place = bool(overload) or name.endswith("_")
 
     def autograd_kernel(keyset: torch._C.DispatchKeySet, *args: object, **kwargs: object) -> object:
-        if torch.is_grad_enabled():
-            for argument in (*args, *kwargs.values()):
-                for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
-                    if isinstance(tensor, Tensor) and tensor.requires_grad:
-                        raise RuntimeError(
-                            f"torch.ops.feather_kernels.{name} has no derivative and an argument requires grad: use "
-                            "feather_kernels.functional, or call it under torch.no_grad()"
-                        )
-        packet, _, overload = name.partition(".")
         op = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default")
-        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+        def run() -> object:
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+        if not torch.is_grad_enabled():
+            return run()
+        differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
+        if not differentiable:
+            return run()
+        if in_place:
+            raise RuntimeError(_NO_DERIVATIVE.format(name))
+        return NoDerivative.apply(name, run, *differentiable)
 
     return autograd_kernel
+
+
+_NO_DERIVATIVE = (
+    "torch.ops.feather_kernels.{} has no derivative and an argument requires grad: use feather_kernels.functional, or "
+    "call it under torch.no_grad()"
+)
+
+
+class NoDerivative(torch.autograd.Function):
+    """The result of ``run()``, with a backward that raises."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, run: Callable[[], Tensor], *differentiable: Tensor) -> Tensor:  # noqa: ARG004
+        """Run with autograd's own keys excluded, as in any Function."""
+        ctx.name = name
+        return run()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:  # noqa: ARG004
+        """Raise RuntimeError."""
+        raise RuntimeError(_NO_DERIVATIVE.format(ctx.name))
+
+
+def _tensors(args: tuple[object, ...], kwargs: dict[str, object]) -> Iterator[Tensor]:
+    for argument in (*args, *kwargs.values()):
+        for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
+            if isinstance(tensor, Tensor):
+                yield tensor

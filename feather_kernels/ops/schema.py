@@ -11,6 +11,7 @@ for every other one. A weight is pruned iff ``T > 0 and abs(w) <= T``, evaluated
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -73,6 +74,7 @@ def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     check_power(p)
     check_weight("out", out)
     check_same("out", out, w)
+    check_overlap("out", out, w)
 
 
 @_op("threshold_recompute(Tensor w, Tensor t, float p, Tensor after, *, ScalarType? out_dtype=None) -> Tensor")
@@ -142,9 +144,9 @@ def magnitude_select(
 
     weights: L tensors, of float64 only or of the other dtypes in any mix; empty ones allowed. groups: group of each
     tensor, in [0, G). rank: int64 (G,), on the weights' device, 0-based; the neighbour of the last rank is the last
-    element itself; a rank outside its group gives NaN. scales: (L,) in the compute dtype. caps: int64 (L,); of
-    tensor l only the caps[l] smallest elements take part. hint: (G, 2), the result of an earlier call, or None; it may
-    save time and never changes the result.
+    element itself; a rank outside its group gives NaN. scales: (L,) in the compute dtype, not negative. caps: int64
+    (L,); of tensor l only the caps[l] smallest elements take part. hint: (G, 2), the result of an earlier call, or
+    None; it may save time and never changes the result.
 
     Result: (G, 2) in the compute dtype, bit-identical to sorting, on the device; nothing is read on the host.
     """
@@ -155,8 +157,10 @@ def magnitude_select(
         check_vector("scales", scales, len(weights), dtype, weights[0])
     if caps is not None:
         check_vector("caps", caps, len(weights), torch.int64, weights[0])
-    if hint is not None and (hint.shape != (rank.numel(), 2) or hint.dtype != dtype):
-        raise ValueError(f"hint must be {(rank.numel(), 2)} {dtype}, got {tuple(hint.shape)} {hint.dtype}")
+    if hint is not None:
+        check_device("hint", hint, weights[0])
+        if hint.shape != (rank.numel(), 2) or hint.dtype != dtype:
+            raise ValueError(f"hint must be {(rank.numel(), 2)} {dtype}, got {tuple(hint.shape)} {hint.dtype}")
     return rank.new_empty((rank.numel(), 2), dtype=dtype)
 
 
@@ -237,6 +241,24 @@ def check_same(name: str, tensor: Tensor, w: Tensor) -> None:
     check_device(name, tensor, w)
 
 
+def check_overlap(name: str, tensor: Tensor, w: Tensor) -> None:
+    """Raise ValueError if ``tensor`` would be written where later elements of ``w`` are read: it is w, or elsewhere."""
+    if tensor.untyped_storage()._cdata != w.untyped_storage()._cdata or not tensor.numel():
+        return
+    if (tensor.storage_offset(), tensor.stride(), tensor.dtype) == (w.storage_offset(), w.stride(), w.dtype):
+        return
+    begins, ends = zip(*(_span(x) for x in (tensor, w)), strict=True)
+    if begins[0] < ends[1] and begins[1] < ends[0]:
+        raise ValueError(f"{name} must be the weight itself or not overlap it, got views of one storage that do")
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    """Bytes of the storage between the first and the last element."""
+    begin = x.storage_offset()
+    end = begin + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
+    return int(begin) * x.element_size(), int(end) * x.element_size()
+
+
 def check_threshold(name: str, t: Tensor, w: Tensor) -> None:
     """Raise unless ``t`` is a 0-dim tensor in the compute dtype of ``w``, on its device."""
     if t.dim() != 0:
@@ -246,8 +268,17 @@ def check_threshold(name: str, t: Tensor, w: Tensor) -> None:
     check_device(name, t, w)
 
 
+def check_number(name: str, value: object, kind: type = numbers.Real) -> None:
+    """Raise TypeError unless ``value`` is a number of ``kind``."""
+    plain = (int,) if kind is numbers.Integral else (int, float)
+    if isinstance(value, bool) or not isinstance(value, (*plain, kind)):
+        what = "an integer" if kind is numbers.Integral else "a number"
+        raise TypeError(f"{name} must be {what}, got {value!r}")
+
+
 def check_power(p: float) -> None:
-    """Raise ValueError unless ``1 <= p <= inf``."""
+    """Raise unless p is a number and ``1 <= p <= inf``."""
+    check_number("power", p)
     if math.isnan(p) or p < 1:
         raise ValueError(f"power must be at least 1 (1: soft, 3: Feather, inf: hard thresholding), got {p}")
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.sparsify.policies import Policy
-from feather_kernels.sparsify.schedules import Schedule
+from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 
 
 class DeviceSchedule:
@@ -32,7 +32,7 @@ class DeviceSchedule:
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        sparsities = [schedule.sparsity_at(step) for step in range(last_step + 1)]
+        sparsities = [sparsity_at(schedule, step) for step in range(last_step + 1)]
         positions = [policy.positions(sparsity) for sparsity in sparsities]
         self._ranks = torch.tensor([position.ranks for position in positions], device=device)
         self._fractions = torch.tensor([p.fractions for p in positions], dtype=dtype, device=device)

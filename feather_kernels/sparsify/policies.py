@@ -116,8 +116,10 @@ class Policy:
             rank, fraction = quantile_position(count, wanted) if wanted > 0 and count else (-1, 0.0)
             available = sum(self.caps[i] for i in members) if self.caps else count
             if rank >= available:
-                raise ValueError(f"min_density must leave {rank + 1} weights to prune, got {available} of {count}: "
-                                 f"sparsity {available / count:.4f} can be reached, not {wanted:.4f}")
+                raise ValueError(
+                    f"min_density must leave {rank + 1} weights to prune, got {available} of {count}: "
+                    f"sparsity {available / count:.4f} can be reached, not {wanted:.4f}"
+                )
             ranks.append(rank)
             fractions.append(fraction)
         return Positions(ranks, fractions)
@@ -238,9 +240,7 @@ def resolve_overrides(
         if not any(_applies(target, weight) for weight in weights):
             raise ValueError(f"overrides must match prunable layers, but {target!r} matches none")
     ordered = sorted(entries, key=lambda target: not isinstance(target, str))
-    return [
-        next((entries[target] for target in ordered if _applies(target, weight)), Override()) for weight in weights
-    ]
+    return [next((entries[target] for target in ordered if _applies(target, weight)), Override()) for weight in weights]
 
 
 def _applies(target: Target, weight: PrunableWeight) -> bool:
@@ -267,8 +267,6 @@ def _check_policy(scope: str | ScopeFunction, min_density: float, score_scale: s
     if score_scale not in SCORE_SCALES:
         raise ValueError(f"score_scale must be one of {', '.join(SCORE_SCALES)}, got {score_scale!r}")
     check_min_density(min_density)
-
-
 
 
 def _check_thresholds(thresholds: object, count: int) -> Tensor:

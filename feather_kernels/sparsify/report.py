@@ -90,7 +90,9 @@ class Report:
             "target_sparsity": self.target_sparsity,
             "model_parameters": self.model_parameters,
             **{name: getattr(self, name) for name in totals},
-            "layers": [{**asdict(layer), "sparsity": layer.sparsity} for layer in self.layers],
+            "layers": [
+                {**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers
+            ],
             "skipped": [asdict(layer) for layer in self.skipped],
         }
 
@@ -101,7 +103,8 @@ class Report:
         writer.writerow(COLUMNS)
         for layer in self.layers:
             shape = "x".join(map(str, layer.shape))
-            writer.writerow((layer.name, shape, layer.numel, layer.zeros, layer.sparsity, layer.threshold, layer.ties))
+            numbers = layer.numel, layer.zeros, layer.sparsity, layer.threshold, layer.ties
+            writer.writerow((layer.name, shape, *numbers, layer.backward))
         return text.getvalue()
 
     def to_markdown(self) -> str:
@@ -117,7 +120,9 @@ class Report:
         rows = [COLUMNS, *(layer.row() for layer in self.layers)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
-            "  ".join(cell.ljust(width) if i in (0, 1, 7) else cell.rjust(width) for i, (cell, width) in enumerate(zipped))
+            "  ".join(
+                cell.ljust(width) if i in (0, 1, 7) else cell.rjust(width) for i, (cell, width) in enumerate(zipped)
+            )
             for zipped in (list(zip(row, widths, strict=True)) for row in rows)
         ]
         lines.insert(1, "-" * len(lines[0]))
@@ -136,7 +141,11 @@ class Report:
 
 @torch.no_grad()
 def measure_layers(
-    weights: Sequence[PrunableWeight], thresholds: Sequence[Tensor], recomputes: Sequence[bool], policy: Policy, sparsity: float
+    weights: Sequence[PrunableWeight],
+    thresholds: Sequence[Tensor],
+    recomputes: Sequence[bool],
+    policy: Policy,
+    sparsity: float,
 ) -> list[LayerReport]:
     """Reports of all weights under their thresholds (0-dim each), ties against the policy's budget at ``sparsity``."""
     counts = [_count(weight.parameter, t) for weight, t in zip(weights, thresholds, strict=True)]
@@ -174,8 +183,11 @@ def _count(parameter: Tensor, t: Tensor) -> _Count:
 
 
 def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float, scales: Tensor | None) -> list[int]:
-    """Zeros of each weight beyond its group's budget: those over its own cap, then, from the last weight of the group
-    backwards, those at the group's largest pruned score."""
+    """Zeros of each weight beyond its group's budget.
+
+    Those over the weight's own cap; then, from the last weight of the group backwards, those at the group's largest
+    pruned score.
+    """
     ties = [0] * len(counts)
     ranks = policy.positions(sparsity).ranks if sparsity > 0 and not callable(policy.scope) else []
     for group, rank in enumerate(ranks):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from feather_kernels.functional import check_sparsity
+from feather_kernels.ops.schema import check_number
 
 __all__ = ["ConstantSchedule", "CubicSchedule", "LambdaSchedule", "Schedule"]
 
 
 class Schedule(Protocol):
-    """Anything with ``sparsity_at(step)`` in [0, 1) and, if known, ``final_sparsity``."""
-
-    @property
-    def final_sparsity(self) -> float | None:
-        """Sparsity at the end of training, or None if the schedule cannot tell."""
+    """Anything with ``sparsity_at(step)`` in [0, 1); it may also have ``final_sparsity`` and ``end_step``."""
 
     def sparsity_at(self, step: int) -> float:
         """Sparsity wanted at ``step``, after that many optimizer steps."""
@@ -40,6 +38,9 @@ class CubicSchedule:
     def __post_init__(self) -> None:
         check_sparsity("final_sparsity", self.final_sparsity)
         check_sparsity("initial_sparsity", self.initial_sparsity)
+        check_number("begin_step", self.begin_step, numbers.Integral)
+        check_number("end_step", self.end_step, numbers.Integral)
+        check_number("power", self.power)
         if self.begin_step < 0:
             raise ValueError(f"begin_step must be at least 0, got {self.begin_step}")
         if self.end_step < self.begin_step:
@@ -75,7 +76,7 @@ class ConstantSchedule:
 class LambdaSchedule:
     """``function(step)``; state ``final_sparsity`` where something depends on it (grad_scale "auto")."""
 
-    function: Callable[[int], float]
+    function: Callable[[int], float] = field(repr=False)  # its repr would differ from process to process
     final_sparsity: float | None = None
 
     def __post_init__(self) -> None:
@@ -83,10 +84,8 @@ class LambdaSchedule:
             check_sparsity("final_sparsity", self.final_sparsity)
 
     def sparsity_at(self, step: int) -> float:
-        """What the function returns, checked to be in [0, 1)."""
-        sparsity = self.function(step)
-        check_sparsity(f"the schedule's sparsity at step {step}", sparsity)
-        return sparsity
+        """What the function returns."""
+        return self.function(step)
 
 
 def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Schedule | None) -> Schedule:
@@ -95,19 +94,35 @@ def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Sch
     Raises:
         ValueError: too little or too much is given. A schedule that does not arrive in ``total_steps`` is warned about.
     """
-    if total_steps is not None and total_steps <= 0:
-        raise ValueError(f"total_steps must be positive, got {total_steps}")
+    if total_steps is not None:
+        check_number("total_steps", total_steps, numbers.Integral)
+        if total_steps <= 0:
+            raise ValueError(f"total_steps must be positive, got {total_steps}")
     if schedule is None:
         if sparsity is None or total_steps is None:
             raise ValueError(f"give sparsity and total_steps, or schedule; got {sparsity=}, {total_steps=}")
         return CubicSchedule(sparsity, 0, total_steps // 2)
     if sparsity is not None:
         raise ValueError(f"give either sparsity or schedule, got both: {sparsity} and {schedule}")
-    final = schedule.final_sparsity
+    if not callable(getattr(schedule, "sparsity_at", None)):
+        raise TypeError(f"schedule must have a method sparsity_at(step), got {schedule!r}")
+    final = final_sparsity(schedule)
     if total_steps is not None and final is not None and schedule.sparsity_at(total_steps) < final:
         reached = schedule.sparsity_at(total_steps)
         warnings.warn(f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps", stacklevel=3)
     return schedule
+
+
+def final_sparsity(schedule: Schedule) -> float | None:
+    """Sparsity at the end of the schedule, or None if it does not tell."""
+    return getattr(schedule, "final_sparsity", None)
+
+
+def sparsity_at(schedule: Schedule, step: int) -> float:
+    """The schedule's sparsity at ``step``, checked to be in [0, 1)."""
+    sparsity = schedule.sparsity_at(step)
+    check_sparsity(f"the schedule's sparsity at step {step}", sparsity)
+    return sparsity
 
 
 def last_step(schedule: Schedule, total_steps: int | None) -> int:

@@ -9,10 +9,11 @@ from typing import cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
-from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from feather_kernels.nn.base import SparseLayer
-from feather_kernels.nn.conversion import form_of, prunable_names
+from feather_kernels.nn.conversion import CALLED, form_of, prunable_names
+from feather_kernels.nn.thresholds import WeightThreshold
 
 Target = str | type[nn.Module]
 FilterFn = Callable[[nn.Module, str], bool]
@@ -25,7 +26,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "ShiftedWindowAttention": ("qkv", "proj"),  # torchvision's Swin Transformer
 }
 # parameters of two or more dimensions that are no connections; their layers are not worth a line in the report
-_NOT_PRUNABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+_NOT_PRUNABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, ParametrizationList)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,16 @@ class Use:
             return self.layer_name or ROOT
         return f"{self.layer_name}.{self.parameter_name}".lstrip(".")
 
+    @property
+    def latent(self) -> Tensor:
+        """The Parameter, as the layer holds it now."""
+        return cast(Tensor, self.module._parameters[self.parameter_name])
+
+    @property
+    def threshold(self) -> WeightThreshold:
+        """Its threshold, once the layer is sparse."""
+        return cast(SparseLayer, self.module).feather.thresholds[self.parameter_name]
+
 
 @dataclass(frozen=True)
 class PrunableWeight:
@@ -53,8 +64,11 @@ class PrunableWeight:
 
     @property
     def parameter(self) -> Tensor:
-        """The Parameter, as the first layer holds it now."""
-        return cast(Tensor, self.uses[0].module._parameters[self.uses[0].parameter_name])
+        """The Parameter, as the layers hold it now; raises RuntimeError if they hold different ones."""
+        first, *others = (use.latent for use in self.uses)
+        if any(other is not first for other in others):
+            raise RuntimeError(f"the weight of {self.name} is no longer tied (to_empty? assign=True?): tie it again")
+        return first
 
     @property
     def name(self) -> str:
@@ -122,7 +136,7 @@ def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeigh
     skipped = []
     for module, name in names.items():
         parameters, reason = _candidate(module, name, choice)
-        reason = reason or choice.why_left(name, module, (module._parameters[p] for p in parameters))  # type: ignore[misc]
+        reason = reason or choice.why_left(name, module, (module._parameters[p] for p in parameters))
         if parameters and reason is None:
             is_read = module in read or matches(name, module, choice.read_directly or ())
             form = "read" if is_read else form_of(type(module))
@@ -149,6 +163,13 @@ def _check_matches(argument: str, targets: Sequence[Target] | None, names: dict[
     if isinstance(targets, str | type):
         raise TypeError(f"{argument} must be a sequence of names and classes, got {targets!r}")
     for target in targets or ():
+        if isinstance(target, str) and target.startswith("re:"):
+            try:
+                re.compile(target[3:])
+            except re.error as error:
+                raise ValueError(
+                    f"{argument} must hold regular expressions after re:, got {target!r}: {error}"
+                ) from error
         if not any(_match(target, name, module) for module, name in names.items()):
             raise ValueError(f"{argument} must match modules of the model, but {target!r} matches none")
 
@@ -163,6 +184,8 @@ def _candidate(module: nn.Module, name: str, choice: Choice) -> tuple[tuple[str,
     if is_parametrized(module):
         return (), f"{type(module).__name__}: its weight has a parametrization"
     parameters = prunable_names(module)
+    if not parameters and isinstance(module, tuple(CALLED)):
+        return (), f"{type(module).__name__}: its weight is not a Parameter (weight_norm, spectral_norm, prune)"
     if not parameters and choice.names_exactly(name, module):
         parameters = tuple(key for key, value in own.items() if value.dim() >= 2)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
@@ -180,7 +203,7 @@ def _holds_weights(module: nn.Module) -> bool:
 
 def _read_by_parents(model: nn.Module) -> set[nn.Module]:
     """Layers whose weight the module that holds them reads itself."""
-    read = set()
+    read: set[nn.Module] = set()
     for module in model.modules():
         for ancestor in type(module).__mro__:
             children = (getattr(module, child, None) for child in READERS.get(ancestor.__name__, ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,19 +11,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from feather_kernels.functional import check_grad_scale
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import finalize_weight, make_dense, make_sparse
 from feather_kernels.nn.thresholds import Thresholds, WeightThreshold
-from feather_kernels.ops.eager import CallRecord
 from feather_kernels.ops.schema import check_power, compute_dtype
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
+from feather_kernels.sparsify.first_step import FirstStep
+from feather_kernels.sparsify.options import GradScale, check_dtypes, check_options, resolve_grad_scale
 from feather_kernels.sparsify.policies import Override, Policy, ScopeFunction, resolve_overrides
 from feather_kernels.sparsify.report import Report, measure_layers
-from feather_kernels.sparsify.schedules import Schedule, last_step, make_schedule
-from feather_kernels.sparsify.selection import Choice, FilterFn, PrunableWeight, Target, Use, select_weights
-
-GradScale = float | str | Callable[[float], float]
+from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
+from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, select_weights
+from feather_kernels.sparsify.state import check_state
 
 
 class Sparsifier:
@@ -86,27 +85,28 @@ class Sparsifier:
     ) -> None:
         self.schedule = make_schedule(sparsity, total_steps, schedule)
         check_power(power)
-        self._grad_scale, self._scales_change = _resolve_grad_scale(grad_scale, self.schedule)
-        _check_options(update_every, save, capturable, scope)
+        self._grad_scale, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
+        check_options(update_every, save, capturable, scope)
         choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
         self.weights, self.skipped = select_weights(model, choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
+        check_dtypes(self.weights)
         settings = resolve_overrides(self.weights, overrides)
-        self._policy = Policy(self.weights, scope, min_density, score_scale, settings, self.schedule.final_sparsity)
+        final = final_sparsity(self.schedule)
+        self._policy = Policy(self.weights, scope, min_density, score_scale, settings, final)
         self._update_every = update_every
-        self._step = self._updated = 0
+        self._step = 0
         self._ended: str | None = None
         self._final_report: Report | None = None
         self._handles: list[RemovableHandle] = []
         self._device_schedule = self._make_device_schedule(total_steps) if capturable else None
         initial = self._select([weight.parameter for weight in self.weights])
         self._thresholds = self._make_sparse(settings, power, save == "keep")
-        self._assign(self._thresholds, initial)
-        self._record: CallRecord | None = CallRecord()
-        self._record.start()
+        self._thresholds.assign(self._per_use(initial), self._scale_now())
+        self._first_step: FirstStep | None = FirstStep()
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -121,7 +121,9 @@ class Sparsifier:
                 not run: some module reads its weight directly, which would train it dense.
         """
         self._check_live("step")
-        self._check_called()
+        if self._first_step is not None:
+            self._first_step.check(self._uses())
+            self._first_step = None
         self._step += 1
         if self._device_schedule is not None:
             self._device_schedule.advance()
@@ -136,7 +138,9 @@ class Sparsifier:
         self._check_live("attach")
 
         def after_step(optimizer: Optimizer, *_: Any) -> None:
-            found_inf = getattr(optimizer, "found_inf", None)  # set by GradScaler for optimizers that skip by themselves
+            found_inf = getattr(
+                optimizer, "found_inf", None
+            )  # set by GradScaler for optimizers that skip by themselves
             if found_inf is None or not found_inf.item():
                 self.step()
 
@@ -151,13 +155,13 @@ class Sparsifier:
     @property
     def sparsity(self) -> float:
         """Sparsity that the schedule asks for at the current step."""
-        return self.schedule.sparsity_at(self.step_count)
+        return sparsity_at(self.schedule, self.step_count)
 
     @property
     def threshold(self) -> Tensor:
         """T of the first weight (of all, in the global scope): 0-dim, on its device, updated in place by ``step()``."""
         self._check_live("threshold")
-        return _threshold(self.weights[0].uses[0]).threshold
+        return self.weights[0].uses[0].threshold.threshold
 
     def rethreshold(self, model: nn.Module) -> None:
         """Set the thresholds of ``model``, a copy of the sparsified model, from its own weights at this sparsity.
@@ -181,8 +185,7 @@ class Sparsifier:
         sparsity s > 0 of the current step (16-bit weights whose P(w) underflows come on top).
         """
         self._check_live("finalize")
-        if self._updated != self._step:
-            self._update(self.model)
+        self._update(self.model)  # the weights may have moved since the last step
         self._final_report = self.report()
         for weight in self.weights:
             use = weight.uses[0]  # once, also where it is tied
@@ -206,8 +209,8 @@ class Sparsifier:
         if self._final_report is not None:
             return self._final_report
         uses = [weight.uses[0] for weight in self.weights]
-        recomputes = [cast(SparseLayer, use.module).recomputes and not _threshold(use).keep for use in uses]
-        thresholds = [_threshold(use).threshold for use in uses]
+        recomputes = [cast(SparseLayer, use.module).recomputes and not use.threshold.keep for use in uses]
+        thresholds = [use.threshold.threshold for use in uses]
         layers = measure_layers(self.weights, thresholds, recomputes, self._policy, self.sparsity)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return Report(self.step_count, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
@@ -217,7 +220,7 @@ class Sparsifier:
         self._check_live("state_dict")
         return {
             "step": self.step_count,
-            "thresholds": torch.stack([_threshold(use).threshold for use in self._uses()]),
+            "thresholds": torch.stack([use.threshold.threshold for use in self._uses()]),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -229,27 +232,21 @@ class Sparsifier:
             ValueError: the state lacks a key or belongs to other layers. Nothing is changed then.
         """
         self._check_live("load_state_dict")
-        missing = {"step", "thresholds", "schedule", "layers"} - set(state)
-        if missing:
-            raise ValueError(f"state must be that of a Sparsifier, but lacks {sorted(missing)}")
-        if state["layers"] != self._layer_names():
-            pairs = zip([*state["layers"], "nothing"], [*self._layer_names(), "nothing"], strict=False)
-            theirs, ours = next((a, b) for a, b in pairs if a != b)
-            raise ValueError(f"state must belong to this model's layers: expected {ours}, got {theirs}")
+        check_state(state, self._layer_names(), len(self._uses()))
         if state["schedule"] != repr(self.schedule):
             warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
-        self._step = self._updated = int(state["step"])
+        self._step = int(state["step"])
         if self._device_schedule is not None:
             self._device_schedule.step.fill_(self._step)
         if self._step > 0:
-            self._stop_record()  # the run that is resumed has passed the check of its first step
+            self._first_step = None  # the run that is resumed has passed its check
         self._thresholds.assign(state["thresholds"], self._grad_scale(self.sparsity) if self._scales_change else None)
 
     # ------------------------------------------------------------------------------------------------ inside
 
     def _make_sparse(self, settings: Sequence[Override], power: float, keep: bool) -> Thresholds:
         """Swap the classes; the thresholds of all uses are elements of the result, in their order."""
-        scale = self._grad_scale(self.schedule.sparsity_at(0))
+        scale = self._grad_scale(sparsity_at(self.schedule, 0))
         per_use = [setting for setting, weight in zip(settings, self.weights, strict=True) for _ in weight.uses]
         thresholds = Thresholds(
             [power if setting.power is None else setting.power for setting in per_use],
@@ -259,7 +256,7 @@ class Sparsifier:
         )
         by_module: dict[nn.Module, dict[str, WeightThreshold]] = {}
         for index, use in enumerate(self._uses()):
-            threshold = WeightThreshold(thresholds, index, _latent(use))
+            threshold = WeightThreshold(thresholds, index, use.latent)
             by_module.setdefault(use.module, {})[use.parameter_name] = threshold
         for use in self._uses():
             if use.module in by_module:
@@ -290,27 +287,30 @@ class Sparsifier:
     def _update(self, model: nn.Module) -> None:
         """Select the thresholds from the weights of ``model`` and write them to that model's layers."""
         if model is self.model:
-            parameters, thresholds = [weight.parameter for weight in self.weights], self._thresholds
-            thresholds.keep_only({_threshold(use).key for use in self._uses()})
-            self._updated = self._step
-        else:
-            layers = self._layers_of_copy(model)
-            uses = [(layers[use.module], use.parameter_name) for use in (weight.uses[0] for weight in self.weights)]
-            parameters = [layer.latent(name) for layer, name in uses]
-            thresholds = uses[0][0].feather.thresholds[uses[0][1]].thresholds
-        self._assign(thresholds, self._select(parameters))
+            parameters = [weight.parameter for weight in self.weights]
+            for use in self._uses():
+                use.threshold.follow(use.latent)
+            self._thresholds.keep_only({use.threshold.key for use in self._uses()})
+            self._thresholds.assign(self._per_use(self._select(parameters)), self._scale_now())
+            return
+        layers = self._layers_of_copy(model)
+        copies = [layers[weight.uses[0].module].latent(weight.uses[0].parameter_name) for weight in self.weights]
+        values, scale = self._per_use(self._select(copies)).unbind(), self._scale_now()
+        for use, value in zip(self._uses(), values, strict=True):
+            layers[use.module].feather.thresholds[use.parameter_name].write(value, scale)
 
-    def _assign(self, thresholds: Thresholds, values: Tensor) -> None:
-        """Write (L,) thresholds, one per distinct weight, to all uses of the weights; and the gradient scale."""
+    def _per_use(self, values: Tensor) -> Tensor:
+        """(L,) thresholds, one per distinct weight -> one per use of a weight."""
         counts = [len(weight.uses) for weight in self.weights]
-        if max(counts) > 1:
-            values = values[[index for index, count in enumerate(counts) for _ in range(count)]]
-        scale: Tensor | float | None = None
-        if self._scales_change and self._device_schedule is not None:
-            scale = self._device_schedule.now()[2]
-        elif self._scales_change:
-            scale = self._grad_scale(self.sparsity)
-        thresholds.assign(values, scale)
+        if max(counts) == 1:
+            return values
+        return values[[index for index, count in enumerate(counts) for _ in range(count)]]
+
+    def _scale_now(self) -> Tensor | float | None:
+        """The gradient scale to write, or None where it does not change."""
+        if not self._scales_change:
+            return None
+        return self._grad_scale(self.sparsity) if self._device_schedule is None else self._device_schedule.now()[2]
 
     def _uses(self) -> list[Use]:
         return [use for weight in self.weights for use in weight.uses]
@@ -335,74 +335,14 @@ class Sparsifier:
         if self._ended is not None:
             raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
-    def _check_called(self) -> None:
-        if self._record is None:
-            return
-        unread = [
-            use.name
-            for use in self._uses()
-            if _latent(use).numel() and _threshold(use).threshold.data_ptr() not in self._record.addresses
-        ]
-        if unread:
-            raise RuntimeError(
-                f"the forward of {len(unread)} sparse layers has not run in the first training step: "
-                f"{', '.join(unread)}. Either the model did not use them: leave them out with ignore=[...]; or it reads "
-                "their weight without calling them, which would train them dense: name them in read_directly=[...]"
-            )
-        self._stop_record()
-
     def _end(self, how: str) -> None:
         for module in dict.fromkeys(use.module for use in self._uses()):
             make_dense(cast(SparseLayer, module))
         for handle in self._handles:
             handle.remove()
-        self._stop_record()
+        self._first_step = None
         self._ended = how
 
-    def _stop_record(self) -> None:
-        if self._record is not None:
-            self._record.stop()
-            self._record = None
-
-    def __del__(self) -> None:
-        if getattr(self, "_record", None) is not None:
-            self._stop_record()
-
-
-def _resolve_grad_scale(grad_scale: GradScale, schedule: Schedule) -> tuple[Callable[[float], float], bool]:
-    """Gradient scale as a function of the current sparsity, and whether it changes."""
-    if callable(grad_scale):
-        function = grad_scale
-
-        def checked(sparsity: float) -> float:
-            scale = function(sparsity)
-            check_grad_scale(scale)
-            return float(scale)
-
-        return checked, True
-    if isinstance(grad_scale, str):
-        if grad_scale != "auto":
-            raise ValueError(f'grad_scale must be a number of at least 0, a function or "auto", got {grad_scale!r}')
-        if schedule.final_sparsity is None:
-            raise ValueError(f'grad_scale "auto" needs a schedule with a final_sparsity, got {schedule}')
-        grad_scale = 1.0 if schedule.final_sparsity <= 0.95 else 0.5
-    check_grad_scale(grad_scale)
-    scale = float(grad_scale)
-    return lambda sparsity: scale, False  # noqa: ARG005
-
-
-def _check_options(update_every: int, save: str, capturable: bool, scope: str | ScopeFunction) -> None:
-    if update_every < 1:
-        raise ValueError(f"update_every must be at least 1, got {update_every}")
-    if save not in ("recompute", "keep"):
-        raise ValueError(f'save must be "recompute" or "keep", got {save!r}')
-    if capturable and (update_every != 1 or callable(scope)):
-        raise ValueError(f"capturable needs update_every=1 and a named scope, got {update_every} and {scope!r}")
-
-
-def _threshold(use: Use) -> WeightThreshold:
-    return cast(SparseLayer, use.module).feather.thresholds[use.parameter_name]
-
-
-def _latent(use: Use) -> Tensor:
-    return cast(Tensor, use.module._parameters[use.parameter_name])
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
+        return {**self.__dict__, "_handles": [], "_first_step": None}

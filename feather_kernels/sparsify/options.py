@@ -1,0 +1,64 @@
+"""Options of the sparsifier: their checks, and the gradient scale as a function."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from feather_kernels.functional import check_grad_scale
+from feather_kernels.ops.schema import check_number, check_weight, compute_dtype
+from feather_kernels.sparsify.policies import ScopeFunction
+from feather_kernels.sparsify.schedules import Schedule, final_sparsity
+from feather_kernels.sparsify.selection import PrunableWeight
+
+GradScale = float | str | Callable[[float], float]
+
+
+def resolve_grad_scale(grad_scale: GradScale, schedule: Schedule) -> tuple[Callable[[float], float], bool]:
+    """Gradient scale as a function of the current sparsity, and whether it changes."""
+    if callable(grad_scale):
+        return grad_scale, True
+    if isinstance(grad_scale, str):
+        if grad_scale != "auto":
+            raise ValueError(f'grad_scale must be a number of at least 0, a function or "auto", got {grad_scale!r}')
+        final = final_sparsity(schedule)
+        if final is None:
+            raise ValueError(f'grad_scale "auto" needs a schedule with a final_sparsity, got {schedule}')
+        grad_scale = 1.0 if final <= 0.95 else 0.5
+    check_grad_scale(grad_scale)
+    return ConstantScale(float(grad_scale)), False
+
+
+@dataclass(frozen=True)
+class ConstantScale:
+    """The same gradient scale at every sparsity."""
+
+    scale: float
+
+    def __call__(self, sparsity: float) -> float:
+        """``scale``."""
+        del sparsity
+        return self.scale
+
+
+def check_options(update_every: int, save: str, capturable: bool, scope: str | ScopeFunction) -> None:
+    """Raise unless the options are in range and go together."""
+    check_number("update_every", update_every, numbers.Integral)
+    if update_every < 1:
+        raise ValueError(f"update_every must be at least 1, got {update_every}")
+    if save not in ("recompute", "keep"):
+        raise ValueError(f'save must be "recompute" or "keep", got {save!r}')
+    if capturable and (update_every != 1 or callable(scope)):
+        raise ValueError(f"capturable needs update_every=1 and a named scope, got {update_every} and {scope!r}")
+
+
+def check_dtypes(weights: Sequence[PrunableWeight]) -> None:
+    """Raise TypeError naming the first layer whose dtype no op takes, or that mixes float64 with others."""
+    for weight in weights:
+        check_weight(f"the weight of {weight.name}", weight.parameter)
+        if compute_dtype(weight.parameter.dtype) != compute_dtype(weights[0].parameter.dtype):
+            raise TypeError(
+                f"the prunable weights must be all float64 or none, got {weights[0].parameter.dtype} in "
+                f"{weights[0].name} and {weight.parameter.dtype} in {weight.name}"
+            )
