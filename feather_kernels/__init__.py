@@ -1,4 +1,4 @@
-"""feather_kernels: sparse training that costs no more than dense training.
+"""feather_kernels: sparse training in PyTorch.
 
 Feather (BMVC 2023) for PyTorch: a thresholding operator with a scaled straight-through gradient, under a global
 magnitude threshold that follows a schedule.

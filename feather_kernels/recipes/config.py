@@ -15,6 +15,7 @@ from feather_kernels.recipes import data as data_sources
 from feather_kernels.recipes.errors import InputError
 from feather_kernels.recipes.models import DEFAULT_MODEL, MODELS
 
+MAX_THREADS = 4096
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -64,7 +65,7 @@ class TrainConfig:
         _check("--dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}", self.dtype)
         _check("--epochs", self.epochs >= 1, "at least 1", self.epochs)
         _check("--batch-size", self.batch_size >= 1, "at least 1", self.batch_size)
-        _check("--threads", self.threads >= 1, "at least 1", self.threads)
+        _check("--threads", 1 <= self.threads <= MAX_THREADS, f"in [1, {MAX_THREADS}]", self.threads)
         _check("--seed", 0 <= self.seed < 2**63, "in [0, 2^63)", self.seed)
         _check("--lr", 0 < self.lr < math.inf, "positive and finite", self.lr)
         _check("--weight-decay", 0 <= self.weight_decay < math.inf, "finite and at least 0", self.weight_decay)

@@ -128,6 +128,10 @@ DEFAULT_DATA = "digits"
 NPZ = Source(lambda data_dir: {}, "numpy", epochs=30, batch_size=64)  # noqa: ARG005  (for its defaults)
 
 
+# what numpy and zipfile raise for damaged, encrypted, foreign and impossibly large members
+_UNREADABLE = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
 def _read_npz(path: str) -> dict[str, Any]:
     import numpy as np
 
@@ -137,7 +141,7 @@ def _read_npz(path: str) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as archive:
             found = list(archive.files)
             arrays = {key: np.asarray(archive[key]) for key in KEYS if key in found}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _UNREADABLE as error:
         raise InputError(f"--data must be an .npz file that numpy can read, got {path!r}: {error}") from error
     missing = [key for key in KEYS if key not in arrays]
     if missing:

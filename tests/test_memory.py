@@ -1,0 +1,176 @@
+"""What lives between forward and backward: nothing of the size of the weights, in eager and in compiled models."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import feather_kernels as fk
+from feather_kernels.backends import reference
+from feather_kernels.ops import eager
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages made inside it that are still alive, now and at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        known = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in known and key not in self.live:
+                    self.live[key] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, key, None)
+        self.peak = max(self.peak, self.now)
+        return result
+
+    @property
+    def now(self) -> int:
+        return sum(self.live.values())
+
+
+WIDTH = 256
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    for _ in range(6):
+        layers += [nn.Linear(WIDTH, WIDTH), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Unflatten(1, (64, 2, 2)), nn.Conv2d(64, 96, 3, padding=1), nn.Flatten())
+
+
+def saved_bytes(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """Bytes of distinct tensors saved for backward that are not parameters, and the weights' bytes."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(x).sum()
+    return sum(saved.values()), sum(p.numel() * p.element_size() for p in model.parameters() if p.dim() > 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_eager_saves_what_the_dense_model_saves(scale: float) -> None:
+    model, x = network(), torch.randn(4, WIDTH, requires_grad=True)
+    dense, weights = saved_bytes(model, x)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=scale)
+    sparse, _ = saved_bytes(model, x)
+    assert sparse <= dense + 0.1 / 4 * weights
+    keeping = network()
+    fk.Sparsifier(keeping, schedule=fk.ConstantSchedule(0.5), grad_scale=scale, save="keep")
+    kept, _ = saved_bytes(keeping, x)
+    assert kept >= dense + weights, 'save="keep" holds a copy of every weight: the measure sees it'
+
+
+def peak_of_a_step(model: nn.Module, x: torch.Tensor, compiled: Any = None) -> int:
+    run = compiled or model
+    run(x).sum().backward()
+    model.zero_grad(set_to_none=True)
+    gc.collect()
+    with LiveBytes() as live:
+        run(x).sum().backward()
+    model.zero_grad(set_to_none=True)
+    return live.peak
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_peak_of_an_eager_step(scale: float) -> None:
+    x = torch.randn(4, WIDTH)
+    dense = peak_of_a_step(network(), x)
+    model = network()
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=scale)
+    sparse = peak_of_a_step(model, x)
+    numels = [p.numel() for p in model.parameters() if p.dim() > 1]
+    assert sparse <= dense + 0.1 * sum(numels) + 4 * max(numels) + 4096
+
+
+def copies_saved(compiled: Any, model: nn.Module, x: torch.Tensor) -> tuple[list[tuple[int, ...]], torch.Tensor]:
+    """Shapes of weights among the saved tensors that are not the parameters themselves, and the output."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    shapes = {tuple(p.shape) for p in model.parameters() if p.dim() > 1}
+    shapes |= {shape[::-1] for shape in shapes}
+    copies: list[tuple[int, ...]] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tuple(tensor.shape) in shapes and tensor.untyped_storage().data_ptr() not in parameters:
+            copies.append(tuple(tensor.shape))
+        return tensor
+
+    compiled(x).sum().backward()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return copies, compiled(x)
+
+
+@pytest.mark.parametrize("compiler", ["aot_eager_decomp_partition", "inductor"])
+def test_compiled_backward_recomputes_and_saves_no_copy(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    class Counting:
+        """The reference, counting its calls of threshold."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "threshold":
+                calls.append(name)
+            return getattr(reference, name)
+
+    monkeypatch.setattr(eager, "backend_for", lambda device: Counting())
+    model, x = network(), torch.randn(4, WIDTH, requires_grad=True)
+    torch._dynamo.reset()
+    # on a CPU inductor lays the weight of a convolution out anew, in a dense model too
+    dense, _ = copies_saved(torch.compile(model, fullgraph=True, backend=compiler), model, x)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
+    copies, y = copies_saved(compiled, model, x)
+    assert copies == dense
+    assert len(calls) == 21, "7 layers, in forward, backward, forward"
+    y.sum().backward()
+    assert len(calls) == 28
+
+
+def test_weight_changed_between_forward_and_backward_raises() -> None:
+    model, x = network(), torch.randn(4, WIDTH)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    loss = model(x).sum()
+    with torch.no_grad():
+        model[2].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_peak_on_a_gpu() -> None:
+    def peak(model: nn.Module) -> int:
+        x = torch.randn(4, WIDTH, device="cuda")
+        model(x).sum().backward()
+        model.zero_grad(set_to_none=True)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        model(x).sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    dense, model = peak(network().cuda()), network().cuda()
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5)
+    numels = [p.numel() for p in model.parameters() if p.dim() > 1]
+    assert peak(model) <= dense + 0.1 * sum(numels) + 4 * max(numels) + (2 << 20)
