@@ -13,6 +13,7 @@ RANKS = {
     "__main__": 7,
     "cli": 7,
     "doctor": 6,
+    "integrations": 6,
     "recipes": 6,
     "sparsify": 5,
     "nn": 4,

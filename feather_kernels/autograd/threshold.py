@@ -58,16 +58,17 @@ class Threshold(Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         weight, threshold, grad_scale, _, _ = inputs
         ctx.weight_dtype = weight.dtype
-        if grad_scale is not None:
+        ctx.scaled = grad_scale is not None
+        if ctx.scaled:
             ctx.save_for_backward(weight, threshold, grad_scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
             return (None,) * 5
-        if not ctx.saved_tensors:
+        if not ctx.scaled:
             return grad.to(ctx.weight_dtype), None, None, None, None
-        weight, threshold, grad_scale = ctx.saved_tensors
+        weight, threshold, grad_scale = ctx.saved_tensors  # once: activation checkpointing allows no second unpacking
         scaled = scale_pruned_grad(grad, weight, threshold, grad_scale, ctx.weight_dtype)
         return scaled, None, None, None, None
 
