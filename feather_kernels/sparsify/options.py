@@ -18,7 +18,7 @@ GradScale = float | str | Callable[[float], float]
 def resolve_grad_scale(grad_scale: GradScale, schedule: Schedule) -> tuple[Callable[[float], float], bool]:
     """Gradient scale as a function of the current sparsity, and whether it changes."""
     if callable(grad_scale):
-        return grad_scale, True
+        return CheckedScale(grad_scale), True
     if isinstance(grad_scale, str):
         if grad_scale != "auto":
             raise ValueError(f'grad_scale must be a number of at least 0, a function or "auto", got {grad_scale!r}')
@@ -40,6 +40,19 @@ class ConstantScale:
         """``scale``."""
         del sparsity
         return self.scale
+
+
+@dataclass(frozen=True)
+class CheckedScale:
+    """A function of the sparsity, its values checked to be finite numbers of at least 0."""
+
+    function: Callable[[float], float]
+
+    def __call__(self, sparsity: float) -> float:
+        """The function's value; raises ValueError or TypeError if it is no gradient scale."""
+        scale = self.function(sparsity)
+        check_grad_scale(scale)
+        return float(scale)
 
 
 def check_options(update_every: int, save: str, capturable: bool, scope: str | ScopeFunction) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.functional import check_grad_scale, check_sparsity, interpolate, quantile_position
-from feather_kernels.ops.schema import check_power, compute_dtype
+from feather_kernels.ops.schema import check_number, check_power, compute_dtype
 from feather_kernels.sparsify.selection import PrunableWeight, Target, matches
 
 ops = torch.ops.feather_kernels
@@ -63,7 +64,8 @@ class Policy:
     Args:
         weights: the prunable weights.
         scope: "global" (one group), "layer" (every weight at the schedule's sparsity), "erk" (Erdos-Renyi kernel:
-            density of a layer proportional to sum(shape) / prod(shape)), or ``f(weights, sparsity) -> thresholds``, a
+            density of a layer proportional to sum(shape) / prod(shape), averaging the schedule's over the layers
+            without a sparsity of their own), or ``f(weights, sparsity) -> thresholds``, a
             tensor (L,) or 0-dim.
         min_density: every weight keeps at least ``ceil(min_density * numel)`` elements; what it may not lose the
             others of its group lose.
@@ -91,15 +93,21 @@ class Policy:
         self.shapes = [tuple(weight.parameter.shape) for weight in weights]
         self.numels = [math.prod(shape) for shape in self.shapes]
         self.sparsities = [override.sparsity for override in overrides]
+        self.grad_scales = [override.grad_scale for override in overrides]
         self.groups = self._make_groups()
+        self.members: list[list[int]] = [[] for _ in range(max(self.groups) + 1)]
+        for index, group in enumerate(self.groups):
+            self.members[group].append(index)
         densities = [min_density if o.min_density is None else o.min_density for o in overrides]
         caps = [n - math.ceil(d * n) for n, d in zip(self.numels, densities, strict=True)]
         self.caps = caps if any(densities) else None
-        self._on_device: dict[torch.device, tuple[Tensor | None, Tensor]] = {}
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
         if callable(scope) and (self.caps or score_scale != "none" or any(s is not None for s in self.sparsities)):
             raise ValueError("scope must be a name where min_density, score_scale or an override's sparsity is given")
-        if any(s is not None for s in self.sparsities) and final_sparsity is None:
-            raise ValueError("overrides: sparsity needs a schedule with a final_sparsity")
+        if any(self.sparsities) and not final_sparsity:
+            raise ValueError(
+                f"overrides: sparsity needs a schedule with a final_sparsity above 0, got {final_sparsity}"
+            )
         if final_sparsity is not None:
             self.positions(final_sparsity)
 
@@ -111,14 +119,15 @@ class Policy:
         """
         ranks, fractions = [], []
         for group, wanted in enumerate(self._group_sparsities(sparsity)):
-            members = [i for i, g in enumerate(self.groups) if g == group]
+            members = self.members[group]
             count = sum(self.numels[i] for i in members)
             rank, fraction = quantile_position(count, wanted) if wanted > 0 and count else (-1, 0.0)
             available = sum(self.caps[i] for i in members) if self.caps else count
             if rank >= available:
+                reachable = math.floor(available / count * 1e4) / 1e4  # rounded down: what is named can be asked for
                 raise ValueError(
                     f"min_density must leave {rank + 1} weights to prune, got {available} of {count}: "
-                    f"sparsity {available / count:.4f} can be reached, not {wanted:.4f}"
+                    f"sparsity {reachable:.4f} can be reached, not {wanted:.4f}"
                 )
             ranks.append(rank)
             fractions.append(fraction)
@@ -145,7 +154,8 @@ class Policy:
             fractions: (G,) in the compute dtype, or a number.
         """
         scales = self.scales(parameters)
-        caps, index = self._constants(ranks.device)
+        caps = None if self.caps is None else self._constant("caps", self.caps, torch.int64, ranks.device)
+        index = self._constant("groups", self.groups, torch.int64, ranks.device)
         values = ops.magnitude_select(parameters, self.groups, ranks, scales=scales, caps=caps)
         level = torch.where(ranks < 0, 0.0, interpolate(values, fractions))
         thresholds = level[index]
@@ -156,12 +166,21 @@ class Policy:
             thresholds = torch.minimum(thresholds, torch.where(caps == 0, 0.0, own))
         return thresholds
 
-    def _constants(self, device: torch.device) -> tuple[Tensor | None, Tensor]:
-        """Caps and groups of the weights, kept on the device."""
-        if device not in self._on_device:
-            caps = None if self.caps is None else to_device(self.caps, torch.int64, device)
-            self._on_device[device] = caps, to_device(self.groups, torch.int64, device)
-        return self._on_device[device]
+    def with_own_grad_scales(self, scale: Tensor | float, like: Tensor) -> Tensor:
+        """(L,) gradient scales, in the dtype and on the device of ``like``: the override's where it has one."""
+        scales = scale if isinstance(scale, Tensor) else like.new_full((), scale)
+        if all(own is None for own in self.grad_scales):
+            return scales.expand(len(self.grad_scales))
+        numbers = [math.nan if own is None else own for own in self.grad_scales]
+        own = self._constant("grad_scales", numbers, like.dtype, like.device)
+        return torch.where(own.isnan(), scales, own)
+
+    def _constant(self, name: str, values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A vector of host numbers, copied to the device once: a captured step must not copy from the host."""
+        key = (name, device)
+        if key not in self._on_device or self._on_device[key].dtype != dtype:
+            self._on_device[key] = to_device(values, dtype, device)
+        return self._on_device[key]
 
     def _make_groups(self) -> list[int]:
         """Group of each weight: weights with a sparsity of their own are alone, the others by the scope."""
@@ -170,11 +189,16 @@ class Policy:
         return [next(free) if is_alone else 0 for is_alone in alone]
 
     def _group_sparsities(self, sparsity: float) -> list[float]:
-        by_weight = erk_sparsities(self.shapes, sparsity) if self.scope == "erk" else [sparsity] * len(self.shapes)
-        result = [0.0] * (max(self.groups) + 1)
-        ramp = sparsity / self.final_sparsity if self.final_sparsity else 0.0
-        for group, own, default in zip(self.groups, self.sparsities, by_weight, strict=True):
-            result[group] = default if own is None else own * ramp
+        result = [0.0] * len(self.members)
+        free = [index for index, own in enumerate(self.sparsities) if own is None]
+        shapes = [self.shapes[index] for index in free]
+        by_weight = erk_sparsities(shapes, sparsity) if self.scope == "erk" else [sparsity] * len(free)
+        for index, wanted in zip(free, by_weight, strict=True):
+            result[self.groups[index]] = wanted
+        ramp = min(1.0, sparsity / self.final_sparsity) if self.final_sparsity else 0.0
+        for group, own in zip(self.groups, self.sparsities, strict=True):
+            if own is not None:
+                result[group] = own * ramp
         return result
 
     def scales(self, parameters: Sequence[Tensor]) -> Tensor | None:
@@ -184,7 +208,7 @@ class Policy:
         dtype = compute_dtype(parameters[0].dtype)
         if self.score_scale == "fan":
             factors = [1 / math.sqrt(sum(shape)) if shape else 1.0 for shape in self.shapes]
-            return to_device(factors, dtype, parameters[0].device)
+            return self._constant("factors", factors, dtype, parameters[0].device)
         norms = torch.stack([torch.linalg.vector_norm(parameter, dtype=dtype) for parameter in parameters])
         return torch.where(norms > 0, 1 / norms, 0.0)
 
@@ -194,6 +218,8 @@ def erk_sparsities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[flo
 
     Layers whose share would exceed 1 stay dense; the densities, weighted by size, average ``1 - sparsity``.
     """
+    if sparsity == 0:
+        return [0.0] * len(shapes)  # exactly: a rounding error above 0 would prune one weight
     sizes = [math.prod(shape) for shape in shapes]
     raw = [sum(shape) / size if size else 0.0 for shape, size in zip(shapes, sizes, strict=True)]
     dense: set[int] = set()
@@ -210,13 +236,19 @@ def erk_sparsities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[flo
 
 
 def largest_below(levels: Tensor, scales: Tensor) -> Tensor:
-    """Elementwise the largest a >= 0 whose score ``scale * a``, rounded, does not exceed the level."""
+    """Elementwise the largest a >= 0 whose score ``scale * a``, rounded, does not exceed the level; levels <= 0 stay.
+
+    Starts from ``(level + half an ulp) / scale``, at most two numbers off, and walks up, then down. Small levels are
+    first multiplied by a power of two, so that the half ulp of a subnormal one, which spans many a, is not lost.
+    """
     up = torch.full_like(levels, math.inf)
-    a = levels / scales
+    lift = torch.where(levels < 2.0**-60, 2.0**64, 1.0).to(levels.dtype)
+    half_ulp = torch.where(levels.isinf(), 0.0, (torch.nextafter(levels, up) - levels) * (lift / 2))
+    a = (levels * lift + half_ulp) / scales / lift
     for _ in range(2):
         a = torch.nextafter(a, up)
-    for _ in range(4):
-        a = torch.where(scales * a > levels, torch.nextafter(a, -up), a)
+    for _ in range(5):
+        a = torch.where(scales * a <= levels, a, torch.nextafter(a, -up))
     return torch.where(levels > 0, a, levels)
 
 
@@ -230,24 +262,49 @@ def to_device(values: Sequence[float], dtype: torch.dtype, device: torch.device)
 def resolve_overrides(
     weights: Sequence[PrunableWeight], overrides: Mapping[Target, Mapping[str, Any]] | None
 ) -> list[Override]:
-    """The override of each weight: the first entry that names its layer, else the first that names its class.
+    """The override of each weight, option by option from the most specific entry that has it.
+
+    A longer name comes before a shorter one (that of a module around it), names before ``re:`` patterns, these before
+    classes; entries of one kind in the order given.
 
     Raises:
         ValueError: an entry matches no prunable weight, or has an unknown option or a bad value.
+        TypeError: an entry is no mapping, or a value no number.
     """
     entries = {target: _make_override(target, options) for target, options in (overrides or {}).items()}
     for target in entries:
         if not any(_applies(target, weight) for weight in weights):
             raise ValueError(f"overrides must match prunable layers, but {target!r} matches none")
-    ordered = sorted(entries, key=lambda target: not isinstance(target, str))
-    return [next((entries[target] for target in ordered if _applies(target, weight)), Override()) for weight in weights]
+    ordered = sorted(entries, key=_specificity)
+    return [_merge([entries[target] for target in ordered if _applies(target, weight)]) for weight in weights]
+
+
+def _specificity(target: Target) -> tuple[int, int]:
+    if not isinstance(target, str):
+        return 2, 0
+    return (1, 0) if target.startswith("re:") else (0, -len(target))
+
+
+def _merge(entries: Sequence[Override]) -> Override:
+    """Each option from the first entry that has it."""
+    return Override(
+        **{
+            option.name: next((v for v in (getattr(e, option.name) for e in entries) if v is not None), None)
+            for option in fields(Override)
+        }
+    )
 
 
 def _applies(target: Target, weight: PrunableWeight) -> bool:
-    return any(matches(use.layer_name, use.module, [target]) for use in weight.uses)
+    try:
+        return any(matches(use.layer_name, use.module, [target]) for use in weight.uses)
+    except re.error as error:
+        raise ValueError(f"overrides must hold regular expressions after re:, got {target!r}: {error}") from error
 
 
 def _make_override(target: Target, options: Mapping[str, Any]) -> Override:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"overrides[{target!r}] must be a dict of options, got {options!r}")
     known = [entry.name for entry in fields(Override)]
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -257,6 +314,7 @@ def _make_override(target: Target, options: Mapping[str, Any]) -> Override:
 
 def check_min_density(min_density: float) -> None:
     """Raise ValueError unless ``0 <= min_density <= 1``."""
+    check_number("min_density", min_density)
     if not 0 <= min_density <= 1:
         raise ValueError(f"min_density must be in [0, 1], got {min_density}")
 

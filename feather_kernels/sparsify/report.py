@@ -148,8 +148,10 @@ def measure_layers(
     sparsity: float,
 ) -> list[LayerReport]:
     """Reports of all weights under their thresholds (0-dim each), ties against the policy's budget at ``sparsity``."""
-    counts = [_count(weight.parameter, t) for weight, t in zip(weights, thresholds, strict=True)]
-    ties = _count_ties(counts, policy, sparsity, policy.scales([weight.parameter for weight in weights]))
+    scales = policy.scales([weight.parameter for weight in weights])
+    factors: Sequence[Tensor | float] = [1.0] * len(weights) if scales is None else scales.unbind()
+    counts = [_count(w.parameter, t, scale) for w, t, scale in zip(weights, thresholds, factors, strict=True)]
+    ties = _count_ties(counts, policy, sparsity)
     return [
         LayerReport(
             weight.name,
@@ -167,22 +169,23 @@ def measure_layers(
 @dataclass(frozen=True)
 class _Count:
     zeros: int
-    largest: Tensor  # largest pruned magnitude, 0-dim
-    at_largest: int
+    largest: float  # largest pruned score
+    at_largest: int  # how many have it; several magnitudes may round to one score
 
 
-def _count(parameter: Tensor, t: Tensor) -> _Count:
+def _count(parameter: Tensor, t: Tensor, scale: Tensor | float) -> _Count:
     """By the operator's predicate; at T <= 0 the zeros that the weight has."""
     if parameter.numel() == 0:
-        return _Count(0, t.new_zeros(()), 0)
+        return _Count(0, 0.0, 0)
     magnitude = parameter.to(t.dtype).abs()
     pruned = magnitude <= t.clamp_min(0)
-    largest = torch.where(pruned, magnitude, 0.0).max()
-    at_largest = torch.count_nonzero(pruned & (magnitude == largest))
-    return _Count(int(torch.count_nonzero(pruned)), largest, int(at_largest))
+    score = torch.where(pruned, magnitude * scale, 0.0)
+    largest = score.max()
+    at_largest = torch.count_nonzero(pruned & (score == largest))
+    return _Count(int(torch.count_nonzero(pruned)), float(largest), int(at_largest))
 
 
-def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float, scales: Tensor | None) -> list[int]:
+def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float) -> list[int]:
     """Zeros of each weight beyond its group's budget.
 
     Those over the weight's own cap; then, from the last weight of the group backwards, those at the group's largest
@@ -191,17 +194,17 @@ def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float, scale
     ties = [0] * len(counts)
     ranks = policy.positions(sparsity).ranks if sparsity > 0 and not callable(policy.scope) else []
     for group, rank in enumerate(ranks):
-        members = [i for i, g in enumerate(policy.groups) if g == group]
+        members = policy.members[group]
         if rank < 0:
             continue
         if policy.caps is not None:
             for i in members:
                 ties[i] = max(0, counts[i].zeros - policy.caps[i])
         beyond = sum(counts[i].zeros - ties[i] for i in members) - (rank + 1)
-        scores = {i: float(counts[i].largest if scales is None else counts[i].largest * scales[i]) for i in members}
+        largest = max(counts[i].largest for i in members)
         for i in reversed(members):
-            if scores[i] == max(scores.values()) and counts[i].zeros:
-                taken = min(max(beyond, 0), counts[i].at_largest)
+            if counts[i].largest == largest and counts[i].zeros:
+                taken = min(max(beyond, 0), max(counts[i].at_largest - ties[i], 0))
                 ties[i] += taken
                 beyond -= taken
     return ties

@@ -105,7 +105,7 @@ class Sparsifier:
         self._device_schedule = self._make_device_schedule(total_steps) if capturable else None
         initial = self._select([weight.parameter for weight in self.weights])
         self._thresholds = self._make_sparse(settings, power, save == "keep")
-        self._thresholds.assign(self._per_use(initial), self._scale_now())
+        self._thresholds.assign(self._per_use(initial), self._scales_now(initial))
         self._first_step: FirstStep | None = FirstStep()
 
     # ------------------------------------------------------------------------------------------------ training
@@ -138,9 +138,7 @@ class Sparsifier:
         self._check_live("attach")
 
         def after_step(optimizer: Optimizer, *_: Any) -> None:
-            found_inf = getattr(
-                optimizer, "found_inf", None
-            )  # set by GradScaler for optimizers that skip by themselves
+            found_inf = getattr(optimizer, "found_inf", None)  # GradScaler sets it where the optimizer itself skips
             if found_inf is None or not found_inf.item():
                 self.step()
 
@@ -240,7 +238,7 @@ class Sparsifier:
             self._device_schedule.step.fill_(self._step)
         if self._step > 0:
             self._first_step = None  # the run that is resumed has passed its check
-        self._thresholds.assign(state["thresholds"], self._grad_scale(self.sparsity) if self._scales_change else None)
+        self._thresholds.assign(state["thresholds"], self._scales_now(self.threshold))
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -291,26 +289,31 @@ class Sparsifier:
             for use in self._uses():
                 use.threshold.follow(use.latent)
             self._thresholds.keep_only({use.threshold.key for use in self._uses()})
-            self._thresholds.assign(self._per_use(self._select(parameters)), self._scale_now())
+            selected = self._select(parameters)
+            self._thresholds.assign(self._per_use(selected), self._scales_now(selected))
             return
         layers = self._layers_of_copy(model)
         copies = [layers[weight.uses[0].module].latent(weight.uses[0].parameter_name) for weight in self.weights]
-        values, scale = self._per_use(self._select(copies)).unbind(), self._scale_now()
-        for use, value in zip(self._uses(), values, strict=True):
-            layers[use.module].feather.thresholds[use.parameter_name].write(value, scale)
+        values = self._per_use(self._select(copies))
+        scales = self._scales_now(values)
+        for i, use in enumerate(self._uses()):
+            written = layers[use.module].feather.thresholds[use.parameter_name]
+            written.write(values[i], None if scales is None else scales[i])
 
     def _per_use(self, values: Tensor) -> Tensor:
         """(L,) thresholds, one per distinct weight -> one per use of a weight."""
         counts = [len(weight.uses) for weight in self.weights]
         if max(counts) == 1:
             return values
-        return values[[index for index, count in enumerate(counts) for _ in range(count)]]
+        return torch.cat([value.expand(count) for value, count in zip(values.split(1), counts, strict=True)])
 
-    def _scale_now(self) -> Tensor | float | None:
-        """The gradient scale to write, or None where it does not change."""
-        if not self._scales_change:
+    def _scales_now(self, like: Tensor) -> Tensor | None:
+        """(uses,) gradient scales to write, in dtype and on the device of ``like``; None where they do not change."""
+        if not self._scales_change or like.device.type == "meta":
             return None
-        return self._grad_scale(self.sparsity) if self._device_schedule is None else self._device_schedule.now()[2]
+        device_schedule = self._device_schedule
+        scale = self._grad_scale(self.sparsity) if device_schedule is None else device_schedule.now()[2]
+        return self._per_use(self._policy.with_own_grad_scales(scale, like))
 
     def _uses(self) -> list[Use]:
         return [use for weight in self.weights for use in weight.uses]
