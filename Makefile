@@ -12,10 +12,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
 
-test: $(VENV)/.installed-train-test
+test: $(VENV)/.installed-train-test-zoo
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(VENV)/.installed-train-test
+test-all: $(VENV)/.installed-train-test-zoo
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.installed-train-dev
@@ -33,7 +33,7 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# .installed-train-test installs the extras train and test; types are checked with what the recipe imports
+# .installed-train-test-zoo installs the extras train, test and zoo; types are checked with what the recipe imports
 $(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e ".[$(subst -,$(comma),$*)]"
 	touch $@
