@@ -311,8 +311,7 @@ class Sparsifier:
         """(uses,) gradient scales to write, in dtype and on the device of ``like``; None where they do not change."""
         if not self._scales_change or like.device.type == "meta":
             return None
-        device_schedule = self._device_schedule
-        scale = self._grad_scale(self.sparsity) if device_schedule is None else device_schedule.now()[2]
+        scale = self._device_schedule.now()[2] if self._device_schedule else self._grad_scale(self.sparsity)
         return self._per_use(self._policy.with_own_grad_scales(scale, like))
 
     def _uses(self) -> list[Use]:
