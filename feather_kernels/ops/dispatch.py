@@ -149,9 +149,9 @@ def _choose(name: str, device: torch.device) -> tuple[str, Backend]:
     for candidate in candidates:
         if reasons[candidate] is None:
             return candidate, _load(candidate)
-    wanted = "no backend" if name == AUTO else f"backend {name!r}"
+    verdict = "no backend can" if name == AUTO else f"backend {name!r} cannot"
     tried = "; ".join(f"{candidate}: {reason or 'available'}" for candidate, reason in reasons.items())
-    raise BackendUnavailableError(f"{wanted} can run on {device}. Probed: {tried}")
+    raise BackendUnavailableError(f"{verdict} run on {device}. Probed: {tried}")
 
 
 def _probe(name: str, device: torch.device) -> str | None:
