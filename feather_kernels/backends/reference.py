@@ -13,10 +13,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from feather_kernels.backends import radix
+from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
+
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
-RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
-NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf
-KEY_DTYPE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def probe(device: torch.device) -> str | None:
@@ -117,47 +117,15 @@ def magnitude_select(
     hint: Tensor | None,  # noqa: ARG001  (it can save this backend nothing)
     out: Tensor,
 ) -> None:
-    """Radix selection, most significant digit first: histogram, cumulative count, digit of the wanted rank.
+    """Radix selection with the passes below."""
 
-    With caps every tensor has a histogram row of its own and a group's cumulative count is ``sum_l min(C_l, caps_l)``,
-    the count in the union of the caps_l smallest elements of each tensor; without caps a row is a whole group.
-    """
-    group_count = rank.numel()
-    if caps is None:
-        rows, group_of_row = groups, torch.arange(group_count, device=rank.device)
-        row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max)
-    else:
-        rows, group_of_row, row_cap = range(len(weights)), torch.tensor(groups, device=rank.device), caps
+    def histogram(rows: Sequence[int], prefix: Tensor, shift: int, bits: int, counts: Tensor) -> None:
+        magnitude_histogram(weights, rows, prefix, shift, bits, scales, counts)
 
-    def capped(count: Tensor) -> Tensor:
-        """(R, n) counts in rows -> (G, n) counts in the capped union of each group."""
-        total = count.new_zeros((group_count, *count.shape[1:]))
-        return total.index_add_(0, group_of_row, torch.minimum(count, row_cap[:, None]))
+    def smallest_above(rows: Sequence[int], keys: Tensor) -> Tensor:
+        return _smallest_key_above(weights, rows, keys, scales, out.dtype)
 
-    prefix = torch.zeros_like(rank)
-    below = torch.zeros_like(group_of_row)  # keys of the row that are smaller than the prefix
-    sizes = None
-    shift = sum(RADIX_BITS[out.dtype])
-    for bits in RADIX_BITS[out.dtype]:
-        shift -= bits
-        counts = out.new_empty((len(group_of_row), 1 << bits), dtype=torch.int64)
-        magnitude_histogram(weights, rows, prefix[group_of_row], shift, bits, scales, counts)
-        counts = counts.cumsum(1) + below[:, None]
-        sizes = capped(counts[:, -1:]) if sizes is None else sizes
-        digit = (capped(counts) <= rank[:, None]).sum(1).clamp_max((1 << bits) - 1)
-        row_digit = digit[group_of_row][:, None]
-        below = torch.where(row_digit > 0, counts.gather(1, (row_digit - 1).clamp_min(0)), below[:, None])[:, 0]
-        prefix = (prefix << bits) | digit
-
-    at_most = counts.gather(1, row_digit)  # keys of the row that are smaller or equal
-    above = _smallest_key_above(weights, rows, prefix[group_of_row], scales, out.dtype)
-    above = torch.where(at_most[:, 0] < row_cap, above, NAN_KEY[out.dtype])
-    following = torch.full_like(prefix, NAN_KEY[out.dtype]).scatter_reduce_(0, group_of_row, above, "amin")
-    size, next_rank = sizes[:, 0], rank + 1  # type: ignore[index]
-    same = (next_rank < capped(at_most)[:, 0]) | (next_rank >= size)
-    following = torch.where(same, prefix, following)
-    values = _value_of_key(torch.stack((prefix, following), 1), out.dtype)
-    out.copy_(torch.where(((rank >= 0) & (rank < size))[:, None], values, math.nan))
+    radix.select(groups, rank, caps, out, histogram, smallest_above)
 
 
 def magnitude_histogram(
@@ -210,11 +178,6 @@ def _keys(w: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Iterator[Tenso
         if scale is not None:
             score = (score * scale).abs()  # abs again: a NaN product may carry a sign bit
         yield score.view(KEY_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
-
-
-def _value_of_key(key: Tensor, dtype: torch.dtype) -> Tensor:
-    value = key.to(KEY_DTYPE[dtype]).view(dtype)
-    return torch.where(key >= NAN_KEY[dtype], math.nan, value)
 
 
 def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -1,0 +1,122 @@
+"""The elementwise ops: one pass, each byte read and written once.
+
+Kernels see dense memory in storage order; 64-bit offsets; whole blocks without a mask, so that accesses are 128 bits
+wide, and one masked tail. The block size is a fixed function of the dtypes: no autotuning, the same bits everywhere.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from feather_kernels.backends.triton.math import general_power, is_pruned, threshold_value
+
+BLOCK = 1024  # elements a program: 8 for each of 128 threads
+
+
+@triton.jit
+def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """w_ptr, out_ptr: (n,) of any float dtype; t_ptr: 0-dim, float32 or (WIDE) float64."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)
+    t = tl.load(t_ptr)
+    if start + BLOCK <= n:
+        w = tl.load(w_ptr + offsets).to(t.dtype)
+        tl.store(out_ptr + offsets, threshold_value(w, t, P, WIDE).to(out_ptr.dtype.element_ty))
+    else:
+        inside = offsets < n
+        w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(t.dtype)
+        tl.store(out_ptr + offsets, threshold_value(w, t, P, WIDE).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
+    """As ``threshold_kernel``, any power in float64; p_ptr: float64 (3,), see power_constants."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)
+    inside = offsets < n
+    t = tl.load(t_ptr)
+    p, rest, inverse = tl.load(p_ptr), tl.load(p_ptr + 1), tl.load(p_ptr + 2)
+    w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(tl.float64)
+    y = general_power(w, t.to(tl.float64), p, rest, inverse)
+    tl.store(out_ptr + offsets, y.to(t.dtype).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.constexpr, BLOCK: tl.constexpr):
+    """g_ptr, w_ptr, out_ptr: (n,); t_ptr, scale_ptr: 0-dim. ARITHMETIC: dtype of the product."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    offsets = start + tl.arange(0, BLOCK)
+    t, scale = tl.load(t_ptr), tl.load(scale_ptr)
+    if start + BLOCK <= n:
+        g = tl.load(g_ptr + offsets).to(ARITHMETIC)
+        w = tl.load(w_ptr + offsets).to(t.dtype)
+        scaled = tl.where(is_pruned(w, t), g * scale.to(ARITHMETIC), g)
+        tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty))
+    else:
+        inside = offsets < n
+        g = tl.load(g_ptr + offsets, mask=inside, other=0.0).to(ARITHMETIC)
+        w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(t.dtype)
+        scaled = tl.where(is_pruned(w, t), g * scale.to(ARITHMETIC), g)
+        tl.store(out_ptr + offsets, scaled.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
+    """Fill ``out`` with P(w)."""
+    (flat_out, flat_w), finish = flatten(out, w)
+    grid = (triton.cdiv(w.numel(), BLOCK),)
+    if p in (1, 2, 3, math.inf):
+        power = 0 if p == math.inf else int(p)
+        threshold_kernel[grid](flat_w, t, flat_out, w.numel(), P=power, WIDE=t.dtype == torch.float64, BLOCK=BLOCK)
+    else:
+        constants = power_constants(p, w.device)
+        general_power_kernel[grid](flat_w, t, flat_out, w.numel(), constants, BLOCK=BLOCK)
+    finish()
+
+
+def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
+    """Fill ``out`` with the scaled gradient."""
+    (flat_out, flat_g, flat_w), finish = flatten(out, g, w)
+    arithmetic = tl.float64 if torch.float64 in (g.dtype, t.dtype) else tl.float32
+    grid = (triton.cdiv(w.numel(), BLOCK),)
+    scale_kernel[grid](flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK)
+    finish()
+
+
+def flatten(first: Tensor, *others: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
+    """1-dim tensors of matching elements for a kernel to read and write, and what to do after it.
+
+    In the storage order of ``first`` where that is dense; tensors of another layout are copied once, and a ``first``
+    that is not dense is written through a copy.
+    """
+    strides = first.stride()
+    order = sorted(range(first.dim()), key=lambda d: (-strides[d], d))
+    ordered = [tensor.permute(order) for tensor in (first, *others)]
+    flat = [tensor.reshape(-1) for tensor in ordered]
+    if ordered[0].is_contiguous():
+        return flat, _nothing
+    return flat, lambda: first.copy_(flat[0].view(ordered[0].shape).permute(_inverse(order))) and None
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return sorted(range(len(order)), key=order.__getitem__)
+
+
+def _nothing() -> None:
+    pass
+
+
+def power_constants(p: float, device: torch.device) -> Tensor:
+    """(3,) float64: p, what is left of it after 24 bits, 1/p; made once for each power and device."""
+    key = (p, device)
+    if key not in _constants:
+        fraction, exponent = math.frexp(p)
+        rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
+        _constants[key] = torch.tensor([p, rest, 1 / p], dtype=torch.float64).to(device)
+    return _constants[key]
+
+
+_constants: dict[tuple[float, torch.device], Tensor] = {}
