@@ -21,6 +21,22 @@ class ScaledConv(nn.Conv2d):
         return F.conv2d(x, self.weight * 0.5, self.bias, padding=1)
 
 
+class NormedConv(nn.Conv2d):
+    """Reads its weight first without a graph, then with one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            norm = self.weight.norm()
+        return F.conv2d(x, self.weight / norm, self.bias)
+
+
+class ScaledLSTM(nn.LSTM):
+    """A recurrent subclass with a forward around torch's."""
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        return super().forward(2 * x, state)
+
+
 class FirstOutput(nn.Module):
     """Modules that return tuples, called on one tensor."""
 
@@ -118,6 +134,8 @@ FAMILIES: dict[str, Family] = {
     "RNN": Family(lambda: FirstOutput(nn.RNN(8, 6)), SEQUENCE, lean=False, compiles=False),
     "subclass": Family(lambda: MyLinear(8, 6), (5, 8)),
     "subclass with forward": Family(lambda: ScaledConv(4, 6, 3), IMAGE, lean=False),
+    "subclass reading without grad": Family(lambda: NormedConv(4, 6, 3), IMAGE, lean=False),
+    "LSTM subclass": Family(lambda: FirstOutput(ScaledLSTM(8, 6)), SEQUENCE, lean=False, compiles=False),
     "reader": Family(Reader, (5, 8), {"read_directly": ["projection"]}, lean=False),
     "tied": Family(Tied, (5, 8)),
     "Bilinear, by name": Family(BilinearOfOne, (5, 8), {"targets": [nn.Bilinear]}, lean=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import nets
@@ -130,7 +131,9 @@ def test_compile_modes_and_blocks(mode: str) -> None:
     sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=8)
     x = torch.randn(3, 16)
     compiled = torch.compile(model, mode=mode, fullgraph=True)
-    compiled(x).sum().backward()
+    y = compiled(x)
+    torch.testing.assert_close(y, model(x))
+    y.sum().backward()
     sparsifier.step()
     sparsifier.detach()
 
@@ -198,3 +201,87 @@ def test_a_copied_sparsifier_steps_with_its_copied_model() -> None:
     sparsifier.step()
     assert sparsifier.threshold.item() > 0
     assert pair[1].threshold.item() == 0
+
+
+def test_recurrent_layers_see_replaced_parameters() -> None:
+    layer, other = nn.LSTM(4, 6), nn.LSTM(4, 6)
+    sparsifier = fk.Sparsifier(layer, schedule=fk.ConstantSchedule(0.6))
+    layer.load_state_dict(other.state_dict(), assign=True)
+    sparsifier.rethreshold(layer)
+    x = torch.randn(3, 2, 4)
+    y = layer(x)[0]
+    sparsifier.finalize()
+    torch.testing.assert_close(y, layer(x)[0])
+
+
+def test_threads_do_not_share_what_they_read() -> None:
+    layer = nn.MultiheadAttention(8, 2)
+    fk.Sparsifier(layer, schedule=fk.ConstantSchedule(0.5))
+    x = torch.randn(4, 2, 8)
+    stop = threading.Event()
+
+    def evaluate() -> None:
+        while not stop.is_set():
+            with torch.no_grad():
+                layer(x, x, x)
+
+    thread = threading.Thread(target=evaluate)
+    thread.start()
+    try:
+        for _ in range(100):
+            layer.zero_grad()
+            layer(x, x, x)[0].sum().backward()
+            assert layer._parameters["in_proj_weight"].grad is not None
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_layers_that_may_be_unused() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "expert": nn.Linear(4, 4)})
+    sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=4, may_be_unused=["expert"])
+    model["used"](torch.randn(2, 4)).sum().backward()
+    sparsifier.step()
+    assert [w.name for w in sparsifier.weights] == ["used", "expert"]
+
+
+def test_attach_refuses_what_would_count_wrongly() -> None:
+    model = nn.Linear(4, 4)
+    sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"optimizer must be a torch.optim.Optimizer, got FeatherLinear"):
+        sparsifier.attach(model)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must hold a prunable weight"):
+        sparsifier.attach(torch.optim.SGD([model.bias], lr=0.1))
+    handle = sparsifier.attach(optimizer)
+    with pytest.raises(RuntimeError, match="attached already"):
+        sparsifier.attach(optimizer)
+    handle.remove()
+    sparsifier.attach(optimizer)
+
+
+def test_resume_between_updates_keeps_a_changing_grad_scale() -> None:
+    def start() -> tuple[nn.Module, fk.Sparsifier]:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 8)
+        return model, fk.Sparsifier(
+            model, sparsity=0.9, total_steps=20, update_every=3, grad_scale=lambda sparsity: 1 - sparsity
+        )
+
+    model, sparsifier = start()
+    model(torch.randn(2, 8)).sum().backward()
+    for _ in range(5):
+        sparsifier.step()
+    resumed, other = start()
+    other.load_state_dict(sparsifier.state_dict())
+    scales = [m.feather.thresholds["weight"].grad_scale for m in (model, resumed)]
+    assert scales[0].equal(scales[1])
+
+
+def test_data_parallel_and_direct_construction_are_refused() -> None:
+    with pytest.raises(TypeError, match="Sparsifier makes it from the dense layer"):
+        fk.nn.FeatherLinear(3, 3)
+    model = nn.Linear(3, 3)
+    fk.Sparsifier(model, sparsity=0.5, total_steps=4)
+    with pytest.raises(RuntimeError, match="use DistributedDataParallel"):
+        model._replicate_for_data_parallel()

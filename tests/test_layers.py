@@ -243,31 +243,6 @@ def test_compiled_inside_an_activation_checkpoint() -> None:
     assert all(p.grad is not None for p in model.parameters())
 
 
-def test_autocast() -> None:
-    model, x = nets.conv_net(), nets.images()
-    sparsified(model)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = model(x)
-        y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
-
-
-def test_functional_call_and_grad() -> None:
-    model, x = nets.conv_net().eval(), nets.images()
-    sparsified(model)
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-
-    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.func.functional_call(model, parameters, (x,)).square().sum()
-
-    gradients = torch.func.grad(loss)(parameters)
-    model(x).square().sum().backward()
-    for name, p in model.named_parameters():
-        assert p.grad is not None
-        assert gradients[name].equal(p.grad)
-
-
 def test_training_reads_the_thresholded_weight_only() -> None:
     layer = nn.Linear(4, 3)
     sparsified(layer, math.inf)

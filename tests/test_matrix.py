@@ -99,9 +99,11 @@ def test_finalize_and_detach(family: Family) -> None:
 
 
 def test_compile(family: Family) -> None:
-    if not family.compiles:
-        pytest.skip("torch.compile does not trace recurrent layers, dense ones neither")
     torch._dynamo.reset()
+    if not family.compiles:
+        with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+            torch.compile(family.model(), backend="aot_eager", fullgraph=True)(family.input())
+        pytest.skip("torch.compile does not trace recurrent layers in one graph, dense ones neither")
     model = family.model()
     schedule = fk.CubicSchedule(SPARSITY, 0, 80)
     sparsifier = sparsify(model, family, schedule=schedule)
@@ -228,8 +230,6 @@ def test_activation_checkpointing(family: Family, reentrant: bool) -> None:
 
 @pytest.mark.parametrize("state", ["live", "finalized"])
 def test_export(family: Family, state: str) -> None:
-    if not family.compiles:
-        pytest.skip("torch.export does not trace recurrent layers strictly")
     model = family.model().eval()
     sparsifier = sparsify(model, family)
     if state == "finalized":
@@ -246,8 +246,6 @@ def test_export(family: Family, state: str) -> None:
 
 
 def test_functional_call_grad_and_vmap(family: Family) -> None:
-    if not family.compiles:
-        pytest.skip("torch's recurrent layers read parameters that functional_call does not replace")
     model = family.model()
     sparsify(model, family)
     parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -261,6 +259,10 @@ def test_functional_call_grad_and_vmap(family: Family) -> None:
     for name, grad in gradients(model).items():
         torch.testing.assert_close(by_func[name], grad, rtol=1e-5, atol=1e-5)
     batches = torch.stack([x, 2 * x])
+    try:
+        torch.func.vmap(family.model())(batches)
+    except RuntimeError as error:
+        pytest.skip(f"the gradients were compared, but the dense layer does not run under vmap: {error}")
     each = torch.func.vmap(loss, in_dims=(None, 0))(parameters, batches)
     torch.testing.assert_close(each, torch.stack([loss(parameters, x), loss(parameters, 2 * x)]), rtol=1e-4, atol=1e-4)
 
@@ -315,3 +317,32 @@ def test_half_precision_thresholds_survive_moves(family: Family) -> None:
     assert sparsifier.threshold.equal(before)
     model.double()
     assert model(family.input().double()).dtype == torch.float64
+
+
+def test_parametrize(family: Family) -> None:
+    """Before: the layer stays dense, with the reason. After: the sparsifier names what was lost."""
+
+    class Double(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    model = family.model()
+    sparsifier = sparsify(model, family)
+    layer = next(m for m in model.modules() if isinstance(m, SparseLayer))
+    name = next(iter(layer.feather.thresholds))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(layer._parameters, name, None)
+        with pytest.raises(RuntimeError, match="has lost its Parameter"):
+            sparsifier.rethreshold(model)
+
+    dense = family.model()
+    path = next(n for n, m in model.named_modules() if m is layer)
+    target = dense.get_submodule(path)
+    try:
+        torch.nn.utils.parametrize.register_parametrization(target, name, Double())
+    except Exception as error:
+        pytest.skip(f"torch does not parametrize the dense layer: {error}")
+    rest = nn.Linear(8, 8)
+    options = {"targets": [*family.options["targets"], nn.Linear]} if "targets" in family.options else {}
+    skipped = sparsify(nn.ModuleList([dense, rest]), family, **options, read_directly=None).skipped
+    assert any("has a parametrization" in layer.reason for layer in skipped)

@@ -24,7 +24,7 @@ def bound(dtype: torch.dtype, out_dtype: torch.dtype, p: float) -> float:
     """Largest error allowed, in ulps of the result (docs/design/numerics.md)."""
     if out_dtype in (torch.float16, torch.bfloat16):
         return 0.55
-    return 4.0 if dtype == torch.float64 and p not in (1, 2, 3, math.inf) else 2.0
+    return 5.0 if dtype == torch.float64 and p < 3 and p not in (1, 2) else 2.0
 
 
 def rounded_to(dtype: torch.dtype, result: torch.Tensor) -> torch.Tensor:
@@ -32,7 +32,7 @@ def rounded_to(dtype: torch.dtype, result: torch.Tensor) -> torch.Tensor:
     return result.to(dtype) if result.dtype == torch.float64 else result
 
 
-@pytest.mark.parametrize("p", samples.POWERS)
+@pytest.mark.parametrize("p", [*samples.POWERS, 1.1])
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
 @pytest.mark.parametrize("t", samples.THRESHOLDS)
 def test_values_at_every_boundary(backend: BackendUnderTest, t: float, dtype: torch.dtype, p: float) -> None:

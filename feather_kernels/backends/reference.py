@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -100,9 +99,20 @@ def _general_power(weight: Tensor, t: Tensor, p: float) -> Tensor:
     kept = ~(a <= t)
     relative = torch.where(kept, (a - t) / a, 0.5)
     fraction = -torch.expm1(p * torch.log1p(-relative))
-    remainder = float(1 / Fraction(p) - Fraction(1 / p))  # what 1/p loses when it is rounded to a float64
-    root = fraction.pow(1 / p) * (1 + remainder * fraction.log())
-    return torch.where(torch.isinf(a), weight, weight * root)
+    return torch.where(torch.isinf(a), weight, weight * _inverse_power(fraction, p))
+
+
+def _inverse_power(z: Tensor, p: float) -> Tensor:
+    """``z^(1/p)``, float64: with z = m 2^k and k = n p + r the exponential's argument stays below 1.
+
+    p is split into 24 bits and a rest, so that k - n p is exact.
+    """
+    fraction, exponent = math.frexp(p)
+    high = math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
+    m, k = torch.frexp(z)
+    k = k.double()
+    n = torch.floor(k / p + 0.5)
+    return torch.ldexp(torch.exp((k - n * high - n * (p - high)) / p * math.log(2) + m.log() / p), n)
 
 
 # ---------------------------------------------------------------------------------------------- selection, counts

@@ -6,6 +6,7 @@ A layer becomes sparse by a swap of its class. The module object, its Parameters
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,16 +23,28 @@ class LayerState:
     Attributes:
         dense_class: the class to give back.
         thresholds: by the name of the parameter.
-        reads: P of the parameters read so far in the forward that is running; None outside of one.
+        reads: in the forward that this thread is running, P of the parameters read so far, by name and grad mode; None
+            outside of one.
     """
 
     def __init__(self, dense_class: type[nn.Module], thresholds: dict[str, WeightThreshold]) -> None:
         self.dense_class = dense_class
         self.thresholds = thresholds
-        self.reads: dict[str, Tensor] | None = None
+        self._running = threading.local()
+
+    @property
+    def reads(self) -> dict[tuple[str, bool], Tensor] | None:  # noqa: D102  (an attribute of the class docstring)
+        return getattr(self._running, "reads", None)
+
+    @reads.setter
+    def reads(self, reads: dict[tuple[str, bool], Tensor] | None) -> None:
+        self._running.reads = reads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "reads": None}
+        return {"dense_class": self.dense_class, "thresholds": self.thresholds}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
 
 
 class SparseLayer(nn.Module):
@@ -44,6 +57,9 @@ class SparseLayer(nn.Module):
 
     feather: LayerState
     recomputes = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
+        raise TypeError(f"{type(self).__name__} cannot be built: Sparsifier makes it from the dense layer")
 
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
         """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
@@ -67,6 +83,9 @@ class SparseLayer(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         self._follow()  # assign=True puts other tensors in the weight's place
 
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        raise RuntimeError("sparse layers do not run under DataParallel: use DistributedDataParallel")
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the dense class: the sparse classes of subclasses exist only at run time."""
         from feather_kernels.nn.conversion import empty_layer
@@ -81,12 +100,12 @@ class SparseLayer(nn.Module):
     form = ""  # how the dense class is extended: a key of ``conversion.FORMS``
 
 
-def autocast_dtype(input: Tensor) -> torch.dtype | None:  # noqa: A002
-    """The dtype that autocast gives to ``input``, or None where it is off or leaves float64 alone."""
+def autocast_dtype(input: Tensor, weight: Tensor) -> torch.dtype | None:  # noqa: A002
+    """The dtype that autocast gives to input and weight, or None where it is off or leaves them alone."""
     device = input.device.type
-    if device != "meta" and input.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return None
+    if device == "meta" or not input.is_floating_point() or torch.float64 in (input.dtype, weight.dtype):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def cast_for_autocast(
@@ -95,7 +114,7 @@ def cast_for_autocast(
     weight: Tensor,
 ) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
     """Input and bias as autocast casts them, and the dtype for P(weight), None if it is the weight's own."""
-    dtype = autocast_dtype(input)
+    dtype = autocast_dtype(input, weight)
     if dtype is None:
         return input, bias, None
     bias = None if bias is None else bias.to(dtype)

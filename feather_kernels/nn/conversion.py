@@ -7,8 +7,6 @@ latter form too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 
@@ -50,10 +48,10 @@ def prunable_names(module: nn.Module) -> tuple[str, ...]:
 
 def form_of(dense_class: type[nn.Module]) -> str:
     """How the class is extended where no other module reads its weight: "call", "recurrent" or "read"."""
-    if _same_forward(dense_class, CALLED):
+    if _keeps_our_forward(dense_class):
         return "call"
-    if _same_forward(dense_class, RECURRENT):
-        return "recurrent"
+    if issubclass(dense_class, nn.RNNBase):
+        return "recurrent"  # its forward wraps whichever forward the subclass has
     return "read"
 
 
@@ -92,7 +90,8 @@ def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]
         table, names = CALLED if form == "call" else RECURRENT, ()
         if dense_class in table:
             return table[dense_class]
-        base = next(sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
+        bases = (sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
+        base = next(bases, reading.RecurrentLayer)
     key = (dense_class, form, names)
     if key not in _made:
         properties = {name: reading.thresholded(name) for name in names}
@@ -103,14 +102,10 @@ def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]
 _made: dict[tuple[type[nn.Module], str, tuple[str, ...]], type[SparseLayer]] = {}
 
 
-def _same_forward(dense_class: type[nn.Module], table: dict[type[nn.Module], type[SparseLayer]]) -> bool:
-    """Whether the class is one of the table's or inherits all that our forward replaces from one."""
-
-    def inherits(base: type[nn.Module], name: str) -> bool:
-        own: Callable | None = getattr(dense_class, name, None)
-        return own is getattr(base, name, None)
-
+def _keeps_our_forward(dense_class: type[nn.Module]) -> bool:
+    """Whether the class is one of the called layers or inherits all that our forward replaces from one."""
     return any(
-        issubclass(dense_class, base) and inherits(base, "forward") and inherits(base, "_conv_forward")
-        for base in table
+        issubclass(dense_class, base)
+        and all(getattr(dense_class, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
+        for base in CALLED
     )

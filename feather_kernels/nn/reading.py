@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer
 
 
 class ReadLayer(SparseLayer):
-    """Mixin: attributes made by ``thresholded`` give P of the parameter, computed once in a forward."""
+    """Mixin: attributes made by ``thresholded`` give P of the parameter, computed once in a forward of the layer."""
 
     form = "read"
 
@@ -43,15 +44,15 @@ class RecurrentLayer(SparseLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the dense layer's."""
         layer: Any = self
-        latent = layer._flat_weights
+        layer._update_flat_weights()  # sees Parameters that were replaced; else torch would do so after the exchange
+        names = layer._flat_weights_names
         layer._flat_weights = [
-            self.sparse_weight(name) if name in self.feather.thresholds else weight
-            for name, weight in zip(layer._flat_weights_names, latent, strict=True)
+            self.sparse_weight(name) if name in self.feather.thresholds else self._parameters[name] for name in names
         ]
         try:
             return super().forward(*args, **kwargs)
         finally:
-            layer._flat_weights = latent
+            layer._flat_weights = [self._parameters[name] for name in names]
 
 
 class FeatherLSTM(RecurrentLayer, nn.LSTM):
@@ -72,12 +73,13 @@ def thresholded(name: str) -> property:
     def read(self: SparseLayer) -> Tensor | None:
         if name not in self.feather.thresholds:
             return self._parameters[name]
-        reads = self.feather.reads
+        reads = None if torch.compiler.is_compiling() else self.feather.reads  # a compiler merges equal calls itself
         if reads is None:
             return self.sparse_weight(name)
-        if name not in reads:
-            reads[name] = self.sparse_weight(name)
-        return reads[name]
+        key = name, torch.is_grad_enabled()  # what was read without a graph must not serve a read that needs one
+        if key not in reads:
+            reads[key] = self.sparse_weight(name)
+        return reads[key]
 
     return property(read)
 
@@ -85,7 +87,7 @@ def thresholded(name: str) -> property:
 @contextmanager
 def one_read(layer: nn.Module) -> Iterator[None]:
     """Within it, P of each parameter of the layer is computed at most once; nothing if the layer is dense."""
-    if not isinstance(layer, ReadLayer) or layer.feather.reads is not None:
+    if torch.compiler.is_compiling() or not isinstance(layer, ReadLayer) or layer.feather.reads is not None:
         yield
         return
     layer.feather.reads = {}

@@ -39,6 +39,14 @@ class DeviceSchedule:
         self._grad_scales = torch.tensor([grad_scale(s) for s in sparsities], dtype=dtype, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
 
+    def follow(self, weight: Tensor) -> None:
+        """Move to the weight's device, if it has moved."""
+        if self.step.device != weight.device:
+            if self.step.device.type == "meta":
+                raise RuntimeError("capturable needs weights with data: make the model sparse after to_empty()")
+            for name in ("_ranks", "_fractions", "_grad_scales", "step"):
+                setattr(self, name, getattr(self, name).to(weight.device))
+
     def advance(self) -> None:
         """One optimizer step further."""
         self.step.add_(1)

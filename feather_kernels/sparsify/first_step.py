@@ -22,13 +22,15 @@ class FirstStep:
         unread = [
             use.name
             for use in uses
-            if use.latent.numel() and use.threshold.threshold.data_ptr() not in self._record.addresses
+            if not use.may_be_unused
+            and use.latent.numel()
+            and use.threshold.threshold.data_ptr() not in self._record.addresses
         ]
         if unread:
             raise RuntimeError(
                 f"the forward of {len(unread)} sparse layers has not run in the first training step: "
-                f"{', '.join(unread)}. Either the model did not use them: leave them out with ignore=[...]; or it "
-                "reads their weight without calling them, which would train them dense: name them in "
-                "read_directly=[...]"
+                f"{', '.join(unread)}. Either the model did not use them: name them in may_be_unused=[...] if it will "
+                "later, else in ignore=[...]. Or it reads their weight without calling them, which would train them "
+                "dense: name them in read_directly=[...]"
             )
         self._stop()

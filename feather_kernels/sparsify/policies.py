@@ -90,6 +90,7 @@ class Policy:
         self.scope = scope
         self.score_scale = score_scale
         self.final_sparsity = final_sparsity
+        self.names = [weight.name for weight in weights]
         self.shapes = [tuple(weight.parameter.shape) for weight in weights]
         self.numels = [math.prod(shape) for shape in self.shapes]
         self.sparsities = [override.sparsity for override in overrides]
@@ -125,8 +126,9 @@ class Policy:
             available = sum(self.caps[i] for i in members) if self.caps else count
             if rank >= available:
                 reachable = math.floor(available / count * 1e4) / 1e4  # rounded down: what is named can be asked for
+                where = f" in the group of {self.names[members[0]]}" if len(members) < len(self.numels) else ""
                 raise ValueError(
-                    f"min_density must leave {rank + 1} weights to prune, got {available} of {count}: "
+                    f"min_density must leave {rank + 1} weights to prune{where}, got {available} of {count}: "
                     f"sparsity {reachable:.4f} can be reached, not {wanted:.4f}"
                 )
             ranks.append(rank)

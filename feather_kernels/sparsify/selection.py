@@ -31,12 +31,17 @@ _NOT_PRUNABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.Gro
 
 @dataclass(frozen=True)
 class Use:
-    """A parameter in one layer: ``form`` says how the layer's class is extended (``nn.conversion``)."""
+    """A parameter in one layer.
+
+    ``form`` says how the layer's class is extended (``nn.conversion``); a layer that ``may_be_unused`` is not expected
+    to run in the first training step.
+    """
 
     layer_name: str
     module: nn.Module
     parameter_name: str
     form: str
+    may_be_unused: bool
 
     @property
     def name(self) -> str:
@@ -47,8 +52,11 @@ class Use:
 
     @property
     def latent(self) -> Tensor:
-        """The Parameter, as the layer holds it now."""
-        return cast(Tensor, self.module._parameters[self.parameter_name])
+        """The Parameter, as the layer holds it now; raises RuntimeError if something took it away."""
+        parameter = self.module._parameters.get(self.parameter_name)
+        if parameter is None:
+            raise RuntimeError(f"{self.name} has lost its Parameter (parametrized or pruned after it was made sparse?)")
+        return parameter
 
     @property
     def threshold(self) -> WeightThreshold:
@@ -92,7 +100,8 @@ class Choice:
     of layers or of modules that contain them, ``re:`` patterns for the whole name, or module classes. A layer of
     another kind, e.g. an embedding, is taken where ``targets`` has its exact name or its class. Layers for which
     ``filter_fn(module, name)`` is false, or whose weights have fewer than ``min_numel`` elements, are left.
-    ``read_directly`` names layers whose weight another module reads without calling them.
+    ``read_directly`` names layers whose weight another module reads without calling them; ``may_be_unused`` those that
+    a training step may leave out (experts, stochastic depth), so that the first one does not look for them.
     """
 
     targets: Sequence[Target] | None = None
@@ -100,6 +109,7 @@ class Choice:
     filter_fn: FilterFn | None = None
     min_numel: int = 0
     read_directly: Sequence[Target] | None = None
+    may_be_unused: Sequence[Target] | None = None
 
     def names_exactly(self, name: str, module: nn.Module) -> bool:
         """Whether ``targets`` asks for this very layer, whatever its kind."""
@@ -127,7 +137,7 @@ def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeigh
             initialised; a layer that is sparse already.
     """
     names = {module: name for name, module in model.named_modules()}
-    for argument in ("targets", "ignore", "read_directly"):
+    for argument in ("targets", "ignore", "read_directly", "may_be_unused"):
         _check_matches(argument, getattr(choice, argument), names)
     if choice.min_numel < 0:
         raise ValueError(f"min_numel must be at least 0, got {choice.min_numel}")
@@ -138,12 +148,32 @@ def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeigh
         parameters, reason = _candidate(module, name, choice)
         reason = reason or choice.why_left(name, module, (module._parameters[p] for p in parameters))
         if parameters and reason is None:
-            is_read = module in read or matches(name, module, choice.read_directly or ())
-            form = "read" if is_read else form_of(type(module))
-            taken.update({(module, p): Use(name, module, p, form) for p in parameters})
+            form = form_of(type(module))
+            if form == "call" and (module in read or matches(name, module, choice.read_directly or ())):
+                form = "read"
+            unused = matches(name, module, choice.may_be_unused or ())
+            taken.update({(module, p): Use(name, module, p, form, unused) for p in parameters})
         elif parameters or (reason and _holds_weights(module)):
             skipped.append(SkippedLayer(name or ROOT, reason or ""))
     return _group_by_parameter(model, names, taken, skipped)
+
+
+def layers_of_copy(uses: Iterable[Use], model: nn.Module, copy: nn.Module) -> dict[nn.Module, SparseLayer]:
+    """The layer of ``copy`` for each sparse layer of ``model``: those of both, in order.
+
+    Raises:
+        ValueError: their parameters have other shapes.
+    """
+    ours = {use.module for use in uses}
+    originals = [module for module in model.modules() if module in ours]
+    layers = [module for module in copy.modules() if isinstance(module, SparseLayer)]
+    expected, got = (
+        [[tuple(p.shape) for p in module._parameters.values() if p is not None] for module in modules]
+        for modules in (originals, layers)
+    )
+    if expected != got:
+        raise ValueError(f"model must be a copy of the sparsified model with layers {expected}, got {got}")
+    return dict(zip(originals, layers, strict=True))
 
 
 def matches(name: str, module: nn.Module, targets: Iterable[Target]) -> bool:

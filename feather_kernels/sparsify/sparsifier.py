@@ -17,11 +17,11 @@ from feather_kernels.nn.thresholds import Thresholds, WeightThreshold
 from feather_kernels.ops.schema import check_power, compute_dtype
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.first_step import FirstStep
-from feather_kernels.sparsify.options import GradScale, check_dtypes, check_options, resolve_grad_scale
+from feather_kernels.sparsify.options import GradScale, check_dtypes, check_optimizer, check_options, resolve_grad_scale
 from feather_kernels.sparsify.policies import Override, Policy, ScopeFunction, resolve_overrides
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, select_weights
+from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, layers_of_copy, select_weights
 from feather_kernels.sparsify.state import check_state
 
 
@@ -42,7 +42,7 @@ class Sparsifier:
         power: p of the thresholding operator, at least 1 or inf.
         grad_scale: factor of the gradient on pruned weights, at least 0; "auto" is 1 for a final sparsity of at most
             0.95 and 0.5 above it; or a function of the current sparsity.
-        targets, ignore, filter_fn, min_numel, read_directly: which layers; see ``selection.Choice``.
+        targets, ignore, filter_fn, min_numel, read_directly, may_be_unused: which layers; see ``selection.Choice``.
         min_density: what every weight keeps at least, as a fraction of its elements.
         overrides: options of single layers, by name, ``re:`` pattern or class (names win): a dict with any of
             ``sparsity``, ``min_density``, ``power``, ``grad_scale``.
@@ -76,6 +76,7 @@ class Sparsifier:
         filter_fn: FilterFn | None = None,
         min_numel: int = 0,
         read_directly: Sequence[Target] | None = None,
+        may_be_unused: Sequence[Target] | None = None,
         min_density: float = 0.0,
         overrides: Mapping[Target, Mapping[str, Any]] | None = None,
         score_scale: str = "none",
@@ -87,7 +88,7 @@ class Sparsifier:
         check_power(power)
         self._grad_scale, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(update_every, save, capturable, scope)
-        choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
+        choice = Choice(targets, ignore, filter_fn, min_numel, read_directly, may_be_unused)
         self.model = model
         self.weights, self.skipped = select_weights(model, choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
@@ -133,9 +134,17 @@ class Sparsifier:
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
 
-        Steps that a GradScaler skips because of infinite gradients do not count.
+        Steps that a GradScaler skips because of infinite gradients do not count. Where several optimizers share the
+        model, attach to the one that steps last.
+
+        Raises:
+            TypeError, ValueError: no optimizer, or one that holds no prunable weight.
+            RuntimeError: attached already.
         """
         self._check_live("attach")
+        check_optimizer(optimizer, self.weights)
+        if any(handle.id in (handle.hooks_dict_ref() or ()) for handle in self._handles):
+            raise RuntimeError("the sparsifier is attached already: remove() the handle of the first attach()")
 
         def after_step(optimizer: Optimizer, *_: Any) -> None:
             found_inf = getattr(optimizer, "found_inf", None)  # GradScaler sets it where the optimizer itself skips
@@ -214,11 +223,12 @@ class Sparsifier:
         return Report(self.step_count, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, thresholds, schedule and layers; ints, strings, lists and one tensor: loads with weights_only=True."""
+        """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
         self._check_live("state_dict")
         return {
             "step": self.step_count,
             "thresholds": torch.stack([use.threshold.threshold for use in self._uses()]),
+            "grad_scales": self._thresholds.replica(*self._uses()[0].threshold.key).grad_scales.clone(),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -238,7 +248,7 @@ class Sparsifier:
             self._device_schedule.step.fill_(self._step)
         if self._step > 0:
             self._first_step = None  # the run that is resumed has passed its check
-        self._thresholds.assign(state["thresholds"], self._scales_now(self.threshold))
+        self._thresholds.assign(state["thresholds"], state["grad_scales"] if self._scales_change else None)
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -278,6 +288,7 @@ class Sparsifier:
             if first.device.type == "meta":
                 return first.new_zeros(len(parameters), dtype=dtype)
             if self._device_schedule is not None:
+                self._device_schedule.follow(first)
                 ranks, fractions, _ = self._device_schedule.now()
                 return self._policy.thresholds(parameters, ranks, fractions)
             return self._policy.thresholds_at(parameters, self.sparsity)
@@ -292,7 +303,7 @@ class Sparsifier:
             selected = self._select(parameters)
             self._thresholds.assign(self._per_use(selected), self._scales_now(selected))
             return
-        layers = self._layers_of_copy(model)
+        layers = layers_of_copy(self._uses(), self.model, model)
         copies = [layers[weight.uses[0].module].latent(weight.uses[0].parameter_name) for weight in self.weights]
         values = self._per_use(self._select(copies))
         scales = self._scales_now(values)
@@ -319,19 +330,6 @@ class Sparsifier:
 
     def _layer_names(self) -> list[str]:
         return [f"{weight.name} {list(weight.parameter.shape)}" for weight in self.weights]
-
-    def _layers_of_copy(self, model: nn.Module) -> dict[nn.Module, SparseLayer]:
-        """The layer of ``model`` for each of ours: the sparse layers of both, in order."""
-        ours = list(dict.fromkeys(use.module for use in self._uses()))
-        ours = [module for module in self.model.modules() if module in set(ours)]
-        theirs = [module for module in model.modules() if isinstance(module, SparseLayer)]
-        shapes = [
-            [[tuple(p.shape) for p in module._parameters.values() if p is not None] for module in modules]
-            for modules in (ours, theirs)
-        ]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"model must be a copy of the sparsified model with layers {shapes[0]}, got {shapes[1]}")
-        return dict(zip(ours, theirs, strict=True))
 
     def _check_live(self, what: str) -> None:
         if self._ended is not None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-KEYS = ("step", "thresholds", "schedule", "layers")
+KEYS = ("step", "thresholds", "grad_scales", "schedule", "layers")
 
 
 def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -> None:
@@ -20,9 +20,10 @@ def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -
         pairs = zip([*saved, "nothing"], [*layers, "nothing"], strict=False)
         theirs, ours = next((a, b) for a, b in pairs if a != b)
         raise ValueError(f"state must belong to this model's layers: expected {ours}, got {theirs}")
-    if not isinstance(state["step"], int) or state["step"] < 0:
+    if type(state["step"]) is not int or state["step"] < 0:
         raise ValueError(f"state: step must be an integer of at least 0, got {state['step']!r}")
-    vector = state["thresholds"]
-    if not isinstance(vector, Tensor) or vector.shape != (thresholds,):
-        got = tuple(vector.shape) if isinstance(vector, Tensor) else repr(vector)
-        raise ValueError(f"state: thresholds must be a tensor of shape ({thresholds},), got {got}")
+    for name in ("thresholds", "grad_scales"):
+        vector = state[name]
+        if not isinstance(vector, Tensor) or vector.shape != (thresholds,) or not vector.is_floating_point():
+            got = f"{tuple(vector.shape)} {vector.dtype}" if isinstance(vector, Tensor) else repr(vector)
+            raise ValueError(f"state: {name} must be a floating-point tensor of shape ({thresholds},), got {got}")
