@@ -85,4 +85,5 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "expanded": _expanded,
 }
 WRITABLE_LAYOUTS = {name: layout for name, layout in LAYOUTS.items() if name != "expanded"}
-SHAPES = ((), (0,), (1,), (5,), (4, 0, 3), (17, 33), (2, 3, 5, 7), (8, 16, 3, 3), (131, 2049))
+SHAPES = ((), (0,), (1,), (5,), (4, 0, 3), (17, 33), (2, 3, 5, 7), (8, 16, 3, 3))
+LARGE = (131, 2049)  # many chunks and programs

@@ -68,8 +68,12 @@ class Backend(Protocol):
 
 
 # name -> module; imported when the backend is first considered
-BACKENDS: dict[str, str] = {"reference": "feather_kernels.backends.reference"}
-# device type -> backends in the order of preference; any other device type takes the reference
+BACKENDS: dict[str, str] = {
+    "triton": "feather_kernels.backends.triton",
+    "reference": "feather_kernels.backends.reference",
+}
+# device type -> backends in the order of preference; any other device type takes the reference. Triton is taken where it
+# is named, until its compiled kernels have been executed in CI
 ORDER: dict[str, tuple[str, ...]] = {"cuda": ("reference",), "cpu": ("reference",)}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 

@@ -87,7 +87,7 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
 
 
 def flatten(first: Tensor, *others: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
-    """1-dim tensors of matching elements for a kernel to read and write, and what to do after it.
+    """Dense 1-dim tensors of matching elements for a kernel, the first to be written, and what to do after it.
 
     In the storage order of ``first`` where that is dense; tensors of another layout are copied once, and a ``first``
     that is not dense is written through a copy.
@@ -95,18 +95,13 @@ def flatten(first: Tensor, *others: Tensor) -> tuple[list[Tensor], Callable[[], 
     strides = first.stride()
     order = sorted(range(first.dim()), key=lambda d: (-strides[d], d))
     ordered = [tensor.permute(order) for tensor in (first, *others)]
-    flat = [tensor.reshape(-1) for tensor in ordered]
-    if ordered[0].is_contiguous():
-        return flat, _nothing
-    return flat, lambda: first.copy_(flat[0].view(ordered[0].shape).permute(_inverse(order))) and None
+    flat = [tensor.reshape(-1).contiguous() for tensor in ordered]
 
+    def finish() -> None:
+        if not ordered[0].is_contiguous():
+            ordered[0].copy_(flat[0].view(ordered[0].shape))
 
-def _inverse(order: list[int]) -> list[int]:
-    return sorted(range(len(order)), key=order.__getitem__)
-
-
-def _nothing() -> None:
-    pass
+    return flat, finish
 
 
 def power_constants(p: float, device: torch.device) -> Tensor:

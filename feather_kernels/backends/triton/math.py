@@ -98,7 +98,7 @@ def cube_root(z, WIDE: tl.constexpr):
 
 @triton.jit
 def general_power(w, t, p, rest, inverse):
-    """w (1 - (T/a)^p)^(1/p) in float64, by Kahan's log1p and expm1.
+    """W (1 - (T/a)^p)^(1/p) in float64, by Kahan's log1p and expm1.
 
     w and t in float64; p > 1, ``rest`` = p less its 24 leading bits, and ``inverse`` = 1/p as float64 scalars.
     """
