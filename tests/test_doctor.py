@@ -63,7 +63,7 @@ def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "abacus")
     output = doctor(capsys)
     assert "FEATHER_KERNELS_BACKEND = 'abacus'" in output
-    assert section(output, "cpu").splitlines()[-1].startswith("  chosen: none: backend 'abacus' can run on cpu")
+    assert section(output, "cpu").splitlines()[-1].startswith("  chosen: none: backend 'abacus' cannot run on cpu")
 
 
 def test_doctor_prints_the_variable(capsys, monkeypatch):
