@@ -13,10 +13,12 @@ demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
 
 test: $(VENV)/.installed-train-test-zoo
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/test_triton_compiled.py
+	$(BIN)/python tests/rings.py
 
 test-all: $(VENV)/.installed-train-test-zoo
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/test_triton_compiled.py
+	$(BIN)/python tests/rings.py
 
 check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .

@@ -29,11 +29,9 @@ def select(
     With caps every tensor has a histogram row of its own and a group's cumulative count is ``sum_l min(C_l, caps_l)``,
     the count in the union of the caps_l smallest elements of each tensor; without caps a row is a whole group.
 
-    Args:
-        groups, rank, caps, out: see ``magnitude_select`` in ops/schema.py.
-        histogram: ``(rows, prefix, shift, bits, counts)`` fills counts (R, 2^bits) as ``magnitude_histogram`` does,
-            rows being the row of each tensor and prefix (R,).
-        smallest_above: ``(rows, keys)`` gives, per row, the smallest key above keys (R,), or the NaN key.
+    groups, rank, caps and out are those of ``magnitude_select`` (ops/schema.py). ``histogram(rows, prefix, shift, bits,
+    counts)`` fills counts (R, 2^bits) as ``magnitude_histogram`` does, rows being the row of each tensor and prefix
+    (R,). ``smallest_above(rows, keys)`` gives, per row, the smallest key above keys (R,), or the NaN key.
     """
     group_count = rank.numel()
     if caps is None:

@@ -72,8 +72,8 @@ BACKENDS: dict[str, str] = {
     "triton": "feather_kernels.backends.triton",
     "reference": "feather_kernels.backends.reference",
 }
-# device type -> backends in the order of preference; any other device type takes the reference. Triton is taken where it
-# is named, until its compiled kernels have been executed in CI
+# device type -> backends in the order of preference; any other device type takes the reference. Triton is taken only
+# where it is named, until its compiled kernels have been executed in CI
 ORDER: dict[str, tuple[str, ...]] = {"cuda": ("reference",), "cpu": ("reference",)}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 

@@ -15,6 +15,8 @@ from torch import Tensor
 from feather_kernels.backends.triton.math import general_power, is_pruned, threshold_value
 
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
+WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
+GENERAL_BLOCK = 256  # of general powers, with their logarithms
 
 
 @triton.jit
@@ -67,13 +69,13 @@ def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.cons
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
     (flat_out, flat_w), finish = flatten(out, w)
-    grid = (triton.cdiv(w.numel(), BLOCK),)
+    n, wide = w.numel(), t.dtype == torch.float64
     if p in (1, 2, 3, math.inf):
-        power = 0 if p == math.inf else int(p)
-        threshold_kernel[grid](flat_w, t, flat_out, w.numel(), P=power, WIDE=t.dtype == torch.float64, BLOCK=BLOCK)
+        block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
+        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, WIDE=wide, BLOCK=block)
     else:
-        constants = power_constants(p, w.device)
-        general_power_kernel[grid](flat_w, t, flat_out, w.numel(), constants, BLOCK=BLOCK)
+        constants, block = power_constants(p, w.device), GENERAL_BLOCK
+        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block)
     finish()
 
 

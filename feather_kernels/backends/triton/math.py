@@ -36,20 +36,22 @@ def threshold_value(w, t, P: tl.constexpr, WIDE: tl.constexpr):
 def root_of_difference(w, t, P: tl.constexpr, WIDE: tl.constexpr):
     """sign(w) (a^P - T^P)^(1/P) for P = 2, 3: scaled so that T is in [1, 2), factored, without a division.
 
-    Beyond FAR times that the result is w itself; the result never exceeds w.
+    Beyond ``far`` (of the scaled weight) the result is w itself; the result never exceeds w.
     """
     if WIDE:
         exponent = (t.to(tl.int64, bitcast=True) >> 52) & 2047
         exponent = tl.minimum(tl.maximum(2046 - exponent, 1), 2045)
         scale = (exponent << 52).to(tl.float64, bitcast=True)
         unscale = ((2046 - exponent) << 52).to(tl.float64, bitcast=True)
-        FAR: tl.constexpr = 268435456.0 if P == 2 else 524288.0  # 2^28, 2^19
     else:
         exponent = (t.to(tl.int32, bitcast=True) >> 23) & 255
         exponent = tl.minimum(tl.maximum(254 - exponent, 1), 253)
         scale = (exponent << 23).to(tl.float32, bitcast=True)
         unscale = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
-        FAR: tl.constexpr = 16384.0 if P == 2 else 1024.0  # 2^14, 2^10
+    if WIDE:
+        far = 268435456.0 if P == 2 else 524288.0  # 2^28, 2^19
+    else:
+        far = 16384.0 if P == 2 else 1024.0  # 2^14, 2^10
     a = tl.abs(w)
     x = a * scale
     ts = t * scale
@@ -57,12 +59,12 @@ def root_of_difference(w, t, P: tl.constexpr, WIDE: tl.constexpr):
         z = (x - ts) * (x + ts)
     else:
         z = (x - ts) * (x * (x + ts) + ts * ts)
-    z = tl.where((x <= ts) | (x > FAR), 1.0, z)
+    z = tl.where((x <= ts) | (x > far), 1.0, z)
     y = square_root(z, WIDE) if P == 2 else cube_root(z, WIDE)
     y = tl.minimum(y * unscale, a)
     y = tl.where(w < 0, -y, y)
     y = tl.where(w != w, w, y)  # tl.minimum drops NaN
-    return tl.where(x > FAR, w, y)
+    return tl.where(x > far, w, y)
 
 
 @triton.jit

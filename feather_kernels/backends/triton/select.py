@@ -32,7 +32,7 @@ class Table(NamedTuple):
 @triton.jit
 def load_magnitudes(address, code, offsets, inside, DTYPE: tl.constexpr):
     """abs(w), in DTYPE, of elements of a tensor given by its address and the code of its dtype."""
-    if tl.float64 == DTYPE:
+    if DTYPE == tl.float64:
         w = tl.load(address.to(tl.pointer_type(tl.float64)) + offsets, mask=inside, other=0.0)
     elif code == 0:
         w = tl.load(address.to(tl.pointer_type(tl.float16)) + offsets, mask=inside, other=0.0).to(DTYPE)
@@ -46,7 +46,7 @@ def load_magnitudes(address, code, offsets, inside, DTYPE: tl.constexpr):
 @triton.jit
 def key_of(score, DTYPE: tl.constexpr):
     """The bits of a score as an ordered integer of its width; every NaN is the key behind inf."""
-    if tl.float64 == DTYPE:
+    if DTYPE == tl.float64:
         return tl.minimum(score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000001)
     return tl.minimum(score.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
 
