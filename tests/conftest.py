@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -36,15 +38,41 @@ class BackendUnderTest:
 
 
 CPU = torch.device("cpu")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # ring 1 is a process of its own: triton reads it at import
-BACKENDS = [
-    BackendUnderTest("triton", CPU, exact_bfloat16=False) if INTERPRETED else BackendUnderTest("reference", CPU)
-]
+# rings 1 and 3 are processes of their own (tests/rings.py): Triton reads TRITON_INTERPRET when kernels are imported
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+PTX_ARCHITECTURE = int(os.environ.get("FEATHER_PTX_ARCHITECTURE", 0))  # e.g. 90: run compiled PTX on the executor
+SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0
+if SLOW_DEVICE:
+    BACKENDS = [BackendUnderTest("triton", CPU, exact_bfloat16=not INTERPRETED)]
+else:
+    BACKENDS = [BackendUnderTest("reference", CPU)]
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
     chosen: BackendUnderTest = request.param
-    with fk.use_backend(chosen.name):
+    with ptx_executor() if PTX_ARCHITECTURE else nullcontext(), fk.use_backend(chosen.name):
         dispatch.backend_for(chosen.device)
         yield chosen
+
+
+@contextmanager
+def ptx_executor() -> Iterator[None]:
+    """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks."""
+    from ptx.driver import expose, simulated_gpu
+
+    from feather_kernels.backends.triton import select
+
+    make_table = select.make_table
+
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        stack.enter_context(simulated_gpu(PTX_ARCHITECTURE))
+
+        def make_table_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
+            table = make_table(weights, rows)
+            stack.enter_context(expose(table.kept))
+            return table
+
+        patch.setattr(select, "make_table", make_table_and_expose)
+        patch.setitem(dispatch._probed, ("triton", CPU), None)
+        yield

@@ -9,7 +9,7 @@ import oracle
 import pytest
 import samples
 import torch
-from conftest import INTERPRETED, BackendUnderTest
+from conftest import SLOW_DEVICE, BackendUnderTest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -45,7 +45,7 @@ def weight_lists() -> dict[str, list[Tensor]]:
         "float64": [randn(999).double() * (1 + 1e-12), torch.tensor([NAN, 1e300, 1e-310, 0.0]).double()],
         "strided": [randn(30, 40).t(), randn(60)[::3], randn(1, 5).expand(7, 5), randn(17)[1:]],
         "channels last": [randn(8, 6, 3, 3).contiguous(memory_format=torch.channels_last)],
-        "more than a chunk": [randn(20_001 if INTERPRETED else 600_001), randn(3)],
+        "more than a chunk": [randn(20_001 if SLOW_DEVICE else 600_001), randn(3)],
     }
 
 

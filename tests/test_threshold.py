@@ -9,7 +9,7 @@ import oracle
 import pytest
 import samples
 import torch
-from conftest import INTERPRETED, BackendUnderTest
+from conftest import SLOW_DEVICE, BackendUnderTest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -79,7 +79,7 @@ def test_nan_threshold_prunes_nothing_and_shows(backend: BackendUnderTest) -> No
 
 
 @pytest.mark.parametrize("layout", samples.LAYOUTS)
-@pytest.mark.parametrize("shape", samples.SHAPES if INTERPRETED else (*samples.SHAPES, samples.LARGE), ids=str)
+@pytest.mark.parametrize("shape", samples.SHAPES if SLOW_DEVICE else (*samples.SHAPES, samples.LARGE), ids=str)
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
 def test_shapes_and_strides(backend: BackendUnderTest, dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
     backend.skip_inexact(dtype)

@@ -1,0 +1,208 @@
+"""A Triton driver without a GPU: ``kernel[grid](cpu_tensors)`` takes the true JIT path and the compiled PTX runs here.
+
+    with simulated_gpu(90) as gpu, expose(weights):
+        kernel[grid](x, table, n, BLOCK=1024)
+    assert gpu.launches[-1].bytes_read == ...
+
+``TRITON_INTERPRET`` must be unset when the kernels are imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+from ptx.execution import LaunchReport, Options, Program
+from ptx.lanes import WARP_SIZE
+
+SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
+_FORMATS = {"fp16": "e", "fp32": "f", "fp64": "d"}
+_EXPOSED: list[torch.Tensor] = []
+
+
+@contextlib.contextmanager
+def expose(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Let kernels reach ``tensors`` through pointers that they load from a table."""
+    before = list(_EXPOSED)
+    _EXPOSED.extend(tensors)
+    try:
+        yield
+    finally:
+        _EXPOSED[:] = before
+
+
+@contextlib.contextmanager
+def simulated_gpu(arch: int = 90, *, races: bool = True, noise: bool = False, seed: int = 0) -> Iterator[PtxDriver]:
+    """Make a simulated GPU of compute capability ``arch`` (80: sm_80) Triton's active driver."""
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise RuntimeError("TRITON_INTERPRET must be unset: interpreted kernels are never compiled to PTX")
+    config, hook = triton.runtime.driver, triton.knobs.runtime.kernel_load_start_hook
+    before = config._active
+    driver = PtxDriver(arch, Options(races=races, noise=noise, seed=seed))
+    config.set_active(driver)
+    hook.add(driver.remember_ptx)
+    try:
+        yield driver
+    finally:
+        hook.remove(driver.remember_ptx)
+        config._active = before
+
+
+class PtxDriver(DriverBase):
+    """The driver; ``launches`` has a LaunchReport for every launch."""
+
+    def __init__(self, arch: int, options: Options) -> None:
+        self.arch, self.options = arch, options
+        self.launches: list[LaunchReport] = []
+        self.utils = _Utilities(self)
+        self.launcher_cls = _Launcher
+        self.ptx_path: Path | None = None
+
+    def remember_ptx(self, module: Any, function: Any, name: str, metadata_group: dict[str, str], key: str) -> None:
+        """Hook: Triton hands the driver the cubin only; the PTX of the same compilation lies beside it."""
+        self.ptx_path = next(Path(path) for file, path in metadata_group.items() if file.endswith(".ptx"))
+
+    @classmethod
+    def is_active(cls) -> bool:
+        return True
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.arch, WARP_SIZE)
+
+    def get_current_device(self) -> int:
+        """The architecture: Triton caches binaries per device, so each one needs its own number."""
+        return self.arch
+
+    def set_current_device(self, device: int) -> None:
+        """There is one device."""
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+        return divmod(self.arch, 10)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, name: str) -> str:
+        return name
+
+    def get_benchmarker(self) -> Any:
+        raise NotImplementedError("a simulated GPU has no time to measure")
+
+    def get_empty_cache_for_benchmark(self) -> torch.Tensor:
+        raise NotImplementedError("a simulated GPU has no cache")
+
+    def clear_cache(self, cache: torch.Tensor) -> None:
+        """There is no cache."""
+
+
+class _Utilities:
+    """What Triton asks of a device when it loads a kernel."""
+
+    def __init__(self, driver: PtxDriver) -> None:
+        self.driver = driver
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {
+            "max_shared_mem": SHARED_BYTES.get(self.driver.arch, min(SHARED_BYTES.values())),
+            "multiprocessor_count": 132,
+            "warpSize": WARP_SIZE,
+            "max_num_regs": 65536,
+            "sm_clock_rate": 1,
+            "mem_clock_rate": 1,
+            "mem_bus_width": 1,
+        }
+
+    def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, Program, int, int, int]:
+        """(module, function, registers, spills, threads at most)."""
+        path = self.driver.ptx_path
+        if path is None:
+            raise RuntimeError(f"no PTX was announced for kernel {name}")
+        return 1, Program(path.read_text(), name), 32, 0, 1024
+
+    def unload_module(self, module: int) -> None:
+        """Modules are garbage collected."""
+
+
+class _Launcher:
+    """Called by the JIT for each launch, in place of the C launcher."""
+
+    def __init__(self, source: Any, metadata: Any) -> None:
+        self.types = list(source.signature.values())
+        self.metadata = metadata
+
+    def __call__(
+        self,
+        grid_x: int,
+        grid_y: int,
+        grid_z: int,
+        stream: int,
+        program: Program,
+        kernel_metadata: Any,
+        launch_metadata: Any,
+        enter_hook: Any,
+        exit_hook: Any,
+        *arguments: Any,
+    ) -> None:
+        driver: PtxDriver = triton.runtime.driver.active
+        grid = (grid_x, grid_y, grid_z)
+        if 0 in grid:
+            return
+        given = [(value, kind) for value, kind in zip(arguments, self.types, strict=True) if kind != "constexpr"]
+        tensors = [value for value, _ in given if isinstance(value, torch.Tensor)]
+        extents = [_extent(tensor) for tensor in (*tensors, *_EXPOSED)]
+        pointers = [int(_extent(scratch)[0]) for scratch in self._scratch(grid, extents)]
+        values = [*(_pack(value, kind) for value, kind in given), *(struct.pack("<q", p) for p in pointers)]
+        block = bytearray(sum(parameter.size + 16 for parameter in program.kernel.parameters))
+        for parameter, raw in zip(program.kernel.parameters, values, strict=False):
+            block[parameter.offset : parameter.offset + parameter.size] = raw[: parameter.size]
+        threads = self.metadata.num_warps * WARP_SIZE
+        report = program.launch(grid, (threads,), bytes(block), extents, self.metadata.shared, driver.options)
+        driver.launches.append(report)
+
+    def _scratch(self, grid: tuple[int, int, int], extents: list[tuple[int, int]]) -> list[torch.Tensor]:
+        """The global scratch that Triton passes after the arguments."""
+        size = getattr(self.metadata, "global_scratch_size", 0) * int(np.prod(grid))
+        if not size:
+            return []
+        self.scratch = torch.empty(size, dtype=torch.uint8)
+        extents.append(_extent(self.scratch))
+        return [self.scratch]
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """(address, bytes) from the first to the last element of a tensor."""
+    if tensor.device.type != "cpu":
+        raise ValueError(f"a simulated GPU works on CPU tensors, got one on {tensor.device}")
+    if tensor.numel() == 0:
+        return tensor.data_ptr(), 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), (last + 1) * tensor.element_size()
+
+
+def _pack(value: Any, kind: str) -> bytes:
+    """A kernel argument of Triton type ``kind`` as 8 bytes or more."""
+    if isinstance(value, torch.Tensor):
+        return struct.pack("<Q", value.data_ptr())
+    if kind in _FORMATS:
+        return struct.pack(f"<{_FORMATS[kind]}", float(value)).ljust(8, b"\0")
+    if kind == "bf16":
+        return struct.pack("<f", torch.tensor(value, dtype=torch.bfloat16).item())[2:].ljust(8, b"\0")
+    if kind[0] in "iu*":
+        return (int(value) & (2**64 - 1)).to_bytes(8, "little")
+    raise ValueError(f"cannot pass {value!r} as {kind}")
