@@ -47,8 +47,10 @@ def load_magnitudes(address, code, offsets, inside, DTYPE: tl.constexpr):
 def key_of(score, DTYPE: tl.constexpr):
     """The bits of a score as an ordered integer of its width; every NaN is the key behind inf."""
     if DTYPE == tl.float64:
-        return tl.minimum(score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000001)
-    return tl.minimum(score.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
+        key = tl.minimum(score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000001)
+    else:
+        key = tl.minimum(score.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
+    return key
 
 
 @triton.jit

@@ -68,9 +68,17 @@ def div(lanes: Lanes, ins: Instruction) -> Array:
     return compute(lanes, ins, 2, _by_ulps(lanes, ins, quotient))
 
 
-@instruction("rcp", types={"f32"}, modifiers={"approx", "ftz"})
+@instruction("rcp", types={"f32", "f64"}, modifiers={"approx", "ftz"})
 def rcp(lanes: Lanes, ins: Instruction) -> Array:
+    """In float64 a seed for Newton's iteration: it reads and gives the upper 32 bits only."""
+    if "f64" in ins.types:
+        return compute(lanes, ins, 1, lambda a: _upper_half(1.0 / _upper_half(a)))
     return compute(lanes, ins, 1, _by_ulps(lanes, ins, lambda a: 1.0 / a))
+
+
+def _upper_half(a: Array) -> Array:
+    """float64 with the lower 32 bits cleared."""
+    return (np.ascontiguousarray(a).view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
 
 
 @instruction("sqrt", types={"f32"}, modifiers={"approx", "ftz"})
