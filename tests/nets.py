@@ -1,6 +1,9 @@
-"""Small models for the tests."""
+"""Small models for the tests, and ways to copy a model."""
 
 from __future__ import annotations
+
+import io
+import pickle
 
 import torch
 from torch import nn
@@ -30,3 +33,14 @@ def prunable(model: nn.Module) -> list[nn.Parameter]:
 
 def images(count: int = 8) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def through_pickle(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def through_torch_save(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)

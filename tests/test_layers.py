@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import pickle
 from collections.abc import Callable
 
 import nets
@@ -176,18 +175,7 @@ def test_meta_to_empty_starts_at_zero_and_follows() -> None:
     assert thresholds_of(model) == {sparsifier.threshold.item()}
 
 
-def through_pickle(model: nn.Module) -> nn.Module:
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch_save(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch_save])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, nets.through_pickle, nets.through_torch_save])
 def test_copies_have_a_threshold_of_their_own(duplicate: Callable[[nn.Module], nn.Module]) -> None:
     model = nets.conv_net()
     sparsified(model, 0.07)

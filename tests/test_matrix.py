@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, Family
+from nets import through_pickle, through_torch_save
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
@@ -159,17 +159,6 @@ def test_pure_bfloat16(family: Family) -> None:
     sparsifier.step()
     report = sparsifier.report()
     assert report.zeros == int((report.numel - 1) * SPARSITY) + 1 + report.ties
-
-
-def through_pickle(model: nn.Module) -> nn.Module:
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_torch_save(model: nn.Module) -> nn.Module:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_torch_save])
