@@ -1,13 +1,16 @@
 # make demo   train a small network to 95 % sparsity and write its report
 # make test   the tests (make test-all: the slow ones too)
 # make check  lint, format, types
+# make check-native  the C++ kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer
+# make bench  measures every case on the CPU (about 15 minutes) and checks the bars; see benchmarks/README.md
+# make check-build   installs in scratch environments, with and without a compiler
 # Each target makes .venv first and installs what it needs there; python3 is all that must be present.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all check bench format clean
 
 demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
@@ -24,6 +27,25 @@ check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks run
+	$(BIN)/python -m benchmarks bars
+
+check-native: build/check-address build/check-thread
+
+# no Python and no torch: csrc/ and its tests (ctest)
+build/check-address: SANITIZE := address,undefined
+build/check-thread: SANITIZE := thread
+.PHONY: build/check-address build/check-thread
+build/check-address build/check-thread: $(VENV)/.installed-train-dev
+	$(BIN)/cmake -S . -B $@ -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
+	    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DFEATHER_SANITIZE=$(SANITIZE) -DFEATHER_WERROR=ON
+	$(BIN)/cmake --build $@
+	$(BIN)/ctest --test-dir $@ --output-on-failure
+
+check-build: $(VENV)/.installed-train-test-zoo
+	$(BIN)/python -m pytest tests/test_build.py
 
 format: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from feather_kernels._version import __version__
+from feather_kernels.backends import cpp
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.ops import dispatch
 from feather_kernels.recipes.errors import InputError
@@ -53,7 +54,11 @@ def _backends(device: torch.device) -> list[str]:
         chosen = dispatch.chosen_name(device)
     except BackendUnavailableError as error:
         chosen = f"none: {error}"
-    lines = [f"  {name}: {reason or 'available'}" for name, reason in dispatch.availability(device).items()]
+    lines = []
+    for name, reason in dispatch.availability(device).items():
+        lines.append(f"  {name}: {reason or 'available'}")
+        if name == "cpp" and reason is None:
+            lines += [f"    {fact}" for fact in cpp.description()]
     return [*lines, f"  chosen: {chosen}"]
 
 

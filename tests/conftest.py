@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +41,29 @@ CPU = torch.device("cpu")
 # rings 1 and 3 are processes of their own (tests/rings.py): Triton reads TRITON_INTERPRET when kernels are imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PTX_ARCHITECTURE = int(os.environ.get("FEATHER_PTX_ARCHITECTURE", 0))  # e.g. 90: run compiled PTX on the executor
-SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0
-if SLOW_DEVICE:
+CUDA_MODULE = os.environ.get("FEATHER_CUDA_MODULE", "")  # path of a build of _cuda that runs its kernels on the CPU
+SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0 or CUDA_MODULE != ""
+if CUDA_MODULE:
+    BACKENDS = [BackendUnderTest("cuda", CPU)]
+elif SLOW_DEVICE:
     BACKENDS = [BackendUnderTest("triton", CPU, exact_bfloat16=not INTERPRETED)]
 else:
     BACKENDS = [BackendUnderTest("reference", CPU)]
+    if dispatch.availability(CPU).get("cpp", "unknown") is None:
+        BACKENDS.append(BackendUnderTest("cpp", CPU))
 
 
 @pytest.fixture(params=BACKENDS, ids=str)
 def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
     chosen: BackendUnderTest = request.param
-    with ptx_executor() if PTX_ARCHITECTURE else nullcontext(), fk.use_backend(chosen.name):
+    with ExitStack() as stack:
+        if PTX_ARCHITECTURE:
+            stack.enter_context(ptx_executor())
+        if CUDA_MODULE:
+            from cuda_module import cuda_on_cpu
+
+            stack.enter_context(cuda_on_cpu(CUDA_MODULE))
+        stack.enter_context(fk.use_backend(chosen.name))
         dispatch.backend_for(chosen.device)
         yield chosen
 

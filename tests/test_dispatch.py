@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import reference
+from feather_kernels.backends import cpp, reference
 from feather_kernels.ops import dispatch
 
 CPU = torch.device("cpu")
@@ -32,8 +32,9 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     dispatch.reset()
 
 
-def test_default_is_the_reference_on_every_device() -> None:
-    assert dispatch.backend_for(CPU) is reference
+def test_default_is_cpp_on_a_cpu_and_the_reference_elsewhere() -> None:
+    built = dispatch.availability(CPU)["cpp"] is None
+    assert dispatch.backend_for(CPU) is (cpp if built else reference)
     assert dispatch.backend_for(torch.device("xpu")) is reference
 
 
@@ -78,7 +79,7 @@ def test_no_backend_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = r"must be one of auto, triton, reference, got 'refrence'"
+    expected = f"must be one of auto, {', '.join(dispatch.BACKENDS)}, got 'refrence'"
     with pytest.raises(ValueError, match="backend " + expected), fk.use_backend("refrence"):
         pass
     monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "refrence")

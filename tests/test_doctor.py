@@ -78,7 +78,7 @@ def test_an_unknown_backend_is_one_line(capsys, monkeypatch):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1
-    assert "FEATHER_KERNELS_BACKEND must be one of auto, triton, reference" in output.err
+    assert f"FEATHER_KERNELS_BACKEND must be one of auto, {', '.join(dispatch.BACKENDS)}" in output.err
     assert "got 'slide-rule'" in output.err
 
 

@@ -70,11 +70,13 @@ class Backend(Protocol):
 # name -> module; imported when the backend is first considered
 BACKENDS: dict[str, str] = {
     "triton": "feather_kernels.backends.triton",
+    "cuda": "feather_kernels.backends.cuda",
+    "cpp": "feather_kernels.backends.cpp",
     "reference": "feather_kernels.backends.reference",
 }
 # device type -> backends in the order of preference; any other device type takes the reference. Triton is taken only
 # where it is named, until its compiled kernels have been executed in CI
-ORDER: dict[str, tuple[str, ...]] = {"cuda": ("reference",), "cpu": ("reference",)}
+ORDER: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpp", "reference")}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 
 _lock = threading.Lock()

@@ -1,0 +1,137 @@
+"""All of Feather's work in a training step: the threshold, and the forward and backward of every weight tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import feather_kernels as fk
+from benchmarks import backends, gates, paper
+from benchmarks.case import Case, Setting, Trial, Variant, accept
+from benchmarks.cases import select
+from benchmarks.compiled import bound
+from benchmarks.inputs import DISTRIBUTIONS, Inputs, grid
+from feather_kernels.functional import interpolate
+
+GRAD_SCALE = 0.5
+POWER = 3.0
+OPERATION = "float32, p = 3"
+LIMIT = "copy_ + mul_ + sum"
+# peers: every sparsity on one distribution, every distribution at one sparsity
+PEER_DISTRIBUTION, PEER_SPARSITY = DISTRIBUTIONS[1], 0.9
+
+
+@dataclass(frozen=True)
+class Data:
+    """Drifted weights with the hint of the step before, and gradients that every run writes to."""
+
+    setting: Setting
+    inputs: Inputs
+    hint: Tensor
+    gradients: list[Tensor]
+    written: list[Tensor]
+    grad_scale: Tensor
+
+    def restore(self) -> None:
+        """Undo what a run has written."""
+        torch._foreach_copy_(self.written, self.gradients)
+
+    @property
+    def moved(self) -> int:
+        """Bytes: read w; read w, write P(w); read g and w, write g."""
+        return 6 * self.inputs.bytes
+
+    def gate(self, result: Any, exact: bool) -> str | None:
+        """Values of the last forwards (those that were kept) and all gradients."""
+        values, gradients = result
+        weights, t = self.inputs.weights, self.inputs.threshold
+        wrong = gates.check_thresholded(values, weights[-len(values) :], t, POWER, exact)
+        return wrong or gates.check_scaled(gradients, self.gradients, weights, t, GRAD_SCALE, exact)
+
+
+def trials(setting: Setting) -> Iterator[Trial]:
+    """The limit moves the bytes of a copy, a multiplication and a sum of all weights."""
+    for distribution, sparsity in grid(setting):
+        with_peers = distribution == PEER_DISTRIBUTION or sparsity == PEER_SPARSITY
+        variants: dict[str, Any] = {LIMIT: limit, **backends.ours(setting.device, ours, only_default=True)}
+        if with_peers:
+            variants |= {"paper": eager, "torch.compile": compiled_formula}
+        prepare = partial(prepare_step, setting, distribution, sparsity)
+        yield Trial(OPERATION, distribution, sparsity, prepare, variants, LIMIT, setting.rounds(20))
+
+
+def prepare_step(setting: Setting, distribution: str, sparsity: float) -> Data:
+    """Weights and hint as for the selection, normal gradients."""
+    selected = select.prepare_drifted(setting, distribution, sparsity)
+    generator = torch.Generator(setting.device).manual_seed(1)
+    gradients = [
+        torch.randn(weight.shape, generator=generator, device=setting.device) for weight in selected.inputs.weights
+    ]
+    written = [gradient.clone() for gradient in gradients]
+    grad_scale = torch.tensor(GRAD_SCALE, device=setting.device)
+    return Data(setting, selected.inputs, selected.hint, gradients, written, grad_scale)
+
+
+def limit(data: Data) -> Variant:
+    """One plain op for each of the three parts."""
+    outputs = [torch.empty_like(weight) for weight in data.inputs.weights]
+
+    def run() -> None:
+        for weight in data.inputs.weights:
+            weight.sum()
+        for weight, output in zip(data.inputs.weights, outputs, strict=True):
+            output.copy_(weight)
+        for gradient in data.written:
+            gradient.mul_(data.grad_scale)
+
+    return Variant(run, 5 * data.inputs.bytes, accept, data.restore)
+
+
+def ours(data: Data, backend: str) -> Variant:
+    """Select with the last step's hint; P(w) of each tensor, dropped at once as the layers do; gradients in place."""
+    ops, inputs = torch.ops.feather_kernels, data.inputs
+    weights, groups = list(inputs.weights), [0] * len(inputs.weights)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        with fk.use_backend(backend):
+            t = interpolate(ops.magnitude_select(weights, groups, inputs.rank, hint=data.hint)[0], inputs.fraction)
+            for weight in weights:
+                value = ops.threshold(weight, t, POWER)
+            for gradient, weight in zip(data.written, weights, strict=True):
+                ops.scale_pruned_grad_(gradient, weight, t, data.grad_scale)
+        return [value], data.written
+
+    return Variant(run, data.moved, partial(data.gate, exact=True), data.restore)
+
+
+def eager(data: Data) -> Variant:
+    """The paper's code: sort, eager formula, masks kept until backward."""
+    select_threshold = partial(paper.magnitude_threshold, data.inputs.weights, data.inputs.sparsity)
+    return _formula(data, select_threshold, compile_it=False)
+
+
+def compiled_formula(data: Data) -> Variant:
+    """The formula fused by inductor, forward and backward, with kthvalue for the threshold."""
+    return _formula(data, select.kthvalue(select.Data(data.inputs, data.hint)).run, compile_it=True)
+
+
+def _formula(data: Data, select_threshold: Callable[[], Any], compile_it: bool) -> Variant:
+    forward = bound(paper.threshold, data.setting, compile_it, power=POWER)
+    backward = bound(paper.scale_gradient, data.setting, compile_it, grad_scale=GRAD_SCALE)
+
+    def run() -> tuple[list[Tensor], list[Tensor]]:
+        t = select_threshold()
+        results = [forward(weight.view(-1), t) for weight in data.inputs.weights]
+        pairs = zip(data.written, results, strict=True)
+        gradients = [backward(gradient.view(-1), mask) for gradient, (_, mask) in pairs]
+        return [value for value, _ in results], gradients
+
+    return Variant(run, data.moved, partial(data.gate, exact=False), data.restore)
+
+
+CASE = Case("step", trials)

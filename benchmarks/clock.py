@@ -1,0 +1,99 @@
+"""Time and memory of one run of a variant, on a CPU or a CUDA device."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+
+class Run(NamedTuple):
+    """What ``run`` returned, and how long it took in seconds."""
+
+    result: Any
+    seconds: float
+
+
+class Clock(Protocol):
+    """Times functions on a device."""
+
+    def time(self, run: Callable[[], Any]) -> Run:
+        """Run it once and time it."""
+
+    def peak_memory(self, run: Callable[[], Any]) -> tuple[Run, int | None]:
+        """Run it once; also the bytes that it held at most beyond those held before, None where unknown."""
+
+
+def clock_for(device: torch.device) -> Clock:
+    """The clock of a device; raises ValueError for one that has none."""
+    if device.type == "cpu":
+        return CpuClock()
+    if device.type == "cuda":
+        return CudaClock(device)
+    raise ValueError(f"device must be cpu or cuda, got {device}")
+
+
+class CpuClock:
+    """Wall time; memory as the resident set's growth, so that allocations of any library count (Linux only)."""
+
+    def time(self, run: Callable[[], Any]) -> Run:
+        """Wall time of one run."""
+        start = time.perf_counter()
+        result = run()
+        return Run(result, time.perf_counter() - start)
+
+    def peak_memory(self, run: Callable[[], Any]) -> tuple[Run, int | None]:
+        """Growth of the resident set: free memory is given back first, the kernel keeps the maximum."""
+        if not _reset_peak():
+            return self.time(run), None
+        before = _status("VmRSS")
+        done = self.time(run)
+        return done, max(_status("VmHWM") - before, 0)
+
+
+def _reset_peak() -> bool:
+    """Give free memory back to the system and set its record of the largest resident set to the present size."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (AttributeError, OSError):  # not glibc, not Linux, or a sandbox
+        return False
+    return True
+
+
+def _status(field: str) -> int:
+    """Bytes in a field of /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+class CudaClock:
+    """Time between two events on the current stream, with a cold L2 cache; memory of torch's allocator."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        cache = torch.cuda.get_device_properties(device).L2_cache_size
+        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=device)
+
+    def time(self, run: Callable[[], Any]) -> Run:
+        """Time on the device from before the first kernel's launch to the last kernel's end."""
+        with torch.cuda.device(self.device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._flush.zero_()  # also keeps the device busy while the first kernel is launched
+            start.record()
+            result = run()
+            end.record()
+            end.synchronize()
+        return Run(result, start.elapsed_time(end) / 1e3)
+
+    def peak_memory(self, run: Callable[[], Any]) -> tuple[Run, int | None]:
+        """Growth of the memory that torch's allocator has handed out."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        done = self.time(run)
+        return done, torch.cuda.max_memory_allocated(self.device) - before

@@ -1,0 +1,58 @@
+// The loops that are compiled once for each instruction set (kernels_*.cpp), behind a table of function pointers.
+//
+// They run on one thread over dense arrays; threads, lists and dtypes are the business of their callers. Thresholds,
+// scales and keys cross this boundary in double and uint64_t, which hold those of float exactly.
+#pragma once
+
+#include <stdint.h>
+
+#include "feather/dtype.h"
+
+namespace feather {
+
+enum PowerIndex { kPowerInfinity = 0, kPowerOne = 1, kPowerTwo = 2, kPowerThree = 3, kPowers = 4 };
+
+// What one scan of a bracket [low, high] of keys found.
+struct BracketCount {
+  int64_t below;   // keys < low
+  int64_t inside;  // keys in the bracket; they stand in the buffer unless it was too small
+  bool overflow;   // the buffer was too small, and the scan ended early
+};
+
+struct Kernels {
+  // out[i] = P(w[i]), any T; out may be w where the dtypes agree.
+  void (*threshold[kDTypes][kDTypes][kPowers])(const void* w, void* out, int64_t n, double t);
+
+  // out[i] = g[i], times grad_scale where w[i] is pruned; the product in the wider of g's and w's compute types;
+  // out may be g where the dtypes agree. Indices: g, w, out.
+  void (*scale_pruned_grad[kDTypes][kDTypes][kDTypes])(const void* g, const void* w, void* out, int64_t n, double t,
+                                                       double grad_scale);
+
+  int64_t (*count_pruned[kDTypes])(const void* w, int64_t n, double t);
+
+  // Scores are abs(w) or, in the second column, scale * abs(w), rounded in the compute type. The buffer holds keys of
+  // the compute type (uint32_t or uint64_t) and has room for one more than capacity.
+  BracketCount (*scan_bracket[kDTypes][2])(const void* w, int64_t n, double scale, uint64_t low, uint64_t high,
+                                           void* buffer, int64_t capacity);
+
+  // keys[i] = key of the score of w[i], NaN clamped to its one key.
+  void (*keys[kDTypes][2])(const void* w, int64_t n, double scale, void* keys);
+};
+
+namespace baseline {
+void fill_elementwise(Kernels& kernels);
+void fill_selection(Kernels& kernels);
+}  // namespace baseline
+
+#if defined(FEATHER_X86)
+namespace avx2 {
+void fill_elementwise(Kernels& kernels);
+void fill_selection(Kernels& kernels);
+}  // namespace avx2
+namespace avx512 {
+void fill_elementwise(Kernels& kernels);
+void fill_selection(Kernels& kernels);
+}  // namespace avx512
+#endif
+
+}  // namespace feather

@@ -1,0 +1,209 @@
+// The scalar formulas, for the C++ and the CUDA kernels: values in, values out.
+//
+// Weights come in the compute type (float, or double for float64 storage). Bounds: docs/design/numerics.md. The same
+// formulas stand in feather_kernels/backends/reference.py and feather_kernels/backends/triton/math.py. On a CPU all of
+// it is compiled with -ffp-contract=off: no fused multiply-add, the same bits from every instruction set.
+#pragma once
+
+#include <math.h>
+
+#include "feather/dtype.h"
+
+namespace feather {
+
+constexpr int kInfinitePower = 0;        // the template argument P of hard thresholding
+constexpr double kFarDouble = 524288.0;  // 2^19: beyond this multiple of T a double P(w), p = 3, rounds to w
+
+template <class T>
+struct FloatFormat;
+
+template <>
+struct FloatFormat<float> {
+  using Bits = uint32_t;
+  static constexpr int kMantissa = 23;
+  static constexpr Bits kExponents = 255;
+  static constexpr Bits kMagnitude = 0x7FFFFFFFu;
+  static constexpr Bits kNanKey = 0x7F800001u;  // every NaN sorts as the one key behind inf
+};
+
+template <>
+struct FloatFormat<double> {
+  using Bits = uint64_t;
+  static constexpr int kMantissa = 52;
+  static constexpr Bits kExponents = 2047;
+  static constexpr Bits kMagnitude = 0x7FFFFFFFFFFFFFFFull;
+  static constexpr Bits kNanKey = 0x7FF0000000000001ull;
+};
+
+template <class T>
+using Key = typename FloatFormat<T>::Bits;
+
+template <class T>
+FEATHER_HOST_DEVICE T magnitude(T w) {
+  return float_of(static_cast<Key<T>>(bits_of(w) & FloatFormat<T>::kMagnitude));
+}
+
+// value >= 0 with the sign of w.
+template <class T>
+FEATHER_HOST_DEVICE T with_sign(T value, T w) {
+  return float_of(static_cast<Key<T>>(bits_of(value) | (bits_of(w) & ~FloatFormat<T>::kMagnitude)));
+}
+
+// The one predicate of the package: T > 0 and abs(w) <= T. A NaN T compares false, as every bound below 0 does.
+template <class T>
+FEATHER_HOST_DEVICE bool is_pruned(T w, T t) {
+  return magnitude(w) <= (t > 0 ? t : T(-1));
+}
+
+// A threshold T and what depends on it alone: powers of two S and 1/S that bring T into [1, 2) and back.
+template <class T>
+struct Threshold {
+  T t;
+  T scale;
+  T unscale;
+  T scaled;
+  T square;  // scaled^2
+};
+
+template <class T>
+FEATHER_HOST_DEVICE Threshold<T> make_threshold(T t) {
+  using Format = FloatFormat<T>;
+  const int last = static_cast<int>(Format::kExponents) - 1;  // of a finite number
+  int exponent = last - static_cast<int>((bits_of(t) >> Format::kMantissa) & Format::kExponents);
+  exponent = exponent < 1 ? 1 : exponent > last - 1 ? last - 1 : exponent;  // both powers stay normal
+  const T scale = float_of(static_cast<Key<T>>(static_cast<Key<T>>(exponent) << Format::kMantissa));
+  const T unscale = float_of(static_cast<Key<T>>(static_cast<Key<T>>(last - exponent) << Format::kMantissa));
+  const T scaled = t * scale;
+  return Threshold<T>{t, scale, unscale, scaled, scaled * scaled};
+}
+
+FEATHER_HOST_DEVICE float square_root(float z) {
+#if defined(__CUDA_ARCH__)
+  return __fsqrt_rn(z);
+#else
+  return __builtin_sqrtf(z);
+#endif
+}
+
+FEATHER_HOST_DEVICE double square_root(double z) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(z);
+#else
+  return __builtin_sqrt(z);
+#endif
+}
+
+// z^(-1/3) to 4e-5 for normal z > 0. Seed t: a third of the bits, subtracted from those of a constant; then t q(c) with
+// c = z t^3 in [0.828, 1] and q(c) the minimax parabola for c^(-1/3) there. No division.
+FEATHER_HOST_DEVICE float inverse_cube_root_start(float z) {
+#if defined(__CUDA_ARCH__)
+  const uint32_t third = __umulhi(bits_of(z), 0x55555556u);  // where conversions are slow
+#else
+  const auto third = static_cast<int32_t>(static_cast<float>(static_cast<int32_t>(bits_of(z))) * 0.33333334f);
+#endif
+  const float t = float_of(static_cast<uint32_t>(0x549C02AA - static_cast<int32_t>(third)));
+  const float c = z * t * t * t;
+  return t * (1.6054522f + c * (0.2757578f * c - 0.88117315f));
+}
+
+// z^(1/3): y = z t^2 with t ~ z^(-1/3), and one Newton step, whose residual z - y^3 is nearly exact.
+FEATHER_HOST_DEVICE float cube_root(float z) {
+  const float t = inverse_cube_root_start(z);
+  const float u = t * t;
+  const float y = z * u;
+  return y + (z - y * y * y) * (0.33333334f * u);
+}
+
+// z^(1/3) to 8e-5, a fiftieth of bfloat16's ulp.
+FEATHER_HOST_DEVICE float coarse_cube_root(float z) {
+  const float t = inverse_cube_root_start(z);
+  return z * (t * t);
+}
+
+FEATHER_HOST_DEVICE double coarse_cube_root(double z) { return coarse_cube_root(static_cast<float>(z)); }
+
+// cube_root for z in float's range, with a third-order step t += t e (1/3 + 2/9 e), e = 1 - z t^3, in double.
+FEATHER_HOST_DEVICE double cube_root(double z) {
+  double t = inverse_cube_root_start(static_cast<float>(z));
+  const double error = 1.0 - z * t * t * t;
+  t += t * error * (1.0 / 3.0 + 2.0 / 9.0 * error);
+  const double u = t * t;
+  const double y = z * u;
+  return y + (z - y * y * y) * (1.0 / 3.0 * u);
+}
+
+// P(w) for T > 0 and P = 1, 2, 3 or kInfinitePower: sign(w) (abs(w)^P - T^P)^(1/P), +0.0 where pruned.
+//
+// Factored, so that nothing cancels: (x - T)(x + T) and (x - T)(x (x + T) + T^2) with x and T scaled by S, which is
+// exact. Rounding must not make a weight larger: y is limited to abs(w), as bits, by which a y that is infinite, NaN or
+// negative because z or y^3 overflowed counts as larger too; P(w) rounds to w there. Where w is pruned z may be 0 or
+// negative, which makes no denormals (they would be slow) and no use of y. Coarse: for results rounded to bfloat16.
+template <int P, bool Coarse = false, class T>
+FEATHER_HOST_DEVICE T threshold_positive(T w, const Threshold<T>& threshold) {
+  const T a = magnitude(w);
+  if (P == kInfinitePower) return a <= threshold.t ? T(0) : w;
+  if (P == 1) return a <= threshold.t ? T(0) : with_sign(a - threshold.t, w);
+  const T x = a * threshold.scale;
+  const T difference = x - threshold.scaled;
+  const T sum = x + threshold.scaled;
+  const T z = P == 2 ? difference * sum : difference * (x * sum + threshold.square);
+  T y = P == 2 ? square_root(z) : Coarse ? coarse_cube_root(z) : cube_root(z);
+  y *= threshold.unscale;
+  if (P == 3 && sizeof(T) == sizeof(double)) y = x > kFarDouble ? a : y;  // the start of the root is a float's
+  y = bits_of(y) < bits_of(a) ? y : a;
+  return a <= threshold.t ? T(0) : with_sign(y, w);
+}
+
+// P(w) for every T: T <= 0 is the identity, a NaN T gives NaN.
+template <int P, class T>
+FEATHER_HOST_DEVICE T threshold_value(T w, const Threshold<T>& threshold) {
+  if (threshold.t > 0) return threshold_positive<P>(w, threshold);
+  return threshold.t <= 0 ? w : threshold.t;
+}
+
+// A power p >= 1 and what is left of it after 24 bits, so that integer multiples of the rest of it are exact.
+struct Power {
+  double p;
+  double high;
+};
+
+inline Power make_power(double p) {
+  int exponent;
+  const double fraction = frexp(p, &exponent);
+  return Power{p, ldexp(nearbyint(ldexp(fraction, 24)), exponent - 24)};
+}
+
+// z^(1/p) for 0 < z <= 1: with z = m 2^k and k = n p + r the exponential's argument stays below 1.
+FEATHER_HOST_DEVICE double inverse_power(double z, const Power& power) {
+  int k;
+  const double m = frexp(z, &k);
+  const double n = floor(k / power.p + 0.5);
+  const double rest = k - n * power.high - n * (power.p - power.high);
+  return ldexp(exp(rest / power.p * 0.6931471805599453 + log(m) / power.p), static_cast<int>(n));
+}
+
+// P(w) for T > 0 and any finite power, in double: w (1 - (T/a)^p)^(1/p); log1p and expm1 keep it exact near T.
+FEATHER_HOST_DEVICE double general_power(double w, double t, const Power& power) {
+  const double a = magnitude(w);
+  if (a <= t) return 0.0;
+  if (!(a < INFINITY)) return w;
+  return w * inverse_power(-expm1(power.p * log1p(-((a - t) / a))), power);
+}
+
+// The key of a score: its bits, which sort as the scores do; NaN last.
+template <class T>
+FEATHER_HOST_DEVICE Key<T> magnitude_key(T score) {
+  return static_cast<Key<T>>(bits_of(score) & FloatFormat<T>::kMagnitude);
+}
+
+template <class T>
+FEATHER_HOST_DEVICE Key<T> clamp_nan(Key<T> key) {
+  return key < FloatFormat<T>::kNanKey ? key : FloatFormat<T>::kNanKey;
+}
+
+template <class T>
+FEATHER_HOST_DEVICE T value_of_key(Key<T> key) {
+  return key < FloatFormat<T>::kNanKey ? float_of(key) : static_cast<T>(NAN);
+}
+
+}  // namespace feather

@@ -1,0 +1,106 @@
+// Largest error of P(w) over float32 magnitudes: `accuracy [--every N] [--threads N]`, csv on stdout.
+//
+// The kernels run over the magnitudes 0, N, 2 N, ... as bit patterns, up to inf; with --every 1 that is all of them but
+// the NaNs. The exact value is computed in long double; every instruction set must give the same bits. Exits with 1
+// beyond 2 ulp or where bits differ.
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "cpu/isa.h"
+#include "cpu/parallel.h"
+#include "feather/math.h"
+#include "harness.h"
+#include "samples.h"
+
+namespace feather_tests {
+namespace {
+
+using namespace feather;
+
+constexpr float kThresholds[] = {0.0123f, 1.9999f, 1e-6f};
+constexpr double kPowerOf[kPowers] = {INFINITY, 1, 2, 3};  // in the order of PowerIndex
+constexpr int64_t kBlock = 4096;
+constexpr uint32_t kLast = 0x7F800000u;  // inf
+
+struct Worst {
+  double ulp = 0;
+  float weight = 0;
+};
+
+// exact_threshold, faster: the difference is exact, and so nearly is the double product under a root in double with
+// one Newton step in long double.
+long double exact(float weight, float threshold, int power) {
+  const long double a = weight;
+  const long double t = threshold;
+  if (a <= t) return 0.0L;
+  if (power == kPowerInfinity || weight > 1e36f * threshold) return a;
+  if (power == kPowerOne) return a - t;
+  if (power == kPowerTwo) return std::sqrt((a - t) * (a + t));
+  const long double z = (a - t) * (a * (a + t) + t * t);
+  const long double y = static_cast<long double>(std::cbrt(static_cast<double>(z)));
+  return y - (y * y * y - z) / (3 * y * y);
+}
+
+// Error of the first instruction set, and infinite if another gives other bits.
+Worst worst_of_part(const std::vector<Kernels>& sets, float t, int power, int64_t every, int64_t part, int64_t parts) {
+  Worst worst;
+  std::vector<float> weights(kBlock);
+  std::vector<float> results(kBlock);
+  std::vector<float> others(kBlock);
+  const int64_t count = kLast / every + 1;
+  for (int64_t start = part * kBlock; start < count; start += parts * kBlock) {
+    const int64_t n = std::min(kBlock, count - start);
+    for (int64_t i = 0; i < n; ++i) weights[i] = float_of(static_cast<uint32_t>((start + i) * every));
+    sets[0].threshold[2][2][power](weights.data(), results.data(), n, static_cast<double>(t));
+    for (size_t set = 1; set < sets.size(); ++set) {
+      sets[set].threshold[2][2][power](weights.data(), others.data(), n, static_cast<double>(t));
+      if (std::memcmp(results.data(), others.data(), static_cast<size_t>(n) * sizeof(float)) != 0) {
+        worst = Worst{INFINITY, weights[0]};
+      }
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const double error = float_ulps(results[i], exact(weights[i], t, power));
+      if (error > worst.ulp) worst = Worst{error, weights[i]};
+    }
+  }
+  return worst;
+}
+
+}  // namespace
+}  // namespace feather_tests
+
+int main(int count, char** arguments) {
+  using namespace feather_tests;
+  int64_t every = 1;
+  int threads = 1;
+  for (int i = 1; i + 1 < count; i += 2) {
+    const std::string name = arguments[i];
+    if (name == "--every") every = std::max(1, std::atoi(arguments[i + 1]));
+    if (name == "--threads") threads = std::max(1, std::atoi(arguments[i + 1]));
+  }
+  std::vector<Kernels> sets;
+  std::string names;
+  for (const std::string& name : available_instruction_sets()) {
+    use_instruction_set(name);
+    sets.push_back(kernels());
+    names += (names.empty() ? "" : "=") + name;
+  }
+  bool good = true;
+  std::printf("instruction_sets,threshold,power,magnitudes,max_ulp,at_weight\n");
+  for (const float t : kThresholds) {
+    for (int power = 0; power < kPowers; ++power) {
+      std::vector<Worst> parts(static_cast<size_t>(threads));
+      run_on_threads(threads, [&](int part) {
+        parts[static_cast<size_t>(part)] = worst_of_part(sets, t, power, every, part, threads);
+      });
+      Worst worst;
+      for (const Worst& part : parts) worst = part.ulp > worst.ulp ? part : worst;
+      std::printf("%s,%.9g,%.0f,%lld,%.4f,%.9g\n", names.c_str(), static_cast<double>(t), kPowerOf[power],
+                  static_cast<long long>(kLast / every + 1), worst.ulp, static_cast<double>(worst.weight));
+      std::fflush(stdout);
+      good = good && worst.ulp <= 2;
+    }
+  }
+  return good ? 0 : 1;
+}
