@@ -48,31 +48,42 @@ else:
     BACKENDS = [BackendUnderTest("reference", CPU)]
 
 
+@pytest.fixture
+def executor() -> Iterator[Any]:
+    """In ring 3 the executor's driver, whose ``launches`` has a report of each launch; else None."""
+    with ptx_executor() if PTX_ARCHITECTURE else nullcontext() as driver:
+        yield driver
+
+
 @pytest.fixture(params=BACKENDS, ids=str)
-def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
+def backend(request: pytest.FixtureRequest, executor: Any) -> Iterator[BackendUnderTest]:
     chosen: BackendUnderTest = request.param
-    with ptx_executor() if PTX_ARCHITECTURE else nullcontext(), fk.use_backend(chosen.name):
+    with fk.use_backend(chosen.name):
         dispatch.backend_for(chosen.device)
         yield chosen
 
 
 @contextmanager
-def ptx_executor() -> Iterator[None]:
-    """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks."""
+def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True) -> Iterator[Any]:
+    """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks.
+
+    Approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see ``simulated_gpu``).
+    """
     from ptx.driver import expose, simulated_gpu
 
-    from feather_kernels.backends.triton import select
+    from feather_kernels.backends.triton import table
 
-    make_table = select.make_table
+    make_tables = table.make_tables
 
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        stack.enter_context(simulated_gpu(PTX_ARCHITECTURE))
+        driver = stack.enter_context(simulated_gpu(architecture, noise=True, execute=execute))
 
-        def make_table_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
-            table = make_table(weights, rows)
-            stack.enter_context(expose(table.kept))
-            return table
+        def make_tables_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
+            tables = make_tables(weights, rows)
+            for made in tables:
+                stack.enter_context(expose(made.kept))
+            return tables
 
-        patch.setattr(select, "make_table", make_table_and_expose)
+        patch.setattr(table, "make_tables", make_tables_and_expose)
         patch.setitem(dispatch._probed, ("triton", CPU), None)
-        yield
+        yield driver

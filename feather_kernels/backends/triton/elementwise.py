@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.triton.math import general_power, is_pruned, threshold_value
+from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
 
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
 WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
@@ -72,10 +72,10 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     n, wide = w.numel(), t.dtype == torch.float64
     if p in (1, 2, 3, math.inf):
         block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
-        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, WIDE=wide, BLOCK=block)
+        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, WIDE=wide, BLOCK=block, **COMPILE)
     else:
         constants, block = power_constants(p, w.device), GENERAL_BLOCK
-        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block)
+        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block, **COMPILE)
     finish()
 
 
@@ -84,7 +84,9 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     (flat_out, flat_g, flat_w), finish = flatten(out, g, w)
     arithmetic = tl.float64 if torch.float64 in (g.dtype, t.dtype) else tl.float32
     grid = (triton.cdiv(w.numel(), BLOCK),)
-    scale_kernel[grid](flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK)
+    scale_kernel[grid](
+        flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK, **COMPILE
+    )
     finish()
 
 
