@@ -17,7 +17,8 @@ from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, key_of, lo
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
 NARROWEST = 1 << 10
-BUDGET = 1 << 19  # keys of all groups: 4 MB of counts
+ELEMENTS_A_KEY = 128  # at least, where wider than the narrowest: 8 bytes of counts for 128 weights
+MOST_GROUPS = 512
 ROW = 512  # keys whose counts are summed, so that one program finds its place in two steps
 
 
@@ -28,7 +29,7 @@ def bracket_start(value, BINS: tl.constexpr):
     return tl.where(key == 0x7F800001, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), 0x7F800001 - BINS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scales", "hint"])
 def bracket_kernel(
     chunks, scales, hint, below, counts,
     SCALED: tl.constexpr, STORED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
@@ -64,7 +65,7 @@ def sum_kernel(counts, sums, SIZE: tl.constexpr):
     tl.store(sums + program, tl.sum(tl.load(counts + program * SIZE + tl.arange(0, SIZE)), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["hint", "prefixes"])
 def bracket_finish_kernel(
     rank, sizes, hint, below, counts, sums, prefixes, keys, BINS: tl.constexpr, ROW: tl.constexpr
 ):
@@ -100,10 +101,12 @@ def bracket_finish_kernel(
             tl.store(prefixes + group, tl.full((), -1, tl.int64))
 
 
-def bracket_keys(dtype: torch.dtype, group_count: int) -> int:
-    """Keys of each group's bracket; 0 where there are too many groups, or keys too fine, for a bracket to be of use."""
-    keys = min(WIDEST, 1 << (BUDGET // max(group_count, 1)).bit_length() - 1) if group_count <= BUDGET else 0
-    return keys if dtype == torch.float32 and keys >= NARROWEST else 0
+def bracket_keys(dtype: torch.dtype, group_count: int, elements: int) -> int:
+    """Keys of each group's bracket, a power of two; 0 where keys are too fine or groups too many for one."""
+    if dtype != torch.float32 or group_count > MOST_GROUPS:
+        return 0
+    affordable = max(elements // ELEMENTS_A_KEY // group_count, NARROWEST)
+    return min(1 << affordable.bit_length() - 1, WIDEST)
 
 
 def try_bracket(
@@ -111,16 +114,20 @@ def try_bracket(
     scales: Tensor | None,
     hint: Tensor,
     rank: Tensor,
+    elements: int,
     sizes: Tensor,
     prefixes: Tensor,
     keys: Tensor,
 ) -> None:
-    """Set keys (G, 2) and prefixes (G,) of the groups whose bracket around hint (G, 2) holds what is wanted."""
+    """Set keys (G, 2) and prefixes (G,) of the groups whose bracket around hint (G, 2) holds what is wanted.
+
+    elements: of all tensors; sizes (G,): of each group's.
+    """
     groups = rank.numel()
-    bins = bracket_keys(hint.dtype, groups)
+    bins = bracket_keys(hint.dtype, groups, elements)
     if not bins:
         return
-    below, counts = rank.new_zeros(groups * (1 + bins)).split([groups, groups * bins])
+    counts, below = rank.new_zeros(groups * (bins + 1)).split([groups * bins, groups])
     for chunks, stored, _ in tables:
         bracket_kernel[(len(chunks),)](
             chunks, scales, hint, below, counts,

@@ -19,7 +19,7 @@ WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
 GENERAL_BLOCK = 256  # of general powers, with their logarithms
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
 def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """w_ptr, out_ptr: (n,) of any float dtype; t_ptr: 0-dim, float32 or (WIDE) float64."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -34,7 +34,7 @@ def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, WIDE: tl.constex
         tl.store(out_ptr + offsets, threshold_value(w, t, P, WIDE).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
 def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
     """As ``threshold_kernel``, any power in float64; p_ptr: float64 (3,), see power_constants."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -47,7 +47,7 @@ def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
     tl.store(out_ptr + offsets, y.to(t.dtype).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr", "scale_ptr"])
 def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.constexpr, BLOCK: tl.constexpr):
     """g_ptr, w_ptr, out_ptr: (n,); t_ptr, scale_ptr: 0-dim. ARITHMETIC: dtype of the product."""
     start = tl.program_id(0).to(tl.int64) * BLOCK

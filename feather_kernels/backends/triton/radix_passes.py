@@ -18,7 +18,7 @@ from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, computed, 
 DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared memory on every version of triton
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scales", "prefixes", "counts"])
 def histogram_kernel(
     chunks, scales, prefixes, counts,
     SHIFT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr,
@@ -46,7 +46,7 @@ def histogram_kernel(
             tl.atomic_add(bins, found.to(tl.int64), mask=found > 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["prefixes", "below", "sizes", "counts"])
 def scan_kernel(
     rank, row_starts, tensor_of_row, caps, counts, prefixes, below, sizes, keys,
     BITS: tl.constexpr, CAPPED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, NAN_KEY: tl.constexpr,
@@ -107,7 +107,7 @@ def capped_counts(row, tensor_of_row, caps, counts, below, CAPPED: tl.constexpr,
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["scales", "bounds"])
 def smallest_above_kernel(
     chunks, scales, bounds, group_of_row, keys,
     SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr,

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
     tensors: Tensor  # int64 (R,): tensor of each row, of use where every row is one
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def value_kernel(keys, out, count, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr, BLOCK: tl.constexpr):
     """Fill out (count,), in DTYPE, with the values of keys, int64."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -71,8 +71,9 @@ def magnitude_select(
         [2 * group_count, group_count, row_count, row_count, row_count << DIGIT_BITS]
     )
     if hint is not None and caps is None:
-        elements = group_elements(tuple(w.numel() for w in weights), tuple(groups), group_count, rank.device)
-        try_bracket(tables, scales, hint.contiguous(), rank, elements, prefixes, keys)
+        numels = tuple(w.numel() for w in weights)
+        elements = group_elements(numels, tuple(groups), group_count, rank.device)
+        try_bracket(tables, scales, hint.contiguous(), rank, sum(numels), elements, prefixes, keys)
     shift = KEY_BITS[out.dtype]
     while shift:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
