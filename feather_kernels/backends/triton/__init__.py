@@ -28,7 +28,7 @@ __all__ = [
 
 
 def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
-    """``op`` on the device of ``out``, its last argument: Triton launches on the current device, whatever it is given."""
+    """``op`` on the device of ``out``, its last argument: Triton launches on the current device."""
 
     @wraps(op)
     def run(*arguments: Any) -> None:
