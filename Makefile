@@ -18,7 +18,7 @@ test: $(VENV)/.installed-train-test-zoo
 
 test-all: $(VENV)/.installed-train-test-zoo
 	$(BIN)/python -m pytest --ignore=tests/test_triton_compiled.py
-	$(BIN)/python tests/rings.py
+	$(BIN)/python tests/rings.py --all
 
 check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .

@@ -16,8 +16,6 @@ import feather_kernels as fk
 from feather_kernels.ops import dispatch
 
 torch.set_num_threads(1)  # small tensors: more threads only fight each other
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("ci")
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,8 @@ CPU = torch.device("cpu")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PTX_ARCHITECTURE = int(os.environ.get("FEATHER_PTX_ARCHITECTURE", 0))  # e.g. 90: run compiled PTX on the executor
 SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=20 if SLOW_DEVICE else 60)
+settings.load_profile("ci")
 if SLOW_DEVICE:
     BACKENDS = [BackendUnderTest("triton", CPU, exact_bfloat16=not INTERPRETED)]
 else:
@@ -87,3 +87,12 @@ def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True) 
         patch.setattr(table, "make_tables", make_tables_and_expose)
         patch.setitem(dispatch._probed, ("triton", CPU), None)
         yield driver
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests recorded (``record_property``), one line each."""
+    recorded = [recorded for report in terminalreporter.stats.get("passed", []) for recorded in report.user_properties]
+    if recorded:
+        terminalreporter.section("recorded")
+    for name, value in recorded:
+        terminalreporter.write_line(f"{name}: {value}")

@@ -46,16 +46,16 @@ def bracket_kernel(
     if start >= 0:
         bins = counts + row * BINS
         center = key_of(value, tl.float32) - start
-        less, ties = tl.zeros((BLOCK,), tl.int32), tl.zeros((BLOCK,), tl.int32)
+        less_and_ties = tl.zeros((BLOCK,), tl.int32)  # ties in the upper half: a chunk has fewer than 2^16 elements
         for i in range(LOOP):
             key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, tl.float32, BLOCK)
             place = key - start
-            less += (place < 0).to(tl.int32)
-            ties += (place == center).to(tl.int32)
+            less_and_ties += tl.where(place == center, 1 << 16, (place < 0).to(tl.int32))
             single = (place.to(tl.uint32, bitcast=True) < BINS) & (place != center)
             tl.atomic_add(bins + place, tl.full((BLOCK,), 1, tl.int64), mask=single, sem="relaxed")
-        tl.atomic_add(below + row, tl.sum(less, 0).to(tl.int64))
-        tl.atomic_add(bins + center, tl.sum(ties, 0).to(tl.int64))
+        total = tl.sum(less_and_ties, 0)
+        tl.atomic_add(below + row, (total & 0xFFFF).to(tl.int64))
+        tl.atomic_add(bins + center, (total >> 16).to(tl.int64))
 
 
 @triton.jit
