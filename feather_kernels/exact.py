@@ -62,6 +62,8 @@ def ulp_error(result: Tensor, wanted: tuple[Tensor, Tensor]) -> float:
     rounded = leading.to(result.dtype)
     if not bool(same(result, rounded)[~rounded.isfinite()].all()):
         return math.inf
+    if bool((result.signbit() != leading.signbit())[leading == 0].any()):
+        return math.inf  # a pruned output is +0.0
     finite = rounded.isfinite()
     error = ((result.double() - leading) - rest)[finite].abs()
     exponent = torch.frexp(leading[finite]).exponent - 1

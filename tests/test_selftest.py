@@ -48,6 +48,18 @@ def test_values_three_ulp_off_are_found(monkeypatch: pytest.MonkeyPatch) -> None
     assert ("threshold", "float32") in failed()
 
 
+def test_whole_blocks_that_are_wrong_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = reference.threshold
+
+    def off(w: torch.Tensor, t: torch.Tensor, p: float, out: torch.Tensor) -> None:
+        right(w, t, p, out)
+        whole = out.view(-1)[: out.numel() // 1024 * 1024]
+        whole.mul_(1.5)
+
+    monkeypatch.setattr(reference, "threshold", off)
+    assert {op for op, _ in failed()} >= {"threshold", "training step"}
+
+
 def test_a_rank_that_is_one_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = reference.magnitude_select
 

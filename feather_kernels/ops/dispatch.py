@@ -9,6 +9,7 @@ A named backend that cannot run raises; it never falls back.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 import threading
@@ -99,7 +100,8 @@ def chosen_name(device: torch.device) -> str:
 
 def requested() -> str:
     """The backend asked for by name, or ``auto``; raises ValueError for a name that no backend has."""
-    return _named[-1] if _named else check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
+    named = _named[-1:]  # one reading: another thread may leave its block meanwhile
+    return named[0] if named else check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
 
 
 @contextmanager
@@ -175,18 +177,20 @@ def _log_passed_over(device: torch.device, passed: dict[str, str], chosen: str) 
 
 def _probe(name: str, device: torch.device) -> str | None:
     key = (name, device)
-    if key not in _probed:
-        _probed[key] = _import_problem(name) or _load(name).probe(device)
-    return _probed[key]
+    with _lock:
+        if key not in _probed:
+            _probed[key] = _import_problem(name) or _load(name).probe(device)
+        return _probed[key]
 
 
 def _import_problem(name: str) -> str | None:
     """None if the backend's module can be imported, else the reason why not."""
     try:
         _load(name)
-    except ModuleNotFoundError as error:
-        return f"{NOT_INSTALLED}: {error}"
     except Exception as error:  # e.g. a version of triton that lacks something, a library that does not load
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if missing and importlib.util.find_spec(missing) is None:  # all of it, not a part of a broken installation
+            return f"{NOT_INSTALLED}: {error}"
         return f"cannot be imported: {type(error).__name__}: {error}"
     return None
 

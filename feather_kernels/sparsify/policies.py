@@ -157,7 +157,8 @@ class Policy:
         dtype = compute_dtype(parameters[0].dtype)
         key = (caps is not None, ranks.device, dtype)
         if key not in self._hints:
-            self._hints[key] = ranks.new_full((len(ranks), 2), math.nan, dtype=dtype)
+            with torch.inference_mode(False):  # later steps write to it, in whatever mode they run
+                self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
         hint = self._hints[key]
         values = ops.magnitude_select(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
         hint.copy_(values)

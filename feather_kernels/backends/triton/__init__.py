@@ -56,11 +56,15 @@ def probe(device: torch.device) -> str | None:
         return "runs CPU tensors only in the interpreter (TRITON_INTERPRET=1)"
     if device.type not in ("cpu", "cuda"):
         return f"has no support for {device.type} devices"
+    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("backends are probed by their first op: run a step before a CUDA graph is captured")
     try:
         w = torch.tensor([0.5, 2.0], dtype=torch.float32, device=device)
         t, out = torch.ones((), dtype=torch.float32, device=device), torch.empty_like(w)
         threshold(w, t, 1.0, out)
         result = out.tolist()
+    except torch.OutOfMemoryError:  # says nothing on the backend: another process may hold the memory
+        raise
     except Exception as error:  # whatever a missing compiler, header or driver makes triton raise
         return f"its probe kernel failed: {describe(error)}"
     return None if result == [0.0, 1.0] else f"its probe kernel gave {result} instead of [0.0, 1.0]"

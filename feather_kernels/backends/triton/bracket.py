@@ -17,7 +17,7 @@ from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, key_of, lo
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
 NARROWEST = 1 << 10
-ELEMENTS_A_KEY = 128  # at least, where wider than the narrowest: 8 bytes of counts for 128 weights
+ELEMENTS_A_KEY = 16  # at least, where wider than the narrowest: 8 bytes of counts for 16 weights
 MOST_GROUPS = 512
 ROW = 512  # keys whose counts are summed, so that one program finds its place in two steps
 
@@ -65,7 +65,7 @@ def sum_kernel(counts, sums, SIZE: tl.constexpr):
     tl.store(sums + program, tl.sum(tl.load(counts + program * SIZE + tl.arange(0, SIZE)), 0))
 
 
-@triton.jit(do_not_specialize_on_alignment=["hint", "prefixes"])
+@triton.jit(do_not_specialize_on_alignment=["rank", "hint", "prefixes"])
 def bracket_finish_kernel(
     rank, sizes, hint, below, counts, sums, prefixes, keys, BINS: tl.constexpr, ROW: tl.constexpr
 ):

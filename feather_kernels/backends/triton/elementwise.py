@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
+from feather_kernels.backends.triton.resident import resident
 
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
 WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
@@ -110,12 +111,6 @@ def flatten(first: Tensor, *others: Tensor) -> tuple[list[Tensor], Callable[[], 
 
 def power_constants(p: float, device: torch.device) -> Tensor:
     """(3,) float64: p, what is left of it after 24 bits, 1/p; made once for each power and device."""
-    key = (p, device)
-    if key not in _constants:
-        fraction, exponent = math.frexp(p)
-        rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
-        _constants[key] = torch.tensor([p, rest, 1 / p], dtype=torch.float64).to(device)
-    return _constants[key]
-
-
-_constants: dict[tuple[float, torch.device], Tensor] = {}
+    fraction, exponent = math.frexp(p)
+    rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
+    return resident(("power", p), device, lambda: torch.tensor([p, rest, 1 / p], dtype=torch.float64))

@@ -46,7 +46,7 @@ def histogram_kernel(
             tl.atomic_add(bins, found.to(tl.int64), mask=found > 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["prefixes", "below", "sizes", "counts"])
+@triton.jit(do_not_specialize_on_alignment=["rank", "prefixes", "below", "sizes", "counts"])
 def scan_kernel(
     rank, row_starts, tensor_of_row, caps, counts, prefixes, below, sizes, keys,
     BITS: tl.constexpr, CAPPED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, NAN_KEY: tl.constexpr,
@@ -136,8 +136,8 @@ def magnitude_histogram(
 ) -> None:
     """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
     out.zero_()
-    tables = table.make_tables(weights, groups)
-    count_digits(tables, scales, prefix.contiguous(), shift, bits, out)
+    scales = None if scales is None else scales.contiguous()
+    count_digits(table.make_tables(weights, groups), scales, prefix.contiguous(), shift, bits, out)
 
 
 def count_digits(

@@ -5,7 +5,6 @@ programs of groups that are done exit at once.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -24,7 +23,8 @@ from feather_kernels.backends.triton.radix_passes import (
     scan_kernel,
     smallest_above_kernel,
 )
-from feather_kernels.backends.triton.table import BLOCK, LOOP, computed, upload
+from feather_kernels.backends.triton.resident import resident
+from feather_kernels.backends.triton.table import BLOCK, LOOP, computed
 
 KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
@@ -63,6 +63,7 @@ def magnitude_select(
 ) -> None:
     """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
     group_count, rank = rank.numel(), rank.contiguous()
+    scales, caps = (None if x is None else x.contiguous() for x in (scales, caps))
     rows = make_rows(tuple(groups), group_count, caps is not None, rank.device)
     row_count = len(rows.groups)
     tables = table.make_tables(weights, rows.of_tensor)
@@ -71,9 +72,9 @@ def magnitude_select(
         [2 * group_count, group_count, row_count, row_count, row_count << DIGIT_BITS]
     )
     if hint is not None and caps is None:
-        numels = tuple(w.numel() for w in weights)
-        elements = group_elements(numels, tuple(groups), group_count, rank.device)
-        try_bracket(tables, scales, hint.contiguous(), rank, sum(numels), elements, prefixes, keys)
+        elements = group_elements(weights, groups, group_count, rank.device)
+        total = sum(w.numel() for w in weights)
+        try_bracket(tables, scales, hint.contiguous(), rank, total, elements, prefixes, keys)
     shift = KEY_BITS[out.dtype]
     while shift:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
@@ -98,23 +99,23 @@ def write_values(keys: Tensor, out: Tensor) -> None:
     value_kernel[grid](keys, out, out.numel(), DTYPE=dtype, NAN_KEY=NAN_KEY[out.dtype], BLOCK=VALUES_BLOCK, **COMPILE)
 
 
-@lru_cache(maxsize=table.TABLES_KEPT)
 def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
     """The rows of a list of tensors with these groups."""
     if not capped:
-        numbers = upload(torch.arange(group_count + 1), device)
+        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1))
         return Rows(groups, numbers, numbers[:-1], numbers[:-1])
     tensors = sorted(range(len(groups)), key=lambda index: groups[index])
+    starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
+    groups_of_rows = [groups[index] for index in tensors]
+    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(starts + groups_of_rows + tensors))
     row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
-    sizes = [groups.count(group) for group in range(group_count)]
-    starts = torch.tensor([0, *accumulate(sizes)])
-    groups_of_rows = torch.tensor([groups[index] for index in tensors])
     of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
-    return Rows(of_tensor, *(upload(part, device) for part in (starts, groups_of_rows, torch.tensor(tensors))))
+    return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
 
 
-@lru_cache(maxsize=table.TABLES_KEPT)
-def group_elements(numels: tuple[int, ...], groups: tuple[int, ...], group_count: int, device: torch.device) -> Tensor:
+def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count: int, device: torch.device) -> Tensor:
     """int64 (G,): elements of each group."""
-    sizes = torch.zeros(group_count, dtype=torch.int64)
-    return upload(sizes.index_add_(0, torch.tensor(groups), torch.tensor(numels)), device)
+    elements = [0] * group_count
+    for w, group in zip(weights, groups, strict=True):
+        elements[group] += w.numel()
+    return resident(("elements", *elements), device, lambda: torch.tensor(elements))

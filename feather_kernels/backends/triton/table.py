@@ -4,14 +4,16 @@ A program handles one chunk. Chunks of aligned tensors are read 16 bytes at a ti
 misaligned tensors are read under a mask. Tensors of another storage dtype have a table, and a launch, of their own.
 """
 
-from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from feather_kernels.backends.triton.resident import resident
 
 BLOCK = 1024
 LOOP = 8  # blocks a program
@@ -23,7 +25,6 @@ STORED = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
-TABLES_KEPT = 16
 
 
 class Table(NamedTuple):
@@ -80,32 +81,19 @@ def load_keys(
 
 
 def make_tables(weights: Sequence[Tensor], rows: Sequence[int]) -> list[Table]:
-    """The tables of a list of tensors with the row of each; layouts that are not dense are copied once.
-
-    Chunks are cached by what stands in them, so that a training step uploads nothing after the first.
-    """
+    """The tables of a list of tensors with the row of each; layouts that are not dense are copied once."""
     flat = [_dense(w) for w in weights]
     tables = []
-    for dtype in dict.fromkeys(w.dtype for w in flat):
+    for dtype in dict.fromkeys(w.dtype for w in flat if w.numel()):
         members = [(index, w) for index, w in enumerate(flat) if w.dtype == dtype and w.numel()]
-        key = tuple((w.device, w.data_ptr(), w.numel(), dtype, rows[index], index) for index, w in members)
-        chunks = _cached.pop(key, None)
-        if members and chunks is None:
-            chunks = upload(torch.cat([_chunks_of(w, rows[index], index) for index, w in members]), weights[0].device)
-        if chunks is not None:
-            _cached[key] = chunks
-            tables.append(Table(chunks, STORED[dtype], [w for _, w in members]))
-    while len(_cached) > TABLES_KEPT:
-        _cached.popitem(last=False)
+        key = ("chunks", dtype, *((w.data_ptr(), w.numel(), rows[index], index) for index, w in members))
+        chunks = resident(key, weights[0].device, partial(_chunks, members, rows))
+        tables.append(Table(chunks, STORED[dtype], [w for _, w in members]))
     return tables
 
 
-def upload(table: Tensor, device: torch.device) -> Tensor:
-    """A table from the host on the device, without waiting for it."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
-
-
-_cached: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+def _chunks(members: Sequence[tuple[int, Tensor]], rows: Sequence[int]) -> Tensor:
+    return torch.cat([_chunks_of(w, rows[index], index) for index, w in members])
 
 
 def _chunks_of(w: Tensor, row: int, index: int) -> Tensor:
