@@ -16,12 +16,12 @@ demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
 
 test: $(VENV)/.installed-train-test-zoo
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/test_triton_compiled.py
-	$(BIN)/python tests/rings.py
+	$(BIN)/python -m pytest -m "not slow" --ignore=tests/test_triton_compiled.py; \
+	tests=$$?; $(BIN)/python tests/rings.py && exit $$tests
 
 test-all: $(VENV)/.installed-train-test-zoo
 	$(BIN)/python -m pytest --ignore=tests/test_triton_compiled.py
-	$(BIN)/python tests/rings.py
+	$(BIN)/python tests/rings.py --all
 
 check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command ``feather-kernels``: ``train`` and ``doctor``.
+"""The command ``feather-kernels``: ``train``, ``warmup``, ``selftest`` and ``doctor``.
 
 What a user can mend is one line on stderr and exit code 2; anything else that goes wrong keeps its traceback.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from feather_kernels._version import __version__
@@ -50,6 +51,24 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     _add_train_options(train)
     train.set_defaults(command=_train)
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile the Triton kernels ahead, so that no training step waits for them",
+        description="Compile the Triton kernels ahead, into Triton's cache on disk. Exit code 1 if Triton cannot run.",
+        allow_abbrev=False,
+    )
+    warmup.add_argument("--dtype", metavar="DTYPE", nargs="+", help="of weights (default float32 bfloat16 float16)")
+    warmup.add_argument("--device", metavar="DEVICE", nargs="+", help="default every CUDA device")
+    warmup.set_defaults(command=_warmup)
+    selftest = commands.add_parser(
+        "selftest",
+        help="test every op on every backend of a device against exact values",
+        description="Test every op on every backend that a device offers against exact values; exit code 1 on failure.",
+        allow_abbrev=False,
+    )
+    selftest.add_argument("--device", metavar="DEVICE", help="default cuda if available, else cpu")
+    selftest.add_argument("--json", metavar="FILE", help="write the result to this file too")
+    selftest.set_defaults(command=_selftest)
     doctor = commands.add_parser("doctor", help="print versions, devices and backends", allow_abbrev=False)
     doctor.set_defaults(command=_doctor)
     return parser
@@ -85,6 +104,36 @@ def _train(options: argparse.Namespace) -> int:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"--resume takes its options from config.json; only --threads may be given too, got {names}")
     return command.resume(path, threads)
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    import torch
+
+    from feather_kernels import warmup
+
+    dtypes = options.dtype or warmup.DEFAULT_DTYPES
+    for name in dtypes:
+        if name not in warmup.DTYPES:
+            raise InputError(f"--dtype must be of {', '.join(warmup.DTYPES)}, got {name!r}")
+    names = options.device or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+    try:
+        devices = [torch.device(name) for name in names]
+    except RuntimeError as error:
+        raise InputError(f"--device must be devices such as cuda:0, got {' '.join(names)}: {error}") from error
+    return warmup.run(devices, dtypes)
+
+
+def _selftest(options: argparse.Namespace) -> int:
+    import torch
+
+    from feather_kernels import selftest
+
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
+    return selftest.run(device, None if options.json is None else Path(options.json))
 
 
 def _doctor(options: argparse.Namespace) -> int:  # noqa: ARG001

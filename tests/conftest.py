@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,6 @@ import feather_kernels as fk
 from feather_kernels.ops import dispatch
 
 torch.set_num_threads(1)  # small tensors: more threads only fight each other
-settings.register_profile("ci", deadline=None, derandomize=True, max_examples=60)
-settings.load_profile("ci")
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PTX_ARCHITECTURE = int(os.environ.get("FEATHER_PTX_ARCHITECTURE", 0))  # e.g. 90: run compiled PTX on the executor
 CUDA_MODULE = os.environ.get("FEATHER_CUDA_MODULE", "")  # path of a build of _cuda that runs its kernels on the CPU
 SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0 or CUDA_MODULE != ""
+settings.register_profile("ci", deadline=None, derandomize=True, max_examples=20 if SLOW_DEVICE else 60)
+settings.load_profile("ci")
 if CUDA_MODULE:
     BACKENDS = [BackendUnderTest("cuda", CPU)]
 elif SLOW_DEVICE:
@@ -53,12 +53,17 @@ else:
         BACKENDS.append(BackendUnderTest("cpp", CPU))
 
 
+@pytest.fixture
+def executor() -> Iterator[Any]:
+    """In ring 3 the executor's driver, whose ``launches`` has a report of each launch; else None."""
+    with ptx_executor() if PTX_ARCHITECTURE else nullcontext() as driver:
+        yield driver
+
+
 @pytest.fixture(params=BACKENDS, ids=str)
-def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
+def backend(request: pytest.FixtureRequest, executor: Any) -> Iterator[BackendUnderTest]:
     chosen: BackendUnderTest = request.param
     with ExitStack() as stack:
-        if PTX_ARCHITECTURE:
-            stack.enter_context(ptx_executor())
         if CUDA_MODULE:
             from cuda_module import cuda_on_cpu
 
@@ -69,22 +74,35 @@ def backend(request: pytest.FixtureRequest) -> Iterator[BackendUnderTest]:
 
 
 @contextmanager
-def ptx_executor() -> Iterator[None]:
-    """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks."""
+def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True) -> Iterator[Any]:
+    """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks.
+
+    Approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see ``simulated_gpu``).
+    """
     from ptx.driver import expose, simulated_gpu
 
-    from feather_kernels.backends.triton import select
+    from feather_kernels.backends.triton import table
 
-    make_table = select.make_table
+    make_tables = table.make_tables
 
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        stack.enter_context(simulated_gpu(PTX_ARCHITECTURE))
+        driver = stack.enter_context(simulated_gpu(architecture, noise=True, execute=execute))
 
-        def make_table_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
-            table = make_table(weights, rows)
-            stack.enter_context(expose(table.kept))
-            return table
+        def make_tables_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
+            tables = make_tables(weights, rows)
+            for made in tables:
+                stack.enter_context(expose(made.kept))
+            return tables
 
-        patch.setattr(select, "make_table", make_table_and_expose)
+        patch.setattr(table, "make_tables", make_tables_and_expose)
         patch.setitem(dispatch._probed, ("triton", CPU), None)
-        yield
+        yield driver
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests recorded (``record_property``), one line each."""
+    recorded = [recorded for report in terminalreporter.stats.get("passed", []) for recorded in report.user_properties]
+    if recorded:
+        terminalreporter.section("recorded")
+    for name, value in recorded:
+        terminalreporter.write_line(f"{name}: {value}")

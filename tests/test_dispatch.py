@@ -1,11 +1,16 @@
-"""Choice of the backend: order, names, the environment, errors that list every reason."""
+"""Choice of the backend: order, names, the environment, errors that list every reason, what is logged."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
+import logging
+import os
 import subprocess
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +19,8 @@ import feather_kernels as fk
 from feather_kernels.backends import cpp, reference
 from feather_kernels.ops import dispatch
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 @pytest.fixture
@@ -26,7 +32,8 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setitem(sys.modules, "broken_backend", module)
     monkeypatch.setitem(dispatch.BACKENDS, "broken", "broken_backend")
     monkeypatch.setitem(dispatch.BACKENDS, "absent", "no_such_module_anywhere")
-    monkeypatch.setitem(dispatch.ORDER, "cpu", ("broken", "absent", "reference"))
+    for device in ("cpu", "cuda"):
+        monkeypatch.setitem(dispatch.ORDER, device, ("broken", "absent", "reference"))
     dispatch.reset()
     yield probes
     dispatch.reset()
@@ -38,13 +45,17 @@ def test_default_is_cpp_on_a_cpu_and_the_reference_elsewhere() -> None:
     assert dispatch.backend_for(torch.device("xpu")) is reference
 
 
+def test_nvidia_gpus_take_triton_first() -> None:
+    assert dispatch.ORDER["cuda"] == ("triton", "reference")
+
+
 def test_falls_to_the_next_backend_and_probes_once(broken: list[str]) -> None:
     for _ in range(3):
         assert dispatch.backend_for(CPU) is reference
     assert broken == ["cpu"]
     assert dispatch.availability(CPU) == {
         "broken": "its kernel does not compile",
-        "absent": "cannot be imported: No module named 'no_such_module_anywhere'",
+        "absent": "is not installed: No module named 'no_such_module_anywhere'",
         "reference": None,
     }
 
@@ -114,6 +125,128 @@ def test_choice_holds_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
         fk.functional.threshold(w, 0.5, grad_scale=0.5).sum().backward()
     assert calls == ["scale"]
     dispatch.reset()
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_fall_past_a_backend_is_one_warning_for_each_device(caplog: pytest.LogCaptureFixture) -> None:
+    for device in (CUDA, CUDA, torch.device("cuda", 1), CUDA):
+        assert dispatch.chosen_name(device) == "reference"
+    lines = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
+    why = "backend 'broken' cannot run: its kernel does not compile; backend 'absent' cannot run: is not installed"
+    assert [line[:2] for line in lines] == [("feather_kernels", "WARNING")] * 2
+    for number, (_, _, message) in enumerate(lines):
+        assert message.startswith(f"cuda:{number}: {why}")
+        assert message.endswith("; using 'reference' instead")
+        assert "\n" not in message
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("device", "order"), [(CPU, ("broken", "reference")), (CUDA, ("absent", "reference"))], ids=["cpu", "not installed"]
+)
+def test_what_is_no_surprise_is_no_warning(
+    device: torch.device, order: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "feather_kernels")
+    monkeypatch.setitem(dispatch.ORDER, device.type, order)
+    assert dispatch.chosen_name(device) == "reference"
+    assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_named_backend_is_no_fall_and_probes_no_other(broken: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "feather_kernels")
+    with fk.use_backend("reference"):
+        assert dispatch.chosen_name(CUDA) == "reference"
+    assert broken == []
+    assert caplog.records == []
+
+
+def test_a_module_that_does_not_load_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outdated_backend.py").write_text("import math\nmath.no_such_function\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(dispatch.BACKENDS, "outdated", "outdated_backend")
+    monkeypatch.setitem(dispatch.ORDER, "cuda", ("outdated", "reference"))
+    dispatch.reset()
+    assert dispatch.availability(CUDA)["outdated"].startswith("cannot be imported: AttributeError: module 'math'")
+    dispatch.reset()
+
+
+@needs_triton
+@pytest.mark.parametrize("variable", ["environment", "use_backend"])
+def test_triton_by_name_without_a_gpu_raises_with_the_reason(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    if variable == "environment":
+        monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
+    dispatch.reset()
+    reason = r"backend 'triton' cannot run on cpu. Probed: triton: runs CPU tensors only in the interpreter"
+    named = fk.use_backend("triton") if variable == "use_backend" else contextlib.nullcontext()
+    with named, pytest.raises(fk.BackendUnavailableError, match=reason):
+        torch.ops.feather_kernels.threshold(torch.ones(1), torch.tensor(0.1), 3.0)
+    dispatch.reset()
+
+
+@needs_triton
+@pytest.mark.skipif(os.name == "nt", reason="the paths of a POSIX system")
+@pytest.mark.parametrize("compiler", ["/bin/false", "/no/such/compiler", None], ids=["fails", "missing", "none at all"])
+def test_without_a_compiler_triton_is_passed_over(compiler: str | None, tmp_path: Path) -> None:
+    """Triton's own CUDA driver meets a broken CC where it builds its C stub: all before the first call of libcuda."""
+    code = """
+import torch
+from torch.overrides import TorchFunctionMode
+from triton.backends.nvidia.driver import CudaDriver
+CudaDriver.is_active = staticmethod(lambda: True)
+
+class OnTheCpu(TorchFunctionMode):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if "device" in kwargs:
+            kwargs["device"] = "cpu"
+        return function(*args, **kwargs)
+
+from feather_kernels.ops import dispatch
+gpu = torch.device("cuda", 0)
+with OnTheCpu():
+    chosen = {dispatch.chosen_name(gpu) for _ in range(3)}
+print(chosen, dispatch.availability(gpu)["triton"])
+"""
+    environment = {
+        **os.environ,
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"),
+        "TRITON_LIBCUDA_PATH": str(tmp_path),
+        "TRITON_DEFAULT_BACKEND": "nvidia",
+    }
+    for variable in ("TRITON_INTERPRET", dispatch.ENVIRONMENT_VARIABLE, "CC"):
+        environment.pop(variable, None)
+    environment |= {"PATH": str(tmp_path)} if compiler is None else {"CC": compiler}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("{'reference'} its probe kernel failed: ")
+    assert (compiler or "Failed to find C compiler") in run.stdout
+    lines = [line for line in run.stderr.splitlines() if "backend" in line]
+    reason = run.stdout.removeprefix("{'reference'} ").strip()
+    assert lines == [f"cuda:0: backend 'triton' cannot run: {reason}; using 'reference' instead"]
+
+
+@needs_triton
+def test_kernels_run_on_the_device_of_their_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    from feather_kernels.backends.triton import on_its_device
+
+    current = [0]
+
+    @contextlib.contextmanager
+    def device_guard(device: torch.device) -> Iterator[None]:
+        current.append(device.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(torch.cuda, "device", device_guard)
+    seen = []
+    op = on_its_device(lambda *arguments: seen.append(current[-1]))
+    for device in ("cuda:1", "cuda:0", "cpu"):
+        op(None, types.SimpleNamespace(device=torch.device(device)))
+    assert seen == [1, 0, 0]
 
 
 def test_import_is_cheap() -> None:

@@ -57,7 +57,7 @@ def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
     monkeypatch.setitem(dispatch.BACKENDS, "abacus", "feather_kernels.backends.abacus")
     monkeypatch.setitem(dispatch.ORDER, "cpu", ("abacus", "reference"))
     lines = section(doctor(capsys), "cpu").splitlines()
-    assert lines[1].startswith("  abacus: cannot be imported: No module named")
+    assert lines[1].startswith("  abacus: is not installed: No module named")
     assert lines[2:] == ["  reference: available", "  chosen: reference"]
 
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "abacus")
@@ -114,6 +114,39 @@ def test_version(capsys):
 @pytest.mark.parametrize(("arguments", "words"), [([], ["COMMAND"]), (["prune"], ["'prune'", "train", "doctor"])])
 def test_a_wrong_command_is_one_line(capsys, arguments, words):
     assert cli.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert [word for word in words if word not in error] == []
+
+
+@pytest.mark.parametrize("dtypes", [[], ["--dtype", "float32", "float64"]])
+def test_warmup_that_cannot_run_gives_the_reason(capsys, monkeypatch, dtypes):
+    """On a CPU: Triton's own reason, and none of its modules is imported where it is not installed."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", "feather_kernels.backends.abacus")
+    assert cli.main(["warmup", *dtypes]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert "backend 'triton' cannot run on cpu" in output.err
+    assert "is not installed" in output.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_warmup_of_a_device_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert cli.main(["warmup", "--device", "cuda:0"]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "backend 'triton' cannot run on cuda:0. Probed: triton: " in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(["--dtype", "int8"], ["--dtype must be of float32", "'int8'"]), (["--device", "gpu"], ["--device", "got gpu"])],
+)
+def test_warmup_arguments_that_are_wrong(capsys, arguments, words):
+    assert cli.main(["warmup", *arguments]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert [word for word in words if word not in error] == []

@@ -133,6 +133,41 @@ def test_hint_never_changes_the_result(backend: BackendUnderTest) -> None:
         assert oracle.same_bits(ops.magnitude_select(weights, [0], rank, hint=given_hint), expected)
 
 
+@pytest.mark.parametrize("drift", [1e-3, 1e-5])
+@pytest.mark.parametrize("kind", ["random", "ties", "zeros", "few", "scaled"])
+def test_hint_of_the_step_before(backend: BackendUnderTest, kind: str, drift: float) -> None:
+    """Weights drift as under an optimizer; the groups' ranks are the first, the last and those between."""
+    g = torch.Generator().manual_seed(5)
+    before = [torch.randn(n, generator=g) for n in ((9, 5, 1) if kind == "few" else (4000, 900, 3, 700))]
+    if kind == "ties":
+        before = [w.mul(4).round() for w in before]
+    if kind == "zeros":
+        before = [w.where(torch.rand(w.shape, generator=g) < 0.2, 0.0) for w in before]
+    after = [w * (1 + drift * torch.randn(w.shape, generator=g)) for w in before]
+    groups = [0, 1, 0, 1][: len(before)]
+    scales = [0.5, 1.0, 3.0, 1.0][: len(before)] if kind == "scaled" else None
+    totals = [sum(w.numel() for w, own in zip(before, groups, strict=True) if own == group) for group in (0, 1)]
+
+    def select(weights: list[Tensor], rank: list[int], hint: Tensor | None) -> Tensor:
+        return ops.magnitude_select(
+            [w.to(backend.device) for w in weights],
+            groups,
+            torch.tensor(rank, device=backend.device),
+            scales=None if scales is None else torch.tensor(scales, device=backend.device),
+            hint=hint,
+        )
+
+    for fraction in (0.0, 0.3, 0.9, 1.0):
+        rank = [int((total - 1) * fraction) for total in totals]
+        hint = select(before, rank, None)
+        values = select(after, rank, hint)
+        for group in (0, 1):
+            members = [i for i in range(len(after)) if groups[i] == group]
+            parts = [oracle.scores(after[i], 1.0 if scales is None else scales[i]) for i in members]
+            assert oracle.same_bits(values[group], oracle.order_statistics(parts, rank[group]))
+        assert oracle.same_bits(select(before, rank, hint), hint)
+
+
 @pytest.mark.parametrize("bits", [1, 7, 11])
 def test_histogram_counts_keys_under_the_prefix(backend: BackendUnderTest, bits: int) -> None:
     weights = [w.to(backend.device) for w in weight_lists()["mixed dtypes"]]

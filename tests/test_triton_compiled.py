@@ -1,94 +1,133 @@
-"""Ring 2: every Triton kernel compiled ahead of time for NVIDIA architectures, without a GPU.
+"""Ring 2: what Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
 
-Gates: no spills, no local memory, at most 64 registers, 128-bit accesses in the elementwise kernels.
+Gates: no spills, no local memory, at most 64 registers; 128-bit accesses in every kernel that streams weights. For
+gfx942 the same kernels are compiled and their registers recorded, without a gate.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-import triton.language as tl  # noqa: E402
+import samples  # noqa: E402
+from conftest import ptx_executor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
 
-from feather_kernels.backends.triton import elementwise, select  # noqa: E402
+import feather_kernels as fk  # noqa: E402
+from feather_kernels.backends.triton.math import COMPILE  # noqa: E402
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+ops = torch.ops.feather_kernels
+NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (80, 90, 100, 120)
-OLD_HISTOGRAM = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7)
-POINTERS = {"fp32": "*fp32", "bf16": "*bf16", "fp16": "*fp16", "fp64": "*fp64"}
+MOST_REGISTERS = 64
+ALIGNED = 1 << 14  # elements; nothing is executed, so their number matters for its divisibility only
+FLOAT32, BFLOAT16, FLOAT64 = torch.float32, torch.bfloat16, torch.float64
 
 
-def kernels() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any], bool]]:
-    """Name, kernel, signature, constants, and whether it must move 128 bits at a time."""
-    size = {"BLOCK": elementwise.BLOCK}
-    for dtype in ("fp32", "bf16"):
-        w = POINTERS[dtype]
-        for power in (0, 1, 2, 3):
-            signature = {"w_ptr": w, "t_ptr": "*fp32", "out_ptr": w, "n": "i64"}
-            constants = {"P": power, "WIDE": False, **size}
-            yield f"threshold {dtype} p={power or 'inf'}", elementwise.threshold_kernel, signature, constants, True
-        signature = {"g_ptr": w, "w_ptr": w, "t_ptr": "*fp32", "scale_ptr": "*fp32", "out_ptr": w, "n": "i64"}
-        yield f"scale {dtype}", elementwise.scale_kernel, signature, {"ARITHMETIC": tl.float32, **size}, True
-    signature = {"w_ptr": "*fp32", "t_ptr": "*fp32", "out_ptr": "*bf16", "n": "i64"}
-    constants = {"P": 3, "WIDE": False, **size}
-    yield "threshold fp32 to bf16", elementwise.threshold_kernel, signature, constants, True
-    signature = {"w_ptr": "*fp64", "t_ptr": "*fp64", "out_ptr": "*fp64", "n": "i64"}
-    yield (
-        "threshold fp64",
-        elementwise.threshold_kernel,
-        signature,
-        {"P": 3, "WIDE": True, "BLOCK": elementwise.WIDE_BLOCK},
-        False,
-    )
-    signature = {"w_ptr": "*fp32", "t_ptr": "*fp32", "out_ptr": "*fp32", "n": "i64", "p_ptr": "*fp64"}
-    yield "general power", elementwise.general_power_kernel, signature, {"BLOCK": elementwise.GENERAL_BLOCK}, False
-    table = {"tensors": "*i64", "chunks": "*i64"}
-    size = {"DTYPE": tl.float32, "BLOCK": select.BLOCK, "LOOP": select.LOOP}
-    signature = {**table, "scales": "*fp32", "prefixes": "*i64", "counts": "*i64"}
-    constants = {"SHIFT": 20, "BITS": 11, "SCALED": True, **size}
-    yield "histogram", select.histogram_kernel, signature, constants, False
-    signature = {**table, "scales": "*fp32", "bounds": "*i64", "smallest": "*i64"}
-    constants = {"SCALED": True, "NAN_KEY": 0x7F800001, **size}
-    yield "smallest above", select.smallest_above_kernel, signature, constants, False
-    yield "count", select.count_kernel, {**table, "thresholds": "*fp32", "counts": "*i64"}, size, False
+def threshold(dtype: torch.dtype, out_dtype: torch.dtype, p: float) -> None:
+    w = torch.ones(ALIGNED, dtype=dtype)
+    ops.threshold(w, samples.scalar(0.5, dtype, w.device), p, out_dtype=out_dtype)
+
+
+def scale_pruned_grad(gradient_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    w, g = torch.ones(ALIGNED, dtype=dtype), torch.ones(ALIGNED, dtype=gradient_dtype)
+    t = samples.scalar(0.5, dtype, w.device)
+    ops.scale_pruned_grad(g, w, t, t, out_dtype=dtype)
+
+
+def count_pruned(dtype: torch.dtype) -> None:
+    ops.count_pruned([torch.ones(ALIGNED, dtype=dtype)], [samples.scalar(0.5, dtype, torch.device("cpu"))])
+
+
+def magnitude_select(dtype: torch.dtype, scaled: bool, capped: bool) -> None:
+    """Several groups, with a hint."""
+    weights, rank = [torch.ones(ALIGNED, dtype=dtype) for _ in range(3)], torch.tensor([5, 7])
+    compute = samples.compute_dtype(dtype)
+    scales = torch.ones(3, dtype=compute) if scaled else None
+    caps = torch.full((3,), 100) if capped else None
+    ops.magnitude_select(weights, [0, 1, 0], rank, scales=scales, caps=caps, hint=torch.ones(2, 2, dtype=compute))
+
+
+def magnitude_histogram() -> None:
+    ops.magnitude_histogram([torch.ones(ALIGNED)], [0], torch.zeros(1, dtype=torch.int64), 20, 11)
+
+
+CALLS: dict[str, Callable[[], None]] = {
+    **{
+        f"threshold {str(dtype)[6:]} p={p}": lambda dtype=dtype, p=p: threshold(dtype, dtype, p)
+        for dtype in (FLOAT32, BFLOAT16, FLOAT64)
+        for p in (1.0, 2.0, 3.0, math.inf)
+    },
+    "threshold float32 p=4.5": lambda: threshold(FLOAT32, FLOAT32, 4.5),
+    "threshold float32 to bfloat16": lambda: threshold(FLOAT32, BFLOAT16, 3.0),
+    "scale float32": lambda: scale_pruned_grad(FLOAT32, FLOAT32),
+    "scale bfloat16": lambda: scale_pruned_grad(BFLOAT16, BFLOAT16),
+    "scale bfloat16 to float32": lambda: scale_pruned_grad(BFLOAT16, FLOAT32),
+    "count float32": lambda: count_pruned(FLOAT32),
+    "count bfloat16": lambda: count_pruned(BFLOAT16),
+    "select float32": lambda: magnitude_select(FLOAT32, scaled=False, capped=False),
+    "select float32 scaled, capped": lambda: magnitude_select(FLOAT32, scaled=True, capped=True),
+    "select bfloat16": lambda: magnitude_select(BFLOAT16, scaled=False, capped=False),
+    "select float64": lambda: magnitude_select(FLOAT64, scaled=False, capped=False),
+    "histogram of 11 bits": magnitude_histogram,
+}
+
+
+def compiled(call: Callable[[], None], architecture: int) -> Any:
+    """The driver after ``call``: every kernel that the JIT compiled for its launches."""
+    with ptx_executor(architecture, execute=False) as driver, fk.use_backend("triton"):
+        call()
+    assert driver.loaded
+    return driver
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("case", list(kernels()), ids=lambda case: case[0])
-def test_resources_and_access_width(case: Any, architecture: int, tmp_path: Path) -> None:
-    name, kernel, signature, constants, wide = case
-    # what the JIT finds out of pointers that 16 divides, and of n
-    attributes = {(i,): [["tt.divisibility", 16]] for i in range(len(signature))}
-    signature = {**signature, **dict.fromkeys(constants, "constexpr")}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
-    cubin = tmp_path / "kernel.cubin"
-    cubin.write_bytes(compiled.asm["cubin"])
-    usage = output_of("cuobjdump", "-res-usage", cubin)
-    found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
-    if name == "histogram" and OLD_HISTOGRAM and found["REG"] > 64:
-        pytest.xfail(f"{found['REG']} registers: tl.histogram keeps its bins in registers before triton 3.7")
-    assert found["REG"] <= 64, name
-    assert found["STACK"] == found["LOCAL"] == 0, "spills or local memory"
-    sass = output_of("nvdisasm", "-c", cubin)
-    assert not re.search(r"\b(LDL|STL)\b", sass)
-    if wide:
-        for access in ("LDG", "STG"):
+@pytest.mark.parametrize("name", CALLS)
+def test_resources_and_access_width(name: str, architecture: int) -> None:
+    driver = compiled(CALLS[name], architecture)
+    for kernel, source in zip(driver.loaded, driver.sources, strict=True):
+        cubin = kernel.files[".cubin"]
+        usage = output_of("cuobjdump", "-res-usage", cubin)
+        found = {key: int(value) for key, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+        assert found["REG"] <= MOST_REGISTERS, kernel.name
+        assert found["STACK"] == found["LOCAL"] == 0, f"{kernel.name}: spills or local memory"
+        sass = output_of("nvdisasm", "-c", cubin)
+        assert not re.search(r"\b(LDL|STL)\b", sass), kernel.name
+        for access in wide_accesses(kernel.name, source.fn.arg_names):
             widths = re.findall(rf"\b{access}\.E[.\w]*", sass)
-            assert any(width.endswith(".128") for width in widths), widths
+            assert any(width.endswith(".128") for width in widths), f"{kernel.name}: {widths}"
+
+
+def wide_accesses(name: str, arguments: list[str]) -> tuple[str, ...]:
+    """The instructions that must move 128 bits: of the elementwise kernels and of those that read a table of chunks."""
+    if name in ("threshold_kernel", "scale_kernel"):
+        return "LDG", "STG"
+    return ("LDG",) if "chunks" in arguments else ()
 
 
 def output_of(tool: str, option: str, cubin: Path) -> str:
-    return subprocess.run([TOOLS / tool, option, cubin], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([NVIDIA / tool, option, cubin], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_compiles_for_gfx942(name: str, record_property: Callable[[str, object], None]) -> None:
+    if "amd" not in triton.backends.backends:
+        pytest.skip("this triton has no AMD compiler")
+    registers, spilled = [], []
+    for source in compiled(CALLS[name], 90).sources:
+        code = triton.compile(source, target=GPUTarget("hip", "gfx942", 64), options=COMPILE).asm["amdgcn"]
+        registers += map(int, re.findall(r"\.vgpr_count:\s+(\d+)", code))
+        spilled += map(int, re.findall(r"\.vgpr_spill_count:\s+(\d+)", code))
+    record_property(f"gfx942 {name}", f"{len(registers)} kernels, up to {max(registers)} VGPRs, {sum(spilled)} spilled")

@@ -2,12 +2,15 @@
 
 A backend is a module with the functions of ``Backend``; it takes tensors, fills tensors and knows nothing above it.
 The first available backend in the device's order serves, unless one was named: by ``use_backend`` or, outside of it,
-by the environment variable ``FEATHER_KERNELS_BACKEND``. A named backend that cannot run raises; it never falls back.
+by the environment variable ``FEATHER_KERNELS_BACKEND``. A choice that falls past a backend is logged, once per device.
+A named backend that cannot run raises; it never falls back.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -74,12 +77,14 @@ BACKENDS: dict[str, str] = {
     "cpp": "feather_kernels.backends.cpp",
     "reference": "feather_kernels.backends.reference",
 }
-# device type -> backends in the order of preference; any other device type takes the reference. Triton is taken only
-# where it is named, until its compiled kernels have been executed in CI
+# device type -> backends in the order of preference; any other device type takes the reference
 ORDER: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpp", "reference")}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 
-_lock = threading.Lock()
+NOT_INSTALLED = "is not installed"  # how such a reason begins
+
+_log = logging.getLogger("feather_kernels")
+_lock = threading.RLock()  # of the state below; a probe may itself call ops
 _named: list[str] = []  # process-wide, because autograd runs backward passes in threads of its own
 _probed: dict[tuple[str, torch.device], str | None] = {}
 _chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
@@ -97,7 +102,8 @@ def chosen_name(device: torch.device) -> str:
 
 def requested() -> str:
     """The backend asked for by name, or ``auto``; raises ValueError for a name that no backend has."""
-    return _named[-1] if _named else check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
+    named = _named[-1:]  # one reading: another thread may leave its block meanwhile
+    return named[0] if named else check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
 
 
 @contextmanager
@@ -143,31 +149,52 @@ def _choice(device: torch.device) -> tuple[str, Backend]:
     key = (requested(), device)
     choice = _chosen.get(key)
     if choice is None:
-        choice = _chosen[key] = _choose(*key)
+        with _lock:  # one thread probes and logs
+            choice = _chosen.get(key) or _chosen.setdefault(key, _choose(*key))
     return choice
 
 
 def _choose(name: str, device: torch.device) -> tuple[str, Backend]:
-    reasons = availability(device)
-    if name != AUTO:
-        reasons = {name: _probe(name, device), **reasons}
-    candidates = reasons if name == AUTO else [name]
-    for candidate in candidates:
-        if reasons[candidate] is None:
+    passed: dict[str, str] = {}
+    for candidate in ORDER.get(device.type, DEFAULT_ORDER) if name == AUTO else (name,):
+        reason = _probe(candidate, device)
+        if reason is None:
+            _log_passed_over(device, passed, candidate)
             return candidate, _load(candidate)
+        passed[candidate] = reason
     verdict = "no backend can" if name == AUTO else f"backend {name!r} cannot"
+    reasons = {**passed, **availability(device)}
     tried = "; ".join(f"{candidate}: {reason or 'available'}" for candidate, reason in reasons.items())
     raise BackendUnavailableError(f"{verdict} run on {device}. Probed: {tried}")
 
 
+def _log_passed_over(device: torch.device, passed: dict[str, str], chosen: str) -> None:
+    """One line if any backend was passed over: a warning where one that is installed should run and does not."""
+    if not passed:
+        return
+    expected = device.type != "cpu" and any(not reason.startswith(NOT_INSTALLED) for reason in passed.values())
+    why = "; ".join(f"backend {name!r} cannot run: {reason}" for name, reason in passed.items())
+    _log.log(logging.WARNING if expected else logging.INFO, "%s: %s; using %r instead", device, why, chosen)
+
+
 def _probe(name: str, device: torch.device) -> str | None:
     key = (name, device)
-    if key not in _probed:
-        try:
-            _probed[key] = _load(name).probe(device)
-        except ImportError as error:
-            _probed[key] = f"cannot be imported: {error}"
-    return _probed[key]
+    with _lock:
+        if key not in _probed:
+            _probed[key] = _import_problem(name) or _load(name).probe(device)
+        return _probed[key]
+
+
+def _import_problem(name: str) -> str | None:
+    """None if the backend's module can be imported, else the reason why not."""
+    try:
+        _load(name)
+    except Exception as error:  # e.g. a version of triton that lacks something, a library that does not load
+        missing = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+        if missing and importlib.util.find_spec(missing) is None:  # all of it, not a part of a broken installation
+            return f"{NOT_INSTALLED}: {error}"
+        return f"cannot be imported: {type(error).__name__}: {error}"
+    return None
 
 
 def _load(name: str) -> Backend:

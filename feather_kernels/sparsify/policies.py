@@ -1,4 +1,4 @@
-"""How much each weight loses: scopes, allocation over layers, floors, score scales, overrides.
+"""How much each weight loses: scopes, allocation over layers, floors, score scales.
 
 A policy divides the weights into groups. A group's threshold is a quantile of the scores of its members together, at
 the position ``m = (N - 1) s`` of the group's sparsity s; all groups are selected in one pass over the weights.
@@ -8,46 +8,22 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from feather_kernels.functional import check_grad_scale, check_sparsity, interpolate, quantile_position
-from feather_kernels.ops.schema import check_number, check_power, compute_dtype
-from feather_kernels.sparsify.selection import PrunableWeight, Target, matches
+from feather_kernels.functional import interpolate, quantile_position
+from feather_kernels.ops.schema import compute_dtype
+from feather_kernels.sparsify.overrides import Override, check_min_density
+from feather_kernels.sparsify.selection import PrunableWeight
 
 ops = torch.ops.feather_kernels
 
 ScopeFunction = Callable[[list[Tensor], float], Tensor]
 SCOPES = ("global", "layer", "erk")
 SCORE_SCALES = ("none", "l2", "fan")
-
-
-@dataclass(frozen=True)
-class Override:
-    """What one layer has instead of the sparsifier's own; None means the sparsifier's.
-
-    ``sparsity`` gives the layer a threshold of its own that ramps up to that sparsity along the schedule.
-    """
-
-    sparsity: float | None = None
-    min_density: float | None = None
-    power: float | None = None
-    grad_scale: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.sparsity is not None:
-            check_sparsity("overrides: sparsity", self.sparsity)
-        if self.min_density is not None:
-            check_min_density(self.min_density)
-        if self.power is not None:
-            check_power(self.power)
-        if self.grad_scale is not None:
-            check_grad_scale(self.grad_scale)
 
 
 @dataclass(frozen=True)
@@ -103,6 +79,7 @@ class Policy:
         caps = [n - math.ceil(d * n) for n, d in zip(self.numels, densities, strict=True)]
         self.caps = caps if any(densities) else None
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        self._hints: dict[tuple[bool, torch.device, torch.dtype], Tensor] = {}
         if callable(scope) and (self.caps or score_scale != "none" or any(s is not None for s in self.sparsities)):
             raise ValueError("scope must be a name where min_density, score_scale or an override's sparsity is given")
         if any(self.sparsities) and not final_sparsity:
@@ -158,15 +135,34 @@ class Policy:
         scales = self.scales(parameters)
         caps = None if self.caps is None else self._constant("caps", self.caps, torch.int64, ranks.device)
         index = self._constant("groups", self.groups, torch.int64, ranks.device)
-        values = ops.magnitude_select(parameters, self.groups, ranks, scales=scales, caps=caps)
+        values = self._select(parameters, self.groups, ranks, scales, caps)
         level = torch.where(ranks < 0, 0.0, interpolate(values, fractions))
         thresholds = level[index]
         if scales is not None:
             thresholds = largest_below(thresholds, scales)
         if caps is not None:
-            own = ops.magnitude_select(parameters, range(len(parameters)), caps - 1)[:, 0]
+            own = self._select(parameters, range(len(parameters)), caps - 1)[:, 0]
             thresholds = torch.minimum(thresholds, torch.where(caps == 0, 0.0, own))
         return thresholds
+
+    def _select(
+        self,
+        parameters: Sequence[Tensor],
+        groups: Sequence[int],
+        ranks: Tensor,
+        scales: Tensor | None = None,
+        caps: Tensor | None = None,
+    ) -> Tensor:
+        """(G, 2) order statistics; the last result is the hint for the next, in one buffer for captured steps."""
+        dtype = compute_dtype(parameters[0].dtype)
+        key = (caps is not None, ranks.device, dtype)
+        if key not in self._hints:
+            with torch.inference_mode(False):  # later steps write to it, in whatever mode they run
+                self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
+        hint = self._hints[key]
+        values = ops.magnitude_select(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
+        hint.copy_(values)
+        return values
 
     def with_own_grad_scales(self, scale: Tensor | float, like: Tensor) -> Tensor:
         """(L,) gradient scales, in the dtype and on the device of ``like``: the override's where it has one."""
@@ -259,66 +255,6 @@ def to_device(values: Sequence[float], dtype: torch.dtype, device: torch.device)
     if len(values) == 1:
         return torch.full((1,), values[0], dtype=dtype, device=device)
     return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-
-
-def resolve_overrides(
-    weights: Sequence[PrunableWeight], overrides: Mapping[Target, Mapping[str, Any]] | None
-) -> list[Override]:
-    """The override of each weight, option by option from the most specific entry that has it.
-
-    A longer name comes before a shorter one (that of a module around it), names before ``re:`` patterns, these before
-    classes; entries of one kind in the order given.
-
-    Raises:
-        ValueError: an entry matches no prunable weight, or has an unknown option or a bad value.
-        TypeError: an entry is no mapping, or a value no number.
-    """
-    entries = {target: _make_override(target, options) for target, options in (overrides or {}).items()}
-    for target in entries:
-        if not any(_applies(target, weight) for weight in weights):
-            raise ValueError(f"overrides must match prunable layers, but {target!r} matches none")
-    ordered = sorted(entries, key=_specificity)
-    return [_merge([entries[target] for target in ordered if _applies(target, weight)]) for weight in weights]
-
-
-def _specificity(target: Target) -> tuple[int, int]:
-    if not isinstance(target, str):
-        return 2, 0
-    return (1, 0) if target.startswith("re:") else (0, -len(target))
-
-
-def _merge(entries: Sequence[Override]) -> Override:
-    """Each option from the first entry that has it."""
-    return Override(
-        **{
-            option.name: next((v for v in (getattr(e, option.name) for e in entries) if v is not None), None)
-            for option in fields(Override)
-        }
-    )
-
-
-def _applies(target: Target, weight: PrunableWeight) -> bool:
-    try:
-        return any(matches(use.layer_name, use.module, [target]) for use in weight.uses)
-    except re.error as error:
-        raise ValueError(f"overrides must hold regular expressions after re:, got {target!r}: {error}") from error
-
-
-def _make_override(target: Target, options: Mapping[str, Any]) -> Override:
-    if not isinstance(options, Mapping):
-        raise TypeError(f"overrides[{target!r}] must be a dict of options, got {options!r}")
-    known = [entry.name for entry in fields(Override)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise ValueError(f"overrides[{target!r}] must have options of {', '.join(known)}; got {', '.join(unknown)}")
-    return Override(**options)
-
-
-def check_min_density(min_density: float) -> None:
-    """Raise ValueError unless ``0 <= min_density <= 1``."""
-    check_number("min_density", min_density)
-    if not 0 <= min_density <= 1:
-        raise ValueError(f"min_density must be in [0, 1], got {min_density}")
 
 
 def _check_policy(scope: str | ScopeFunction, min_density: float, score_scale: str) -> None:

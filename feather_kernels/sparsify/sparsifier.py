@@ -18,7 +18,8 @@ from feather_kernels.ops.schema import check_power, compute_dtype
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.first_step import FirstStep
 from feather_kernels.sparsify.options import GradScale, check_dtypes, check_optimizer, check_options, resolve_grad_scale
-from feather_kernels.sparsify.policies import Override, Policy, ScopeFunction, resolve_overrides
+from feather_kernels.sparsify.overrides import Override, resolve_overrides
+from feather_kernels.sparsify.policies import Policy, ScopeFunction
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
 from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, layers_of_copy, select_weights

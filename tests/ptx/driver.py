@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import struct
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ptx.lanes import WARP_SIZE
 SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 _FORMATS = {"fp16": "e", "fp32": "f", "fp64": "d"}
 _EXPOSED: list[torch.Tensor] = []
+_DEVICES = itertools.count(1000)  # beyond those of architectures
 
 
 @contextlib.contextmanager
@@ -42,35 +45,54 @@ def expose(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def simulated_gpu(arch: int = 90, *, races: bool = True, noise: bool = False, seed: int = 0) -> Iterator[PtxDriver]:
-    """Make a simulated GPU of compute capability ``arch`` (80: sm_80) Triton's active driver."""
+def simulated_gpu(
+    arch: int = 90, *, races: bool = True, noise: bool = False, seed: int = 0, execute: bool = True
+) -> Iterator[PtxDriver]:
+    """Make a simulated GPU of compute capability ``arch`` (80: sm_80) Triton's active driver.
+
+    Without ``execute`` launches do no more than compile and load, and nothing that was compiled before is reused.
+    """
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("TRITON_INTERPRET must be unset: interpreted kernels are never compiled to PTX")
     config, hook = triton.runtime.driver, triton.knobs.runtime.kernel_load_start_hook
     before = config._active
-    driver = PtxDriver(arch, Options(races=races, noise=noise, seed=seed))
+    driver = PtxDriver(arch, Options(races=races, noise=noise, seed=seed), execute)
     config.set_active(driver)
-    hook.add(driver.remember_ptx)
+    hook.add(driver.remember_files)
     try:
         yield driver
     finally:
-        hook.remove(driver.remember_ptx)
+        hook.remove(driver.remember_files)
         config._active = before
 
 
-class PtxDriver(DriverBase):
-    """The driver; ``launches`` has a LaunchReport for every launch."""
+@dataclass(frozen=True)
+class LoadedKernel:
+    """A kernel that Triton compiled and loaded: its name and the files of the compilation by suffix (``.ptx``, ...)."""
 
-    def __init__(self, arch: int, options: Options) -> None:
-        self.arch, self.options = arch, options
+    name: str
+    files: dict[str, Path]
+
+
+class PtxDriver(DriverBase):
+    """The driver.
+
+    ``launches`` has a LaunchReport for every launch, ``loaded`` every kernel that was loaded, ``sources`` what it was
+    compiled from (Triton's ASTSource).
+    """
+
+    def __init__(self, arch: int, options: Options, execute: bool) -> None:
+        self.arch, self.options, self.execute = arch, options, execute
+        self.device = arch if execute else next(_DEVICES)
         self.launches: list[LaunchReport] = []
+        self.loaded: list[LoadedKernel] = []
+        self.sources: list[Any] = []
         self.utils = _Utilities(self)
         self.launcher_cls = _Launcher
-        self.ptx_path: Path | None = None
 
-    def remember_ptx(self, module: Any, function: Any, name: str, metadata_group: dict[str, str], key: str) -> None:
+    def remember_files(self, module: Any, function: Any, name: str, metadata_group: dict[str, str], key: str) -> None:
         """Hook: Triton hands the driver the cubin only; the PTX of the same compilation lies beside it."""
-        self.ptx_path = next(Path(path) for file, path in metadata_group.items() if file.endswith(".ptx"))
+        self.loaded.append(LoadedKernel(name, {Path(path).suffix: Path(path) for path in metadata_group.values()}))
 
     @classmethod
     def is_active(cls) -> bool:
@@ -80,8 +102,8 @@ class PtxDriver(DriverBase):
         return GPUTarget("cuda", self.arch, WARP_SIZE)
 
     def get_current_device(self) -> int:
-        """The architecture: Triton caches binaries per device, so each one needs its own number."""
-        return self.arch
+        """A number for each architecture: Triton keeps binaries by device."""
+        return self.device
 
     def set_current_device(self, device: int) -> None:
         """There is one device."""
@@ -128,12 +150,13 @@ class _Utilities:
             "mem_bus_width": 1,
         }
 
-    def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, Program, int, int, int]:
+    def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[int, Any, int, int, int]:
         """(module, function, registers, spills, threads at most)."""
-        path = self.driver.ptx_path
-        if path is None:
+        latest = self.driver.loaded[-1]
+        if latest.name != name:
             raise RuntimeError(f"no PTX was announced for kernel {name}")
-        return 1, Program(path.read_text(), name), 32, 0, 1024
+        program = Program(latest.files[".ptx"].read_text(), name) if self.driver.execute else None
+        return 1, program, 32, 0, 1024
 
     def unload_module(self, module: int) -> None:
         """Modules are garbage collected."""
@@ -145,6 +168,7 @@ class _Launcher:
     def __init__(self, source: Any, metadata: Any) -> None:
         self.types = list(source.signature.values())
         self.metadata = metadata
+        triton.runtime.driver.active.sources.append(source)
 
     def __call__(
         self,
@@ -161,7 +185,7 @@ class _Launcher:
     ) -> None:
         driver: PtxDriver = triton.runtime.driver.active
         grid = (grid_x, grid_y, grid_z)
-        if 0 in grid:
+        if 0 in grid or not driver.execute:
             return
         given = [(value, kind) for value, kind in zip(arguments, self.types, strict=True) if kind != "constexpr"]
         tensors = [value for value, _ in given if isinstance(value, torch.Tensor)]

@@ -56,10 +56,7 @@ class Threads:
         self.race_id = self.program << 12 | (self.thread // WARP_SIZE) << 6 | self.thread % WARP_SIZE
         self.program_epoch = np.zeros(chunk, np.int64)
         self.warp_epoch = np.zeros(chunk * MAX_WARPS, np.int64)
-        self.registers: dict[str, Array] = {
-            name: np.zeros(self.count, bool if width == 1 else UNSIGNED[width])
-            for name, width in kernel.registers.items()
-        }
+        self.registers = _Registers(kernel.registers, self.count)
         self._specials: dict[str, Array] = {}
         self.clock = 0
 
@@ -91,6 +88,18 @@ class Threads:
             return masks[base[-2:]] & np.uint64(0xFFFFFFFF)
         known = {"laneid": lane, "warpid": self.thread // WARP_SIZE, "cluster_ctarank": 0, "cluster_ctaid": 0}
         return np.asarray({**known, "cluster_nctaid": 1}[base])
+
+
+class _Registers(dict[str, Array]):
+    """Registers by name, each an array over the threads, made when it is first used: kernels declare far more."""
+
+    def __init__(self, widths: dict[str, int], count: int) -> None:
+        self.widths, self.count = widths, count
+
+    def __missing__(self, name: str) -> Array:
+        width = self.widths[name]
+        self[name] = np.zeros(self.count, bool if width == 1 else UNSIGNED[width])
+        return self[name]
 
 
 class Lanes:

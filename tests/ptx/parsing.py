@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -308,6 +309,8 @@ class _Body:
             return Immediate(int(literal[2], 16), 32 if literal[1] in "fF" else 64)
         if text in CONSTANT_NAMES:
             return Immediate(CONSTANT_NAMES[text])
+        if re.fullmatch(r"-?\d+\.\d*(?:[eE][-+]?\d+)?", text):
+            return Immediate(int.from_bytes(struct.pack("<d", float(text)), "little"), 64)
         if re.match(r"-?\d", text):
             return Immediate(int(text.rstrip("U"), 0))
         if SPECIAL.match(text):

@@ -86,6 +86,10 @@ def fma_odd(a: Array, b: Array, c: Array) -> Array:
 def fma_f64(a: Array, b: Array, c: Array) -> Array:
     """a * b + c in float64 with one rounding; extreme exponents go through the C library, one by one."""
     a, b, c = np.broadcast_arrays(a, b, c)
+    # numpy's own operations round once where nothing is added, or where the product is zero or not finite
+    plain = (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b)
+    in_one_step = np.where(plain, a * b + c, np.where(c == 0, a * b, c))
+    plain |= (c == 0) | ~np.isfinite(c)
     high, low = two_product(a, b)
     upper, upper_error = two_sum(c, low)
     total, total_error = two_sum(high, upper)
@@ -94,9 +98,9 @@ def fma_f64(a: Array, b: Array, c: Array) -> Array:
     for value in (a, b, c, high):
         magnitude = np.abs(value)
         safe &= (magnitude > 2.0**-400) & (magnitude < 2.0**400)
-    for i in np.nonzero(~safe)[0]:
+    for i in np.nonzero(~safe & ~plain)[0]:
         result[i] = _libm_fma(float(a[i]), float(b[i]), float(c[i]))
-    return result
+    return np.where(plain, in_one_step, result)
 
 
 def _load_fma() -> ctypes._NamedFuncPointer:

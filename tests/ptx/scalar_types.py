@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ CANONICAL_NAN = {16: 0x7FFF, 32: 0x7FFFFFFF, 64: 0x7FF8000000000000}
 SMALLEST_NORMAL_F32 = np.float32(2.0**-126)
 
 
+@cache
 def bits(type_name: str) -> int:
     """Width of a type in bits; a predicate has one.
 

@@ -7,11 +7,15 @@ out by one.
 from __future__ import annotations
 
 import os
+import subprocess
+import textwrap
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 
-from feather_kernels.backends.triton.elementwise import scale_pruned_grad, threshold
-from feather_kernels.backends.triton.select import count_pruned, magnitude_histogram, magnitude_select
+from feather_kernels.backends.triton import count, elementwise, radix_passes, select
 
 __all__ = [
     "count_pruned",
@@ -23,6 +27,28 @@ __all__ = [
 ]
 
 
+def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
+    """``op`` on the device of ``out``, its last argument: Triton launches on the current device."""
+
+    @wraps(op)
+    def run(*arguments: Any) -> None:
+        device = arguments[-1].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():
+            with torch.cuda.device(device):
+                op(*arguments)
+        else:
+            op(*arguments)
+
+    return run
+
+
+threshold = on_its_device(elementwise.threshold)
+scale_pruned_grad = on_its_device(elementwise.scale_pruned_grad)
+magnitude_select = on_its_device(select.magnitude_select)
+magnitude_histogram = on_its_device(radix_passes.magnitude_histogram)
+count_pruned = on_its_device(count.count_pruned)
+
+
 def probe(device: torch.device) -> str | None:
     """None if a kernel compiles, launches and gives the right result on ``device``, else the reason why not."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -30,9 +56,24 @@ def probe(device: torch.device) -> str | None:
         return "runs CPU tensors only in the interpreter (TRITON_INTERPRET=1)"
     if device.type not in ("cpu", "cuda"):
         return f"has no support for {device.type} devices"
+    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("backends are probed by their first op: run a step before a CUDA graph is captured")
     try:
-        out = torch.empty(2, device=device)
-        threshold(torch.tensor([0.5, 2.0], device=device), torch.ones((), device=device), 1.0, out)
+        w = torch.tensor([0.5, 2.0], dtype=torch.float32, device=device)
+        t, out = torch.ones((), dtype=torch.float32, device=device), torch.empty_like(w)
+        threshold(w, t, 1.0, out)
+        result = out.tolist()
+    except torch.OutOfMemoryError:  # says nothing on the backend: another process may hold the memory
+        raise
     except Exception as error:  # whatever a missing compiler, header or driver makes triton raise
-        return f"its probe kernel failed: {type(error).__name__}: {str(error).strip().splitlines()[-1:]}"
-    return None if out.tolist() == [0.0, 1.0] else f"its probe kernel gave {out.tolist()} instead of [0.0, 1.0]"
+        return f"its probe kernel failed: {describe(error)}"
+    return None if result == [0.0, 1.0] else f"its probe kernel gave {result} instead of [0.0, 1.0]"
+
+
+def describe(error: Exception) -> str:
+    """One line on what stopped a launch."""
+    if isinstance(error, subprocess.CalledProcessError):
+        program = error.cmd[0] if isinstance(error.cmd, list) else error.cmd
+        needs = "Triton needs a C compiler and Python's headers at run time"
+        return f"the compiler {program} exited with status {error.returncode}; {needs}"
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)

@@ -12,14 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.triton.math import general_power, is_pruned, threshold_value
+from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
+from feather_kernels.backends.triton.resident import resident
 
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
 WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
 GENERAL_BLOCK = 256  # of general powers, with their logarithms
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
 def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     """w_ptr, out_ptr: (n,) of any float dtype; t_ptr: 0-dim, float32 or (WIDE) float64."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -34,7 +35,7 @@ def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, WIDE: tl.constex
         tl.store(out_ptr + offsets, threshold_value(w, t, P, WIDE).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
 def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
     """As ``threshold_kernel``, any power in float64; p_ptr: float64 (3,), see power_constants."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -47,7 +48,7 @@ def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
     tl.store(out_ptr + offsets, y.to(t.dtype).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr", "scale_ptr"])
 def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.constexpr, BLOCK: tl.constexpr):
     """g_ptr, w_ptr, out_ptr: (n,); t_ptr, scale_ptr: 0-dim. ARITHMETIC: dtype of the product."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
@@ -72,10 +73,10 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     n, wide = w.numel(), t.dtype == torch.float64
     if p in (1, 2, 3, math.inf):
         block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
-        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, WIDE=wide, BLOCK=block)
+        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, WIDE=wide, BLOCK=block, **COMPILE)
     else:
         constants, block = power_constants(p, w.device), GENERAL_BLOCK
-        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block)
+        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block, **COMPILE)
     finish()
 
 
@@ -84,7 +85,9 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     (flat_out, flat_g, flat_w), finish = flatten(out, g, w)
     arithmetic = tl.float64 if torch.float64 in (g.dtype, t.dtype) else tl.float32
     grid = (triton.cdiv(w.numel(), BLOCK),)
-    scale_kernel[grid](flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK)
+    scale_kernel[grid](
+        flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK, **COMPILE
+    )
     finish()
 
 
@@ -108,12 +111,6 @@ def flatten(first: Tensor, *others: Tensor) -> tuple[list[Tensor], Callable[[], 
 
 def power_constants(p: float, device: torch.device) -> Tensor:
     """(3,) float64: p, what is left of it after 24 bits, 1/p; made once for each power and device."""
-    key = (p, device)
-    if key not in _constants:
-        fraction, exponent = math.frexp(p)
-        rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
-        _constants[key] = torch.tensor([p, rest, 1 / p], dtype=torch.float64).to(device)
-    return _constants[key]
-
-
-_constants: dict[tuple[float, torch.device], Tensor] = {}
+    fraction, exponent = math.frexp(p)
+    rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
+    return resident(("power", p), device, lambda: torch.tensor([p, rest, 1 / p], dtype=torch.float64))

@@ -1,10 +1,11 @@
-"""Selection and counts over a list of tensors: one launch per pass, every result left on the device.
+"""Exact selection over a list of tensors; every result stays on the device and nothing is read on the host.
 
-The tensors reach the kernels through a table of addresses, sizes and dtypes; a program handles one chunk of one tensor.
-Integer counts by atomics do not depend on the order of programs. Keys: ``ops/schema.py`` and ``backends/radix.py``.
+With a hint: one pass over the weights (``bracket.py``). Radix passes (``radix_passes.py``) are launched behind it; the
+programs of groups that are done exit at once.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -12,114 +13,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends import radix
-from feather_kernels.backends.triton.math import is_pruned
+from feather_kernels.backends.radix import NAN_KEY
+from feather_kernels.backends.triton import table
+from feather_kernels.backends.triton.bracket import try_bracket
+from feather_kernels.backends.triton.math import COMPILE
+from feather_kernels.backends.triton.radix_passes import (
+    DIGIT_BITS,
+    count_digits,
+    scan_kernel,
+    smallest_above_kernel,
+)
+from feather_kernels.backends.triton.resident import resident
+from feather_kernels.backends.triton.table import BLOCK, LOOP, computed
 
-BLOCK = 1024
-LOOP = 8  # blocks a program
-CHUNK = BLOCK * LOOP
-CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # of dtypes in the table
+KEY_BITS = {torch.float32: 31, torch.float64: 63}
+VALUES_BLOCK = 128
 
 
-class Table(NamedTuple):
-    """Where the tensors and their chunks are: int64 on the device; and the tensors, kept alive."""
+class Rows(NamedTuple):
+    """Histogram rows: one a group, or (capped) one a tensor, numbered so that those of a group follow each other."""
 
-    tensors: Tensor  # (L, 4): address, elements, code of the dtype, row
-    chunks: Tensor  # (C, 2): index of the tensor, first element
-    kept: list[Tensor]
+    of_tensor: tuple[int, ...]
+    starts: Tensor  # int64 (G + 1), on the device: first row of each group
+    groups: Tensor  # int64 (R,): group of each row
+    tensors: Tensor  # int64 (R,): tensor of each row, of use where every row is one
 
 
-@triton.jit
-def load_magnitudes(address, code, offsets, inside, DTYPE: tl.constexpr):
-    """abs(w), in DTYPE, of elements of a tensor given by its address and the code of its dtype."""
+@triton.jit(do_not_specialize=["count"])
+def value_kernel(keys, out, count, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr, BLOCK: tl.constexpr):
+    """Fill out (count,), in DTYPE, with the values of keys, int64."""
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = offsets < count
+    key = tl.load(keys + offsets, mask=inside, other=0)
     if DTYPE == tl.float64:
-        w = tl.load(address.to(tl.pointer_type(tl.float64)) + offsets, mask=inside, other=0.0)
-    elif code == 0:
-        w = tl.load(address.to(tl.pointer_type(tl.float16)) + offsets, mask=inside, other=0.0).to(DTYPE)
-    elif code == 1:
-        w = tl.load(address.to(tl.pointer_type(tl.bfloat16)) + offsets, mask=inside, other=0.0).to(DTYPE)
+        value = key.to(tl.float64, bitcast=True)
     else:
-        w = tl.load(address.to(tl.pointer_type(tl.float32)) + offsets, mask=inside, other=0.0)
-    return tl.abs(w)
-
-
-@triton.jit
-def key_of(score, DTYPE: tl.constexpr):
-    """The bits of a score as an ordered integer of its width; every NaN is the key behind inf."""
-    if DTYPE == tl.float64:
-        key = tl.minimum(score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000001)
-    else:
-        key = tl.minimum(score.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
-    return key
-
-
-@triton.jit
-def histogram_kernel(
-    tensors, chunks, scales, prefixes, counts,
-    SHIFT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr, LOOP: tl.constexpr,
-):  # fmt: skip
-    """Add the digits of one chunk to counts (R, 2^BITS), int64; scales (L,) in DTYPE, prefixes (R,) int64."""
-    program = tl.program_id(0).to(tl.int64)
-    index = tl.load(chunks + 2 * program)
-    start = tl.load(chunks + 2 * program + 1)
-    address, n = tl.load(tensors + 4 * index), tl.load(tensors + 4 * index + 1)
-    code, row = tl.load(tensors + 4 * index + 2), tl.load(tensors + 4 * index + 3)
-    prefix = tl.load(prefixes + row)
-    BINS: tl.constexpr = 1 << BITS
-    found = tl.zeros((BINS,), tl.int32)
-    for i in range(LOOP):
-        offsets = start + i * BLOCK + tl.arange(0, BLOCK)
-        inside = offsets < n
-        score = load_magnitudes(address, code, offsets, inside, DTYPE)
-        if SCALED:
-            score *= tl.load(scales + index)
-        key = key_of(score, DTYPE)
-        wanted = inside & ((key >> (SHIFT + BITS)).to(tl.int64) == prefix)
-        found += tl.histogram(((key >> SHIFT) & (BINS - 1)).to(tl.int32), BINS, mask=wanted)
-    tl.atomic_add(counts + row * BINS + tl.arange(0, BINS), found.to(tl.int64), mask=found > 0)
-
-
-@triton.jit
-def smallest_above_kernel(
-    tensors, chunks, scales, bounds, smallest,
-    SCALED: tl.constexpr, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
-):  # fmt: skip
-    """Lower smallest (R,), int64, to the smallest key of one chunk that is above bounds (R,)."""
-    program = tl.program_id(0).to(tl.int64)
-    index = tl.load(chunks + 2 * program)
-    start = tl.load(chunks + 2 * program + 1)
-    address, n = tl.load(tensors + 4 * index), tl.load(tensors + 4 * index + 1)
-    code, row = tl.load(tensors + 4 * index + 2), tl.load(tensors + 4 * index + 3)
-    bound = tl.load(bounds + row)
-    least = tl.full((BLOCK,), NAN_KEY, tl.int64)
-    for i in range(LOOP):
-        offsets = start + i * BLOCK + tl.arange(0, BLOCK)
-        inside = offsets < n
-        score = load_magnitudes(address, code, offsets, inside, DTYPE)
-        if SCALED:
-            score *= tl.load(scales + index)
-        key = key_of(score, DTYPE).to(tl.int64)
-        least = tl.minimum(least, tl.where(inside & (key > bound), key, NAN_KEY))
-    tl.atomic_min(smallest + row, tl.min(least, 0))
-
-
-@triton.jit
-def count_kernel(tensors, chunks, thresholds, counts, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr):
-    """Add the number of pruned elements of one chunk to counts (L,), int64; thresholds (L,) in DTYPE."""
-    program = tl.program_id(0).to(tl.int64)
-    index = tl.load(chunks + 2 * program)
-    start = tl.load(chunks + 2 * program + 1)
-    address, n = tl.load(tensors + 4 * index), tl.load(tensors + 4 * index + 1)
-    code = tl.load(tensors + 4 * index + 2)
-    t = tl.load(thresholds + index)
-    pruned = tl.zeros((BLOCK,), tl.int32)
-    for i in range(LOOP):
-        offsets = start + i * BLOCK + tl.arange(0, BLOCK)
-        inside = offsets < n
-        w = load_magnitudes(address, code, offsets, inside, DTYPE)
-        pruned += (inside & is_pruned(w, t)).to(tl.int32)
-    tl.atomic_add(counts + index, tl.sum(pruned, 0).to(tl.int64))
+        value = key.to(tl.int32).to(tl.float32, bitcast=True)
+    tl.store(out + offsets, tl.where(key >= NAN_KEY, float("nan"), value), mask=inside)
 
 
 def magnitude_select(
@@ -131,81 +61,61 @@ def magnitude_select(
     hint: Tensor | None,
     out: Tensor,
 ) -> None:
-    """Radix selection with the passes of this file."""
-    del hint
-
-    def histogram(rows: Sequence[int], prefix: Tensor, shift: int, bits: int, counts: Tensor) -> None:
-        magnitude_histogram(weights, rows, prefix, shift, bits, scales, counts)
-
-    def smallest_above(rows: Sequence[int], keys: Tensor) -> Tensor:
-        smallest = torch.full_like(keys, radix.NAN_KEY[out.dtype])
-        table = make_table(weights, rows)
-        if len(table.chunks):
-            smallest_above_kernel[(len(table.chunks),)](
-                table.tensors, table.chunks, scales, keys, smallest,
-                SCALED=scales is not None, DTYPE=_language_dtype(weights), NAN_KEY=radix.NAN_KEY[out.dtype],
-                BLOCK=BLOCK, LOOP=LOOP,
-            )  # fmt: skip
-        return smallest
-
-    radix.select(groups, rank, caps, out, histogram, smallest_above)
-
-
-def magnitude_histogram(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    prefix: Tensor,
-    shift: int,
-    bits: int,
-    scales: Tensor | None,
-    out: Tensor,
-) -> None:
-    """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
-    out.zero_()
-    table = make_table(weights, groups)
-    if len(table.chunks):
-        histogram_kernel[(len(table.chunks),)](
-            table.tensors, table.chunks, scales, prefix.contiguous(), out,
-            SHIFT=shift, BITS=bits, SCALED=scales is not None, DTYPE=_language_dtype(weights), BLOCK=BLOCK, LOOP=LOOP,
+    """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
+    group_count, rank = rank.numel(), rank.contiguous()
+    scales, caps = (None if x is None else x.contiguous() for x in (scales, caps))
+    rows = make_rows(tuple(groups), group_count, caps is not None, rank.device)
+    row_count = len(rows.groups)
+    tables = table.make_tables(weights, rows.of_tensor)
+    state = rank.new_zeros(3 * group_count + 2 * row_count + (row_count << DIGIT_BITS))
+    keys, sizes, prefixes, below, counts = state.split(
+        [2 * group_count, group_count, row_count, row_count, row_count << DIGIT_BITS]
+    )
+    if hint is not None and caps is None:
+        elements = group_elements(weights, groups, group_count, rank.device)
+        total = sum(w.numel() for w in weights)
+        try_bracket(tables, scales, hint.contiguous(), rank, total, elements, prefixes, keys)
+    shift = KEY_BITS[out.dtype]
+    while shift:
+        first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
+        shift -= bits
+        count_digits(tables, scales, prefixes, shift, bits, counts)
+        scan_kernel[(group_count,)](
+            rank, rows.starts, rows.tensors, caps, counts, prefixes, below, sizes, keys,
+            BITS=bits, CAPPED=caps is not None, FIRST=first, LAST=shift == 0, NAN_KEY=NAN_KEY[out.dtype], **COMPILE,
         )  # fmt: skip
+    for chunks, stored, _ in tables:
+        smallest_above_kernel[(len(chunks),)](
+            chunks, scales, prefixes, rows.groups, keys, SCALED=scales is not None, NAN_KEY=NAN_KEY[out.dtype],
+            STORED=stored, DTYPE=computed(stored), BLOCK=BLOCK, LOOP=LOOP, **COMPILE,
+        )  # fmt: skip
+    write_values(keys, out)
 
 
-def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
-    """Fill ``out`` (L,) with the number of pruned elements of each weight."""
-    out.zero_()
-    for wide in (False, True):
-        members = [i for i, w in enumerate(weights) if (w.dtype == torch.float64) == wide]
-        if not members:
-            continue
-        table = make_table([weights[i] for i in members], members)
-        counts = out.new_zeros(len(members))
-        if len(table.chunks):
-            t = torch.stack([thresholds[i] for i in members])
-            dtype = tl.float64 if wide else tl.float32
-            grid = (len(table.chunks),)
-            count_kernel[grid](table.tensors, table.chunks, t, counts, DTYPE=dtype, BLOCK=BLOCK, LOOP=LOOP)
-        index = torch.tensor(members).to(out.device, non_blocking=True)
-        out.index_copy_(0, index, counts)
+def write_values(keys: Tensor, out: Tensor) -> None:
+    """Fill ``out`` with the values of int64 keys."""
+    dtype = tl.float64 if out.dtype == torch.float64 else tl.float32
+    grid = (triton.cdiv(out.numel(), VALUES_BLOCK),)
+    value_kernel[grid](keys, out, out.numel(), DTYPE=dtype, NAN_KEY=NAN_KEY[out.dtype], BLOCK=VALUES_BLOCK, **COMPILE)
 
 
-def make_table(weights: Sequence[Tensor], rows: Sequence[int]) -> Table:
-    """The table of a list of tensors; layouts that are not dense are copied once."""
-    flat = [_dense(w) for w in weights]
-    entries = [(w.data_ptr(), w.numel(), CODES[w.dtype], row) for w, row in zip(flat, rows, strict=True)]
-    chunks = [(index, start) for index, w in enumerate(flat) for start in range(0, w.numel(), CHUNK)]
-    device = weights[0].device
-    return Table(_upload(entries, 4, device), _upload(chunks, 2, device), flat)
+def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
+    """The rows of a list of tensors with these groups."""
+    if not capped:
+        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1))
+        return Rows(groups, numbers, numbers[:-1], numbers[:-1])
+    tensors = sorted(range(len(groups)), key=lambda index: groups[index])
+    starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
+    groups_of_rows = [groups[index] for index in tensors]
+    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(starts + groups_of_rows + tensors))
+    row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
+    of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
+    return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
 
 
-def _dense(w: Tensor) -> Tensor:
-    strides = w.stride()
-    return w.detach().permute(sorted(range(w.dim()), key=lambda d: (-strides[d], d))).contiguous()
-
-
-def _upload(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> Tensor:
-    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").reshape(-1, width)
-    return table.to(device, non_blocking=True)
-
-
-def _language_dtype(weights: Sequence[Tensor]) -> tl.dtype:
-    return tl.float64 if weights[0].dtype == torch.float64 else tl.float32
+def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count: int, device: torch.device) -> Tensor:
+    """int64 (G,): elements of each group."""
+    elements = [0] * group_count
+    for w, group in zip(weights, groups, strict=True):
+        elements[group] += w.numel()
+    return resident(("elements", *elements), device, lambda: torch.tensor(elements))

@@ -70,10 +70,23 @@ def div(lanes: Lanes, ins: Instruction) -> Array:
 
 @instruction("rcp", types={"f32", "f64"}, modifiers={"approx", "ftz"})
 def rcp(lanes: Lanes, ins: Instruction) -> Array:
-    """In float64 a seed for Newton's iteration: it reads and gives the upper 32 bits only."""
+    """In float64 (``.ftz`` only) a seed for Newton's iteration: it reads and gives the upper 32 bits."""
     if "f64" in ins.types:
-        return compute(lanes, ins, 1, lambda a: _upper_half(1.0 / _upper_half(a)))
+        return compute(lanes, ins, 1, lambda a: _seed(lanes, a))
     return compute(lanes, ins, 1, _by_ulps(lanes, ins, lambda a: 1.0 / a))
+
+
+def _seed(lanes: Lanes, a: Array) -> Array:
+    """1 / a between the upper halves of float64, subnormals as zeros; noise is one unit of the upper half."""
+    source = _upper_half(a)
+    source = np.where(np.abs(source) < np.finfo(np.float64).tiny, np.copysign(0.0, source), source)
+    exact = 1.0 / source
+    result = _upper_half(np.where(np.abs(exact) < np.finfo(np.float64).tiny, np.copysign(0.0, exact), exact))
+    if not lanes.threads.noise:
+        return result
+    steps = lanes.threads.rng.integers(-1, 2, result.shape) << 32
+    moved = (result.view(np.int64) + steps).view(np.float64)
+    return np.where(np.isfinite(moved) & np.isfinite(result) & (result != 0), moved, result)
 
 
 def _upper_half(a: Array) -> Array:

@@ -92,14 +92,15 @@ def slct(lanes: Lanes, ins: Instruction) -> Array:
     "testp", types={"f32", "f64"}, modifiers={"finite", "infinite", "number", "notanumber", "normal", "subnormal"}
 )
 def testp(lanes: Lanes, ins: Instruction) -> Array:
+    """A class of numbers; zeros count as normal."""
     a = lanes.read(ins.operands[1], ins.type)
-    tiny = np.abs(a) < np.finfo(a.dtype).tiny
+    subnormal = (np.abs(a) < np.finfo(a.dtype).tiny) & (a != 0)
     tests = {
         "finite": np.isfinite(a),
         "infinite": np.isinf(a),
         "number": ~np.isnan(a),
         "notanumber": np.isnan(a),
-        "normal": np.isfinite(a) & ~tiny,
-        "subnormal": tiny & (a != 0),
+        "normal": np.isfinite(a) & ~subnormal,
+        "subnormal": subnormal,
     }
     return tests[ins.choose(*tests)]

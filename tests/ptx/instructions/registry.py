@@ -49,10 +49,16 @@ def instruction(
 
 def link(kernel: Kernel) -> list[Rule]:
     """The rule of every instruction of a kernel; raises UnknownInstructionError that names what is not understood."""
-    return [_find(kernel.name, instruction) for instruction in kernel.instructions]
+    return [find(kernel.name, instruction).rule for instruction in kernel.instructions]
 
 
-def _find(kernel_name: str, ins: Instruction) -> Rule:
+def rows() -> list[tuple[str, Entry]]:
+    """Every opcode with each of its rows."""
+    return [(opcode, entry) for opcode, entries in _TABLE.items() for entry in entries]
+
+
+def find(kernel_name: str, ins: Instruction) -> Entry:
+    """The row of an instruction."""
     where = f"kernel {kernel_name}: `{ins.text}`"
     if ins.opcode not in _TABLE:
         raise UnknownInstructionError(f"{where}: opcode {ins.opcode} is not implemented")
@@ -62,6 +68,6 @@ def _find(kernel_name: str, ins: Instruction) -> Rule:
         raise UnknownInstructionError(f"{where}: {ins.opcode} on {'.'.join(ins.types)} is not implemented")
     for entry in by_type:
         if entry.modifiers >= ins.modifiers:
-            return entry.rule
+            return entry
     unknown = sorted(ins.modifiers - by_type[0].modifiers)
     raise UnknownInstructionError(f"{where}: {ins.opcode} with modifier .{', .'.join(unknown)} is not implemented")

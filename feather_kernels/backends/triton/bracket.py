@@ -1,0 +1,140 @@
+"""The steady state of selection: one read of the weights, given the result of an earlier call as a hint.
+
+A bracket of consecutive keys lies around the hint. One pass counts the keys below it and, key by key, those inside; if
+the wanted ranks fall inside, the counts name the order statistics exactly and the radix passes behind exit at once.
+A bracket that misses costs time, never correctness. float64 keys are too fine for it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from feather_kernels.backends.triton.math import COMPILE
+from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, key_of, load_chunk, load_keys
+
+WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
+NARROWEST = 1 << 10
+ELEMENTS_A_KEY = 16  # at least, where wider than the narrowest: 8 bytes of counts for 16 weights
+MOST_GROUPS = 512
+ROW = 512  # keys whose counts are summed, so that one program finds its place in two steps
+
+
+@triton.jit
+def bracket_start(value, BINS: tl.constexpr):
+    """First key of the bracket around a value (float32), or -1 where that is NaN; NaN is in no bracket."""
+    key = key_of(value, tl.float32)
+    return tl.where(key == 0x7F800001, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), 0x7F800001 - BINS))
+
+
+@triton.jit(do_not_specialize_on_alignment=["scales", "hint"])
+def bracket_kernel(
+    chunks, scales, hint, below, counts,
+    SCALED: tl.constexpr, STORED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
+):  # fmt: skip
+    """Count one chunk's keys: those before the bracket in below (G,), those inside in counts (G, BINS); int64.
+
+    hint: (G, 2) float32. Keys that equal the hint are summed first: ties may be many, and atomics on one address are
+    slow.
+    """
+    address, aligned, elements, row, index = load_chunk(chunks)
+    value = tl.load(hint + 2 * row)
+    start = bracket_start(value, BINS)
+    scale = tl.load(scales + index) if SCALED else 1.0
+    if start >= 0:
+        bins = counts + row * BINS
+        center = key_of(value, tl.float32) - start
+        less_and_ties = tl.zeros((BLOCK,), tl.int32)  # ties in the upper half: a chunk has fewer than 2^16 elements
+        for i in range(LOOP):
+            key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, tl.float32, BLOCK)
+            place = key - start
+            less_and_ties += tl.where(place == center, 1 << 16, (place < 0).to(tl.int32))
+            single = (place.to(tl.uint32, bitcast=True) < BINS) & (place != center)
+            tl.atomic_add(bins + place, tl.full((BLOCK,), 1, tl.int64), mask=single, sem="relaxed")
+        total = tl.sum(less_and_ties, 0)
+        tl.atomic_add(below + row, (total & 0xFFFF).to(tl.int64))
+        tl.atomic_add(bins + center, (total >> 16).to(tl.int64))
+
+
+@triton.jit
+def sum_kernel(counts, sums, SIZE: tl.constexpr):
+    """One program a sum of SIZE counts, int64."""
+    program = tl.program_id(0).to(tl.int64)
+    tl.store(sums + program, tl.sum(tl.load(counts + program * SIZE + tl.arange(0, SIZE)), 0))
+
+
+@triton.jit(do_not_specialize_on_alignment=["rank", "hint", "prefixes"])
+def bracket_finish_kernel(
+    rank, sizes, hint, below, counts, sums, prefixes, keys, BINS: tl.constexpr, ROW: tl.constexpr
+):
+    """One program a group: if v[rank] and its neighbour are in the bracket, their keys and a prefix that says done.
+
+    All int64. rank, sizes (elements of the group), below, prefixes: (G,); counts: (G, BINS); sums: (G, BINS / ROW), of
+    ROW counts each; keys: (G, 2).
+    """
+    group = tl.program_id(0).to(tl.int64)
+    wanted, size = tl.load(rank + group), tl.load(sizes + group)
+    start = bracket_start(tl.load(hint + 2 * group), BINS)
+    before, places = tl.load(below + group), tl.arange(0, ROW)
+    ROWS: tl.constexpr = BINS // ROW
+    row_sums = tl.load(sums + group * ROWS + tl.arange(0, ROWS))
+    through = tl.cumsum(row_sums, 0) + before
+    row = tl.sum((through <= wanted).to(tl.int32), 0)
+    if (start >= 0) & (wanted >= before) & (row < ROWS):
+        before += tl.sum(tl.where(tl.arange(0, ROWS) < row, row_sums, 0), 0)
+        found = tl.load(counts + group * BINS + row * ROW + places)
+        ends = tl.cumsum(found, 0) + before
+        place = tl.sum((ends <= wanted).to(tl.int32), 0)
+        at_most = before + tl.sum(tl.where(places <= place, found, 0), 0)
+        in_row = tl.sum((ends <= at_most).to(tl.int32), 0)
+        next_row = tl.sum((through <= before + tl.sum(found, 0)).to(tl.int32), 0)
+        next_counts = tl.load(counts + group * BINS + tl.minimum(next_row, ROWS - 1) * ROW + places)
+        in_next_row = tl.sum((tl.cumsum(next_counts, 0) == 0).to(tl.int32), 0)
+        same = (wanted + 1 < at_most) | (wanted + 1 >= size)
+        here = tl.where(in_row < ROW, row * ROW + in_row, next_row * ROW + in_next_row)
+        if same | (in_row < ROW) | (next_row < ROWS):
+            key = start + row * ROW + place
+            tl.store(keys + 2 * group, key.to(tl.int64))
+            tl.store(keys + 2 * group + 1, tl.where(same, key, start + here).to(tl.int64))
+            tl.store(prefixes + group, tl.full((), -1, tl.int64))
+
+
+def bracket_keys(dtype: torch.dtype, group_count: int, elements: int) -> int:
+    """Keys of each group's bracket, a power of two; 0 where keys are too fine or groups too many for one."""
+    if dtype != torch.float32 or group_count > MOST_GROUPS:
+        return 0
+    affordable = max(elements // ELEMENTS_A_KEY // group_count, NARROWEST)
+    return min(1 << affordable.bit_length() - 1, WIDEST)
+
+
+def try_bracket(
+    tables: Sequence[Table],
+    scales: Tensor | None,
+    hint: Tensor,
+    rank: Tensor,
+    elements: int,
+    sizes: Tensor,
+    prefixes: Tensor,
+    keys: Tensor,
+) -> None:
+    """Set keys (G, 2) and prefixes (G,) of the groups whose bracket around hint (G, 2) holds what is wanted.
+
+    elements: of all tensors; sizes (G,): of each group's.
+    """
+    groups = rank.numel()
+    bins = bracket_keys(hint.dtype, groups, elements)
+    if not bins:
+        return
+    counts, below = rank.new_zeros(groups * (bins + 1)).split([groups * bins, groups])
+    for chunks, stored, _ in tables:
+        bracket_kernel[(len(chunks),)](
+            chunks, scales, hint, below, counts,
+            SCALED=scales is not None, STORED=stored, BINS=bins, BLOCK=BLOCK, LOOP=LOOP, **COMPILE,
+        )  # fmt: skip
+    sums = counts.new_empty(len(counts) // ROW)
+    sum_kernel[(len(sums),)](counts, sums, SIZE=ROW, **COMPILE)
+    bracket_finish_kernel[(groups,)](
+        rank, sizes, hint, below, counts, sums, prefixes, keys, BINS=bins, ROW=ROW, **COMPILE
+    )

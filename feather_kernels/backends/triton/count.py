@@ -1,0 +1,36 @@
+"""Counts of pruned elements of a list of tensors, in one launch for each storage dtype of the list."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from feather_kernels.backends.triton import table
+from feather_kernels.backends.triton.math import COMPILE, is_pruned
+from feather_kernels.backends.triton.table import BLOCK, LOOP, computed, load_chunk, load_magnitudes
+
+
+@triton.jit
+def count_kernel(
+    chunks, thresholds, counts, STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr
+):
+    """Add the number of pruned elements of one chunk to counts (L,), int64; thresholds (L,), exact in DTYPE."""
+    address, aligned, elements, _, index = load_chunk(chunks)
+    t = tl.load(thresholds + index).to(DTYPE)
+    pruned = tl.zeros((BLOCK,), tl.int32)
+    for i in range(LOOP):
+        w = load_magnitudes(address, aligned, i * BLOCK, elements, STORED, DTYPE, BLOCK)
+        pruned += is_pruned(w, t).to(tl.int32)  # NaN, as beyond the end, is not
+    tl.atomic_add(counts + index, tl.sum(pruned, 0).to(tl.int64))
+
+
+def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
+    """Fill ``out`` (L,) with the number of pruned elements of each weight."""
+    out.zero_()
+    values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
+    for chunks, stored, _ in table.make_tables(weights, range(len(weights))):
+        count_kernel[(len(chunks),)](
+            chunks, values, out, STORED=stored, DTYPE=computed(stored), BLOCK=BLOCK, LOOP=LOOP, **COMPILE
+        )

@@ -1,0 +1,113 @@
+"""A list of tensors for one launch: a table of chunks with their addresses, and how kernels read through it.
+
+A program handles one chunk. Chunks of aligned tensors are read 16 bytes at a time; the last block of a tensor and
+misaligned tensors are read under a mask. Tensors of another storage dtype have a table, and a launch, of their own.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from feather_kernels.backends.triton.resident import resident
+
+BLOCK = 1024
+LOOP = 8  # blocks a program
+CHUNK = BLOCK * LOOP
+COLUMNS = 5  # of the table: address, elements, whether 16 divides the address, row, index of the tensor
+STORED = {
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+    torch.float32: tl.float32,
+    torch.float64: tl.float64,
+}
+
+
+class Table(NamedTuple):
+    """The chunks of tensors of one storage dtype, int64 (C, COLUMNS) on the device; the tensors, to keep them alive."""
+
+    chunks: Tensor
+    stored: tl.dtype
+    kept: list[Tensor]
+
+
+@triton.jit
+def load_chunk(chunks):
+    """(address, aligned, elements, row, index) of this program's chunk."""
+    entry = chunks + tl.program_id(0).to(tl.int64) * 5
+    address, elements, aligned = tl.load(entry), tl.load(entry + 1).to(tl.int32), tl.load(entry + 2)
+    return address, aligned, elements, tl.load(entry + 3), tl.load(entry + 4)
+
+
+@triton.jit
+def load_magnitudes(address, aligned, first, elements, STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr):
+    """abs(w), in DTYPE, of a chunk's elements first ... first + BLOCK - 1; NaN beyond its end.
+
+    A whole block of an aligned chunk is loaded without a mask, so in accesses of 128 bits.
+    """
+    pointer = address.to(tl.pointer_type(STORED))
+    offsets = first + tl.arange(0, BLOCK)
+    if (aligned != 0) & (first + BLOCK <= elements):
+        w = tl.load(tl.multiple_of(pointer, 16) + offsets)
+    else:
+        w = tl.load(pointer + offsets, mask=offsets < elements, other=float("nan"))
+    return tl.abs(w.to(DTYPE))
+
+
+@triton.jit
+def key_of(score, DTYPE: tl.constexpr):
+    """The bits of a score as an ordered integer of its width; every NaN is the key behind inf."""
+    if DTYPE == tl.float64:
+        key = tl.minimum(score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000001)
+    else:
+        key = tl.minimum(score.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
+    return key
+
+
+@triton.jit
+def load_keys(
+    address, aligned, first, elements, scale,
+    SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Keys of the scores ``scale * abs(w)`` of a block; beyond the end of the chunk, that of NaN."""
+    score = load_magnitudes(address, aligned, first, elements, STORED, DTYPE, BLOCK)
+    if SCALED:
+        score *= scale
+    return key_of(score, DTYPE)
+
+
+def make_tables(weights: Sequence[Tensor], rows: Sequence[int]) -> list[Table]:
+    """The tables of a list of tensors with the row of each; layouts that are not dense are copied once."""
+    flat = [_dense(w) for w in weights]
+    tables = []
+    for dtype in dict.fromkeys(w.dtype for w in flat if w.numel()):
+        members = [(index, w) for index, w in enumerate(flat) if w.dtype == dtype and w.numel()]
+        key = ("chunks", dtype, *((w.data_ptr(), w.numel(), rows[index], index) for index, w in members))
+        chunks = resident(key, weights[0].device, partial(_chunks, members, rows))
+        tables.append(Table(chunks, STORED[dtype], [w for _, w in members]))
+    return tables
+
+
+def _chunks(members: Sequence[tuple[int, Tensor]], rows: Sequence[int]) -> Tensor:
+    return torch.cat([_chunks_of(w, rows[index], index) for index, w in members])
+
+
+def _chunks_of(w: Tensor, row: int, index: int) -> Tensor:
+    starts = torch.arange(0, w.numel(), CHUNK)
+    addresses = w.data_ptr() + starts * w.element_size()
+    constant = [torch.full_like(starts, value) for value in (w.data_ptr() % 16 == 0, row, index)]
+    return torch.stack([addresses, (w.numel() - starts).clamp_max(CHUNK), *constant], 1)
+
+
+def _dense(w: Tensor) -> Tensor:
+    strides = w.stride()
+    return w.detach().permute(sorted(range(w.dim()), key=lambda d: (-strides[d], d))).contiguous()
+
+
+def computed(stored: tl.dtype) -> tl.dtype:
+    """Compute dtype of weights stored in a dtype."""
+    return tl.float64 if stored == tl.float64 else tl.float32

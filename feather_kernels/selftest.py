@@ -1,0 +1,202 @@
+"""``feather-kernels selftest``: every op of every backend that a device offers, against exact arithmetic, in a minute.
+
+Needs the installed package only. The exact values of the thresholding operator come from decimal arithmetic with 60
+digits, order statistics from sorting, counts from the definition.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from feather_kernels import exact
+from feather_kernels._version import __version__
+from feather_kernels.ops import dispatch
+from feather_kernels.ops.schema import WEIGHT_DTYPES, compute_dtype
+from feather_kernels.sparsify import ConstantSchedule, Sparsifier
+
+ops = torch.ops.feather_kernels
+
+THRESHOLDS = (0.0123, 1.0, 1e-30)
+POWERS = (1.0, 2.0, 3.0, 1.5, math.inf)
+REPEATS = 11  # of the weights: some whole blocks of a kernel, and a part of one
+STARTS = (0, 1)  # 1: a view that 16 bytes do not divide
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the result: an op of a backend on one dtype; ``error`` and ``bound`` in ``unit``."""
+
+    backend: str
+    op: str
+    dtype: str
+    values: int
+    error: float
+    bound: float
+    unit: str
+    problem: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was raised and the error keeps its bound (NaN does not)."""
+        return not self.problem and self.error <= self.bound
+
+
+def run(device: torch.device, json_file: Path | None = None) -> int:
+    """Test the device, print a table and write ``json_file``; the exit code: 1 if anything failed or nothing ran."""
+    offered = dispatch.availability(device)
+    checks = []
+    for backend, reason in offered.items():
+        print(f"{backend} on {device}: {reason or 'available'}", flush=True)
+        if reason is None:
+            for check in examine(backend, device):
+                print(f"  {'passed' if check.passed else 'FAILED'}  {_describe(check)}", flush=True)
+                checks.append(check)
+    failed = sum(not check.passed for check in checks)
+    print(f"{len(checks) - failed} passed, {failed} failed")
+    if json_file is not None:
+        json_file.write_text(json.dumps(_record(device, offered, checks), indent=1) + "\n")
+    return int(failed > 0 or not checks)
+
+
+def examine(backend: str, device: torch.device) -> Iterator[Check]:
+    """The checks of one backend on one device."""
+    for op, test in TESTS.items():
+        for dtype in WEIGHT_DTYPES:
+            name = str(dtype).removeprefix("torch.")
+            try:
+                with dispatch.use_backend(backend), torch.no_grad():
+                    values, error, bound, unit = test(dtype, device)
+                yield Check(backend, op, name, values, error, bound, unit)
+            except Exception as error:  # whatever a broken kernel, driver or library makes of it is the finding
+                problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+                yield Check(backend, op, name, 0, math.nan, 0.0, "", problem)
+
+
+Outcome = tuple[int, float, float, str]  # values compared, worst error, its bound, unit
+
+
+def _threshold(dtype: torch.dtype, device: torch.device) -> Outcome:
+    narrow = dtype in (torch.float16, torch.bfloat16)
+    count, worst, bound = 0, 0.0, 0.55 if narrow else 5.0 if dtype == torch.float64 else 2.0
+    for value in THRESHOLDS:
+        t = torch.tensor(value, dtype=compute_dtype(dtype))
+        weights = exact.boundary_weights(t, dtype)
+        moved = weights.repeat(REPEATS).to(device)
+        for power in POWERS:
+            leading, rest = (part.repeat(REPEATS) for part in exact.threshold(weights, t, power))
+            for start in STARTS:
+                y = ops.threshold(moved[start:], t.to(device), power).cpu()
+                worst = max(worst, exact.ulp_error(y, (leading[start:], rest[start:])))
+                count += y.numel()
+    return count, worst, bound, "ulp"
+
+
+def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> Outcome:
+    t, scale = (torch.tensor(value, dtype=compute_dtype(dtype)) for value in (0.3, 0.25))
+    weights = exact.boundary_weights(t, dtype).repeat(REPEATS)
+    gradient = weights.flip(0)
+    factor = torch.where(exact.pruned(weights, t), 0.25, 1.0)
+    wanted = (gradient.double() * factor).to(dtype)  # 0.25: exact but for denormals, which round once
+    scaled = ops.scale_pruned_grad(*(x.to(device) for x in (gradient, weights, t, scale)))
+    in_place = gradient.to(device)
+    ops.scale_pruned_grad_(in_place, weights.to(device), t.to(device), scale.to(device))
+    different = sum(int((~exact.same(x.cpu(), wanted)).sum()) for x in (scaled, in_place))
+    return 2 * weights.numel(), different, 0, "values differ"
+
+
+def _count_pruned(dtype: torch.dtype, device: torch.device) -> Outcome:
+    thresholds = [torch.tensor(value, dtype=compute_dtype(dtype)) for value in (*THRESHOLDS, 0.0, math.nan)]
+    weights = [exact.boundary_weights(t, dtype).repeat(REPEATS) for t in thresholds]
+    counts = ops.count_pruned([w.to(device) for w in weights], [t.to(device) for t in thresholds]).cpu()
+    wanted = torch.stack([exact.pruned(w, t).sum() for w, t in zip(weights, thresholds, strict=True)])
+    return sum(w.numel() for w in weights), int((counts != wanted).sum()), 0, "counts differ"
+
+
+def _magnitude_select(dtype: torch.dtype, device: torch.device) -> Outcome:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((300, 70), (999,), (0,), (41, 3, 3))
+    weights = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    weights.append(torch.tensor([0.0, math.inf, math.nan, -1.0, 1.0, 1.0]).to(dtype))
+    scores = torch.cat([w.to(compute_dtype(dtype)).abs().flatten() for w in weights]).sort().values
+    moved, hint, different = [w.to(device) for w in weights], None, 0
+    ranks = [int((len(scores) - 1) * fraction) for fraction in (0.0, 0.5, 0.9, 0.9, 0.98, 1.0)]
+    for rank in ranks:  # each with the result before it as hint
+        hint = ops.magnitude_select(moved, [0] * len(moved), torch.tensor([rank], device=device), hint=hint)
+        wanted = scores[[rank, min(rank + 1, len(scores) - 1)]]
+        different += int((~exact.same(hint[0].cpu(), wanted)).sum())
+    return len(ranks) * len(scores), different, 0, "order statistics differ"
+
+
+def _magnitude_histogram(dtype: torch.dtype, device: torch.device) -> Outcome:
+    weights = torch.randn(5000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    wide = dtype == torch.float64
+    keys = weights.to(compute_dtype(dtype)).abs().view(torch.int64 if wide else torch.int32).long()
+    shift, bits = (52, 11) if wide else (23, 8)
+    prefix = torch.zeros(1, dtype=torch.int64, device=device)
+    counts = ops.magnitude_histogram([weights.to(device)], [0], prefix, shift, bits)[0].cpu()
+    return len(keys), int((counts != torch.bincount(keys >> shift, minlength=1 << bits)).sum()), 0, "bins differ"
+
+
+def _training_step(dtype: torch.dtype, device: torch.device) -> Outcome:
+    """A layer's output and gradients against plain autograd on the exact weight, thresholded at the layer's T."""
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 48, device=device, dtype=dtype)
+    x = torch.randn(16, 64, device=device, dtype=dtype)
+    weight = layer.weight.detach().cpu()
+    with torch.enable_grad():
+        t = Sparsifier(layer, schedule=ConstantSchedule(0.75), grad_scale=0.5).threshold.cpu()
+        y = layer(x)
+        y.square().sum().backward()
+        leading, _ = exact.threshold(weight.flatten(), t, 3.0)
+        sparse = leading.view(weight.shape).to(device, dtype).requires_grad_()
+        expected = nn.functional.linear(x, sparse, layer.bias.detach())
+        expected.square().sum().backward()
+    pruned, gradient = exact.pruned(weight, t).to(device), sparse.grad
+    zeros = int(pruned.sum())
+    if zeros != math.floor((weight.numel() - 1) * 0.75) + 1 and dtype in (torch.float32, torch.float64):
+        raise AssertionError(f"{zeros} weights of {weight.numel()} are pruned at sparsity 0.75")
+    wanted = torch.zeros(()) if gradient is None else torch.where(pruned, gradient * 0.5, gradient)
+    error = max(_relative(y, expected), _relative(layer.weight.grad, wanted))
+    return y.numel() + weight.numel(), error, 16 * torch.finfo(dtype).eps, "relative"
+
+
+def _relative(result: Tensor | None, expected: Tensor) -> float:
+    if result is None:
+        return math.nan
+    difference = (result.detach().double() - expected.detach().double()).abs().max()
+    return float(difference / expected.detach().double().abs().max())
+
+
+TESTS: dict[str, Callable[[torch.dtype, torch.device], Outcome]] = {
+    "threshold": _threshold,
+    "scale_pruned_grad": _scale_pruned_grad,
+    "count_pruned": _count_pruned,
+    "magnitude_select": _magnitude_select,
+    "magnitude_histogram": _magnitude_histogram,
+    "training step": _training_step,
+}
+
+
+def _describe(check: Check) -> str:
+    outcome = check.problem or f"{check.error:.3g} {check.unit} of {check.bound:.3g} in {check.values} values"
+    return f"{check.op:<20} {check.dtype:<9} {outcome}"
+
+
+def _record(device: torch.device, offered: dict[str, str | None], checks: list[Check]) -> dict[str, object]:
+    return {
+        "feather_kernels": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "unavailable": {name: reason for name, reason in offered.items() if reason is not None},
+        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
+    }

@@ -1,0 +1,95 @@
+"""What single layers have instead of the sparsifier's own options, and which entry applies to which weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from feather_kernels.functional import check_grad_scale, check_sparsity
+from feather_kernels.ops.schema import check_number, check_power
+from feather_kernels.sparsify.selection import PrunableWeight, Target, matches
+
+
+@dataclass(frozen=True)
+class Override:
+    """What one layer has instead of the sparsifier's own; None means the sparsifier's.
+
+    ``sparsity`` gives the layer a threshold of its own that ramps up to that sparsity along the schedule.
+    """
+
+    sparsity: float | None = None
+    min_density: float | None = None
+    power: float | None = None
+    grad_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.sparsity is not None:
+            check_sparsity("overrides: sparsity", self.sparsity)
+        if self.min_density is not None:
+            check_min_density(self.min_density)
+        if self.power is not None:
+            check_power(self.power)
+        if self.grad_scale is not None:
+            check_grad_scale(self.grad_scale)
+
+
+def resolve_overrides(
+    weights: Sequence[PrunableWeight], overrides: Mapping[Target, Mapping[str, Any]] | None
+) -> list[Override]:
+    """The override of each weight, option by option from the most specific entry that has it.
+
+    A longer name comes before a shorter one (that of a module around it), names before ``re:`` patterns, these before
+    classes; entries of one kind in the order given.
+
+    Raises:
+        ValueError: an entry matches no prunable weight, or has an unknown option or a bad value.
+        TypeError: an entry is no mapping, or a value no number.
+    """
+    entries = {target: _make_override(target, options) for target, options in (overrides or {}).items()}
+    for target in entries:
+        if not any(_applies(target, weight) for weight in weights):
+            raise ValueError(f"overrides must match prunable layers, but {target!r} matches none")
+    ordered = sorted(entries, key=_specificity)
+    return [_merge([entries[target] for target in ordered if _applies(target, weight)]) for weight in weights]
+
+
+def _specificity(target: Target) -> tuple[int, int]:
+    if not isinstance(target, str):
+        return 2, 0
+    return (1, 0) if target.startswith("re:") else (0, -len(target))
+
+
+def _merge(entries: Sequence[Override]) -> Override:
+    """Each option from the first entry that has it."""
+    return Override(
+        **{
+            option.name: next((v for v in (getattr(e, option.name) for e in entries) if v is not None), None)
+            for option in fields(Override)
+        }
+    )
+
+
+def _applies(target: Target, weight: PrunableWeight) -> bool:
+    try:
+        return any(matches(use.layer_name, use.module, [target]) for use in weight.uses)
+    except re.error as error:
+        raise ValueError(f"overrides must hold regular expressions after re:, got {target!r}: {error}") from error
+
+
+def _make_override(target: Target, options: Mapping[str, Any]) -> Override:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"overrides[{target!r}] must be a dict of options, got {options!r}")
+    known = [entry.name for entry in fields(Override)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"overrides[{target!r}] must have options of {', '.join(known)}; got {', '.join(unknown)}")
+    return Override(**options)
+
+
+def check_min_density(min_density: float) -> None:
+    """Raise ValueError unless ``0 <= min_density <= 1``."""
+    check_number("min_density", min_density)
+    if not 0 <= min_density <= 1:
+        raise ValueError(f"min_density must be in [0, 1], got {min_density}")

@@ -1,0 +1,123 @@
+"""Compiles ahead what training on a device would compile in its first step: ``feather-kernels warmup``.
+
+The ops are called on small tensors in every form that Triton compiles apart: dtypes, powers, optional arguments, the
+order of magnitude of the number of weights. Compiled kernels stay in Triton's cache on disk. What remains for training
+to compile: weights at addresses that 16 does not divide, and single tensors of more than 2^31 elements.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from feather_kernels.errors import BackendUnavailableError
+from feather_kernels.ops.dispatch import backend_for, use_backend
+from feather_kernels.ops.schema import compute_dtype
+
+ops = torch.ops.feather_kernels
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+DTYPES["float64"] = torch.float64
+DEFAULT_DTYPES = ("float32", "bfloat16", "float16")
+AUTOCAST = {torch.float32: (torch.bfloat16, torch.float16)}  # weight's dtype -> those that autocast makes of it
+POWERS = (1.0, 2.0, 3.0, math.inf, 1.5)  # 1.5: any other power
+SIZE = 1 << 17
+LIST_LENGTHS = tuple(1 << k for k in range(8))  # selection is compiled for the power of two in the number of weights
+
+Calls = Callable[[torch.dtype, torch.device], None]
+
+
+class Warmed(NamedTuple):
+    """One op and dtype: kernels compiled, kernels found in Triton's cache, seconds in all."""
+
+    op: str
+    dtype: str
+    compiled: int
+    cached: int
+    seconds: float
+
+
+def run(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
+    """Warm up every device and print what was compiled; returns the exit code: 1, with the reason, where it cannot."""
+    begin, total = time.perf_counter(), 0
+    try:
+        for device in devices:
+            for done in warm(device, dtypes):
+                total += done.compiled
+                kernels = f"{done.compiled} kernels compiled, {done.cached} from Triton's cache"
+                print(f"{device} {done.op} {done.dtype}: {kernels}, {done.seconds:.1f} s", flush=True)
+    except BackendUnavailableError as error:
+        print(f"feather-kernels: nothing to compile: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    print(f"{total} kernels compiled in {time.perf_counter() - begin:.1f} s")
+    return 0
+
+
+def warm(device: torch.device, dtypes: Sequence[str] = DEFAULT_DTYPES) -> Iterator[Warmed]:
+    """Compile the Triton kernels of every op for weights of ``dtypes`` (names in ``DTYPES``), op by op.
+
+    Raises:
+        BackendUnavailableError: Triton cannot run on ``device``; the message has the reason.
+    """
+    for name in dtypes:
+        for op, calls in CALLS.items():
+            with use_backend("triton"):
+                done = _warm_op(op, calls, device, name)
+            yield done
+
+
+def _warm_op(op: str, calls: Calls, device: torch.device, name: str) -> Warmed:
+    backend_for(device)  # its own reason why not, before a module of Triton's is imported here
+    from feather_kernels.backends.triton.compilations import Compilations
+
+    begin = time.perf_counter()
+    with torch.no_grad(), Compilations() as found:
+        calls(DTYPES[name], device)
+    return Warmed(op, name, len(found.compiled), len(found.cached), time.perf_counter() - begin)
+
+
+def _threshold(dtype: torch.dtype, device: torch.device) -> None:
+    w, t = _weight_and_threshold(dtype, device)
+    for power in POWERS:
+        for out_dtype in (dtype, *AUTOCAST.get(dtype, ())):
+            ops.threshold(w, t, power, out_dtype=out_dtype)
+
+
+def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> None:
+    w, t = _weight_and_threshold(dtype, device)
+    for grad_dtype in (dtype, *AUTOCAST.get(dtype, ())):
+        ops.scale_pruned_grad(w.to(grad_dtype), w, t, t)
+
+
+def _magnitude_select(dtype: torch.dtype, device: torch.device) -> None:
+    w, t = _weight_and_threshold(dtype, device)
+    rank, scales, caps = torch.zeros(1, dtype=torch.int64, device=device), t.reshape(1), torch.tensor([1]).to(device)
+    for factors in (None, scales):
+        hint = ops.magnitude_select([w], [0], rank, scales=factors, caps=caps)
+        for copies in LIST_LENGTHS:
+            list_factors = None if factors is None else factors.expand(copies).contiguous()
+            ops.magnitude_select([w] * copies, [0] * copies, rank, scales=list_factors, hint=hint)
+
+
+def _count_pruned(dtype: torch.dtype, device: torch.device) -> None:
+    w, t = _weight_and_threshold(dtype, device)
+    ops.count_pruned([w], [t])
+
+
+def _weight_and_threshold(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.ones(SIZE, dtype=dtype, device=device), torch.ones((), dtype=compute_dtype(dtype), device=device)
+
+
+# magnitude_histogram is left out: its digits are the caller's choice, and training on one device does not call it
+CALLS: dict[str, Calls] = {
+    "threshold": _threshold,
+    "scale_pruned_grad": _scale_pruned_grad,
+    "magnitude_select": _magnitude_select,
+    "count_pruned": _count_pruned,
+}

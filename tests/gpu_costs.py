@@ -1,0 +1,232 @@
+"""What each Triton kernel costs by computation, as the table at the end of docs/gpu.md: ``python tests/gpu_costs.py``.
+
+Nothing here is a measured time. The kernels' PTX is executed on CPU tensors (``tests/ptx``), which counts bytes of
+global memory and instructions of all threads; registers and shared memory are those of the compiled cubin. From these
+follow occupancy and, for each device, two bounds of the time: bytes / bandwidth and instructions / rate.
+
+Instructions are those of SASS, on the way of a whole block from entry to exit, where a kernel has one without loops;
+else executed PTX instructions, of which ptxas makes somewhat fewer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import conftest
+import torch
+import triton
+
+import feather_kernels as fk
+
+ops = torch.ops.feather_kernels
+
+ELEMENTS = 1 << 17
+WEIGHTS = 25_502_912  # prunable weights of ResNet-50
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+class Device(NamedTuple):
+    """A GPU: memory bandwidth of its data sheet, and what an SM does in a clock cycle."""
+
+    name: str
+    architecture: int
+    bytes_per_second: float
+    multiprocessors: int
+    hertz: float  # assumed under load, below the boost clock
+    float32_lanes: int
+    float64_lanes: int
+    shared_bytes: int  # of an SM
+
+    @property
+    def cycles_per_second(self) -> float:
+        """Of all multiprocessors together."""
+        return self.multiprocessors * self.hertz
+
+
+DEVICES = (
+    Device("A100 80GB", 80, 2.0e12, 108, 1.41e9, 64, 32, 164 << 10),
+    Device("H100 SXM", 90, 3.35e12, 132, 1.71e9, 128, 64, 228 << 10),
+    Device("B200", 100, 8.0e12, 148, 1.85e9, 128, 64, 228 << 10),
+)
+ISSUE_LANES, WARP, MAX_WARPS, MAX_PROGRAMS, REGISTERS = 128, 32, 64, 32, 65536  # of an SM; 4 warps issue in a cycle
+
+
+class Case(NamedTuple):
+    """A row: those launches of one call whose kernels have these names."""
+
+    name: str
+    kernels: tuple[str, ...]
+    run: Callable[[], object]
+
+
+class Cost(NamedTuple):
+    """Of one row on one architecture, bytes and instructions per element."""
+
+    read: float
+    written: float
+    instructions: float  # of SASS if ``sass``, else of PTX
+    sass: bool
+    float32: float  # of these in PTX, multiply and add
+    float64: float
+    registers: int
+    threads: int
+    shared: int
+
+
+def cases() -> list[Case]:
+    """Every kernel whose work grows with the weights, as training launches it."""
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(ELEMENTS, generator=generator) * 0.05
+    t, scale = torch.tensor(0.08), torch.tensor(0.5)
+    low, wide = w.bfloat16(), w.double()
+    rank = torch.tensor([int(0.9 * ELEMENTS)])
+    hint = torch.full((1, 2), float(w.abs().sort().values[rank]))
+
+    def threshold(weight: torch.Tensor, power: float, out_dtype: torch.dtype | None = None) -> Callable[[], object]:
+        wide_or_not = t.double() if weight.dtype == torch.float64 else t
+        return lambda: ops.threshold(weight, wide_or_not, power, out_dtype=out_dtype)
+
+    elementwise, radix = ("threshold_kernel",), ("histogram_kernel", "smallest_above_kernel")
+    rows = [
+        Case("threshold p=3, fp32", elementwise, threshold(w, 3.0)),
+        Case("threshold p=3, fp32 to bf16", elementwise, threshold(w, 3.0, torch.bfloat16)),
+        Case("threshold p=3, bf16", elementwise, threshold(low, 3.0)),
+        Case("threshold p=2, fp32", elementwise, threshold(w, 2.0)),
+        Case("threshold p=1, fp32", elementwise, threshold(w, 1.0)),
+        Case("threshold p=inf, fp32", elementwise, threshold(w, math.inf)),
+        Case("threshold p=3, fp64", elementwise, threshold(wide, 3.0)),
+        Case("threshold p=4.5, fp32", ("general_power_kernel",), threshold(w, 4.5)),
+    ]
+    for name, g, weight in (("fp32", w, w), ("bf16 gradient to fp32", low, w), ("bf16", low, low)):
+        rows.append(Case(f"scale_pruned_grad, {name}", ("scale_kernel",), _scaling(g, weight, t, scale)))
+    return [
+        *rows,
+        Case("count_pruned, fp32", ("count_kernel",), lambda: ops.count_pruned([w], [t])),
+        Case("select, steady: bracket", ("bracket_kernel",), lambda: ops.magnitude_select([w], [0], rank, hint=hint)),
+        Case("select, steady: passes behind", radix, lambda: ops.magnitude_select([w], [0], rank, hint=hint)),
+        Case("select, cold: all passes", radix, lambda: ops.magnitude_select([w], [0], rank)),
+    ]
+
+
+def _scaling(g: torch.Tensor, w: torch.Tensor, t: torch.Tensor, scale: torch.Tensor) -> Callable[[], object]:
+    return lambda: ops.scale_pruned_grad(g, w, t, scale)
+
+
+def measure(case: Case, architecture: int) -> Cost:
+    """Compile a case for an architecture and execute it there."""
+    with conftest.ptx_executor(architecture, execute=False) as compiler:
+        case.run()
+    cubins = [kernel.files for kernel in compiler.loaded if kernel.name in case.kernels]
+    registers, threads, shared = max(_resources(files) for files in cubins)
+    with conftest.ptx_executor(architecture) as executor:
+        case.run()
+    launches = [report for report in executor.launches if report.kernel in case.kernels]
+    executed: Counter[str] = sum((report.instructions for report in launches), Counter())
+    steps = whole_block_instructions(_output("nvdisasm", "-c", cubins[0][".cubin"])) if len(cubins) == 1 else None
+
+    def arithmetic(kind: str) -> float:
+        return sum(n for name, n in executed.items() if re.fullmatch(rf"(add|sub|mul|fma)\..*{kind}", name)) / ELEMENTS
+
+    return Cost(
+        sum(report.bytes_read for report in launches) / ELEMENTS,
+        sum(report.bytes_written for report in launches) / ELEMENTS,
+        executed.total() / ELEMENTS if steps is None else steps * launches[0].grid[0] * threads / ELEMENTS,
+        steps is not None,
+        arithmetic("f32"),
+        arithmetic("f64"),
+        registers,
+        threads,
+        shared,
+    )
+
+
+def whole_block_instructions(sass: str) -> int | None:
+    """Instructions on the shortest way from entry to exit that has an unmasked 128-bit store; None if none has."""
+    code: list[str] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(code)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(.*);", line):
+            code.append(instruction[1].strip())
+
+    def walk(at: int, seen: frozenset[int], stored: bool) -> list[int]:
+        count = 0
+        while at < len(code):
+            text, count = code[at], count + 1
+            stored |= text.startswith("STG.E.128")
+            if text == "EXIT":
+                return [count] if stored else []
+            if branch := re.search(r"\bBRA.*(\.L\w+)", text):
+                if at in seen:
+                    return []
+                targets = [labels[branch[1]], *([at + 1] if text.startswith("@") else [])]
+                return [count + n for target in targets for n in walk(target, seen | {at}, stored)]
+            at += 1
+        return []
+
+    return min(walk(0, frozenset(), False), default=None)
+
+
+def _resources(files: dict[str, Path]) -> tuple[int, int, int]:
+    """Registers of a thread, threads and bytes of shared memory of a program."""
+    usage = re.search(r"REG:(\d+)", _output("cuobjdump", "-res-usage", files[".cubin"]))
+    assert usage
+    metadata = json.loads(files[".json"].read_text())
+    return int(usage[1]), metadata["num_warps"] * WARP, metadata["shared"]
+
+
+def _output(tool: str, option: str, cubin: Path) -> str:
+    return subprocess.run([TOOLS / tool, option, cubin], capture_output=True, text=True, check=True).stdout
+
+
+def occupancy(cost: Cost, device: Device) -> float:
+    """Fraction of an SM's warps that registers, threads and shared memory let run at once."""
+    warps = cost.threads // WARP
+    warp_registers = math.ceil(cost.registers * WARP / 256) * 256  # allocated in units of 256
+    by_registers = REGISTERS // warp_registers // warps
+    by_shared = device.shared_bytes // (cost.shared + 1024)  # the system takes 1 KB of each program's
+    return min(MAX_WARPS // warps, MAX_PROGRAMS, by_registers, by_shared) * warps / MAX_WARPS
+
+
+def microseconds(cost: Cost, device: Device) -> tuple[float, float]:
+    """Least time for WEIGHTS elements by bytes and by instructions."""
+    cycles = max(
+        cost.instructions / ISSUE_LANES,
+        cost.float32 / device.float32_lanes,
+        cost.float64 / device.float64_lanes,
+    )
+    moved = cost.read + cost.written
+    return WEIGHTS * moved / device.bytes_per_second * 1e6, WEIGHTS * cycles / device.cycles_per_second * 1e6
+
+
+def main() -> None:
+    """Print the table."""
+    with fk.use_backend("triton"):
+        rows = {case.name: [measure(case, device.architecture) for device in DEVICES] for case in cases()}
+    devices = " | ".join(f"µs on {device.name}" for device in DEVICES)
+    print(f"| kernel | bytes read + written | instructions | registers | occupancy | {devices} |")
+    print("|---|---|---|---|---|" + "---|" * len(DEVICES))
+    for name, costs in rows.items():
+        of_devices = list(zip(costs, DEVICES, strict=True))
+        read, written, instructions, sass, *_ = costs[1]  # of the H100
+        cells = [
+            name,
+            f"{read:.2f} + {written:.2f}",
+            f"{instructions:.1f} {'SASS' if sass else 'PTX'}",
+            "/".join(str(cost.registers) for cost in costs),
+            "/".join(f"{occupancy(cost, device):.0%}" for cost, device in of_devices),
+            *("{:.0f}, {:.0f}".format(*microseconds(cost, device)) for cost, device in of_devices),
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
