@@ -20,11 +20,17 @@ ops = torch.ops.feather_kernels
 def eager_form(function: type[Function]) -> Callable[..., Any]:
     """``function.apply`` at the call cost of a ctx-style Function, where no functorch transform is active."""
 
+    forward, setup_context = function.forward, function.setup_context
+
     class Eager(Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            output = function.forward(*args)
-            function.setup_context(ctx, args, output)
+            if torch.compiler.is_compiling():
+                output = forward(*args)
+            else:
+                with torch._C._AutoDispatchBelowAutograd():  # past the ops' check for lost gradients: 5 us
+                    output = forward(*args)
+            setup_context(ctx, args, output)
             return output
 
         backward = staticmethod(function.backward)

@@ -144,12 +144,13 @@ def refuse_gradients(name: str) -> Callable:
 
     def autograd_kernel(keyset: torch._C.DispatchKeySet, *args: object, **kwargs: object) -> object:
         op = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default")
+        keys = keyset & torch._C._after_autograd_keyset
+        if not torch.is_grad_enabled():
+            return op.redispatch(keys, *args, **kwargs)
 
         def run() -> object:
-            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+            return op.redispatch(keys, *args, **kwargs)
 
-        if not torch.is_grad_enabled():
-            return run()
         differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
         if not differentiable:
             return run()

@@ -1,0 +1,127 @@
+// The steady state of selection: one read of the weights, given the result of an earlier call as a hint.
+//
+// A bracket of consecutive keys lies around the hint. One pass counts the keys below it and, key by key, those inside;
+// if the wanted ranks fall inside, the counts name the order statistics exactly, and the radix passes behind exit at
+// once. A bracket that misses costs time, never correctness. float64 keys are too fine for it.
+#pragma once
+
+#include "cuda/chunks.cuh"
+
+namespace feather::cuda {
+
+constexpr int kBracketRow = 2 * kThreads;                    // keys whose counts are summed, to find a place in two steps
+constexpr int kWidestBracket = kBracketRow * kThreads;       // 2^17 keys: 0.4 % to 0.8 % of the hint to both sides
+constexpr int kNarrowestBracket = 1 << 10;
+constexpr int64_t kBracketBudget = 4 * int64_t{kWidestBracket};  // keys of all groups: 4 MB of counts
+
+// Keys of each group's bracket, a power of two, or 0 where there are too many groups for brackets to be of use.
+inline int64_t bracket_keys(int64_t groups) {
+  int64_t keys = kWidestBracket;
+  while (keys * groups > kBracketBudget) keys /= 2;
+  return keys >= kNarrowestBracket ? keys : 0;
+}
+
+// First key of the bracket around a value, or -1 where that is NaN. NaN is in no bracket.
+__device__ __forceinline__ int bracket_start(float hint, int bins) {
+  constexpr int kNan = static_cast<int>(FloatFormat<float>::kNanKey);
+  const int key = static_cast<int>(clamp_nan<float>(magnitude_key(hint)));
+  if (key == kNan) return -1;
+  const int start = key - bins / 2;
+  return start < 0 ? 0 : start < kNan - bins ? start : kNan - bins;
+}
+
+// below (groups) and counts (groups, bins) += one chunk's keys; hint (groups, 2). Keys that equal the hint are summed
+// first: ties may be many, and atomics on one address are slow.
+template <class W>
+__global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
+    bracket_kernel(const int64_t* chunks, const float* scales, const float* hint, int64_t* below, int64_t* counts,
+                   int bins) {
+  const Chunk<W> chunk = chunk_of_block<W>(chunks);
+  const float value = hint[2 * chunk.row];
+  const int start = bracket_start(value, bins);
+  if (start < 0) return;
+  int64_t* row = counts + chunk.row * bins;
+  const int center = static_cast<int>(clamp_nan<float>(magnitude_key(value))) - start;
+  unsigned smaller = 0, ties = 0;
+  for_each_key(chunk, scales, [&](uint32_t key) {
+    const int place = static_cast<int>(key) - start;
+    smaller += place < 0;
+    ties += place == center;
+    if (place >= 0 && place < bins && place != center) add_to(row + place, 1);
+  });
+  add_warp(below + chunk.row, smaller);
+  add_warp(row + center, ties);
+}
+
+// sums[block] = sum of kBracketRow counts.
+__global__ void __launch_bounds__(kThreads) bracket_sum_kernel(const int64_t* counts, int64_t* sums) {
+  FEATHER_SHARED(int64_t, warp_sums, kWarps);
+  const int64_t* row = counts + static_cast<int64_t>(blockIdx.x) * kBracketRow;
+  const int64_t sum = block_sums(row[threadIdx.x] + row[threadIdx.x + kThreads], warp_sums).total;
+  if (threadIdx.x == 0) sums[blockIdx.x] = sum;
+}
+
+// What the end of a bracket reads and writes; rows: sums of a group.
+struct BracketEnd {
+  const int64_t* rank;
+  const int64_t* elements;
+  const float* hint;
+  const int64_t* below;
+  const int64_t* counts;
+  const int64_t* sums;
+  int bins;
+  int64_t* prefixes;
+  int64_t* keys;
+};
+
+// The counts of two keys on each thread, and how many keys of the group lie below the end of each.
+struct BracketRow {
+  int64_t first, second;
+
+  __device__ __forceinline__ BracketRow(const int64_t* counts, int64_t before, int64_t* warp_sums) {
+    const int64_t* mine = counts + 2 * threadIdx.x;
+    first = before + mine[0] + block_sums(mine[0] + mine[1], warp_sums).before;
+    second = first + mine[1];
+  }
+
+  __device__ __forceinline__ int64_t first_beyond(int64_t bound, int64_t* warp_sums) const {
+    return block_sums((first <= bound) + (second <= bound), warp_sums).total;
+  }
+};
+
+// One block a group: if v[rank] and its neighbour are in the bracket, their keys, and a prefix that says done.
+__global__ void __launch_bounds__(kThreads) bracket_end_kernel(BracketEnd end) {
+  FEATHER_SHARED(int64_t, warp_sums, kWarps);
+  FEATHER_SHARED(int64_t, shared, 2);
+  const int64_t group = blockIdx.x, wanted = end.rank[group], below = end.below[group];
+  const int start = bracket_start(end.hint[2 * group], end.bins);
+  if (start < 0 || wanted < below) return;
+  const int rows = end.bins / kBracketRow;
+  const int64_t* counts = end.counts + group * end.bins;
+  const bool has_sum = static_cast<int>(threadIdx.x) < rows;
+  const int64_t sum = has_sum ? end.sums[group * rows + threadIdx.x] : 0;
+  const int64_t row_begin = below + block_sums(sum, warp_sums).before, row_end = row_begin + sum;
+  const int64_t row = block_sums(has_sum && row_end <= wanted, warp_sums).total;
+  if (row == rows) return;
+  if (threadIdx.x == row) shared[0] = row_begin;
+  __syncthreads();
+  const BracketRow places(counts + row * kBracketRow, shared[0], warp_sums);
+  const int64_t place = places.first_beyond(wanted, warp_sums);
+  if (static_cast<int64_t>(threadIdx.x) == place / 2) shared[1] = place % 2 == 0 ? places.first : places.second;
+  __syncthreads();
+  const int64_t at_most = shared[1];
+  int64_t next = places.first_beyond(at_most, warp_sums);
+  int64_t next_row = row;
+  if (next == kBracketRow) {  // in a later row: the first that adds a key
+    next_row = block_sums(has_sum && row_end <= at_most, warp_sums).total;
+    next = next_row < rows ? BracketRow(counts + next_row * kBracketRow, 0, warp_sums).first_beyond(0, warp_sums) : 0;
+  }
+  const bool same = wanted + 1 < at_most || wanted + 1 >= end.elements[group];
+  if (threadIdx.x > 0 || (!same && next_row == rows)) return;
+  const int64_t key = start + row * kBracketRow + place;
+  end.keys[2 * group] = key;
+  end.keys[2 * group + 1] = same ? key : start + next_row * kBracketRow + next;
+  end.prefixes[group] = -1;
+}
+
+}  // namespace feather::cuda

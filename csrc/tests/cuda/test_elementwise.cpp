@@ -1,0 +1,182 @@
+// Thresholding and gradient scaling against formulas in long double: dtypes, powers, tails, alignments, in place.
+#include "tests/cuda/tests.h"
+
+#include <string.h>
+
+#include "cuda/ops.h"
+#include "tests/cuda/arrays.h"
+
+namespace feather {
+namespace {
+
+constexpr double kPowers[] = {1, 2, 3, INFINITY, 4.5};
+constexpr double kThresholds[] = {0.3, 1.9999, 1e-30, 0.0, -1.0, NAN, INFINITY};
+constexpr int64_t kSizes[] = {0, 1, 5, 31, 517, 3001};
+
+long double exact(double w, double t, double p) {
+  const long double a = fabsl(w), b = t;
+  if (t <= 0 || isnan(w)) return w;
+  if (isnan(t)) return t;
+  if (a <= b) return 0;
+  if (isinf(w) || isinf(p)) return w;
+  long double y = a - b;
+  if (p == 2) y = sqrtl((a - b) * (a + b));
+  if (p == 3) y = cbrtl((a - b) * (a * (a + b) + b * b));
+  if (p > 3) y = a * powl(-expm1l(p * log1pl(-((a - b) / a))), 1 / static_cast<long double>(p));
+  return w < 0 ? -y : y;
+}
+
+// The distance of the numbers of type W at a value.
+template <class W>
+long double ulp_at(long double value) {
+  const int mantissa = sizeof(W) == 8 ? 52 : sizeof(W) == 4 ? 23 : std::is_same_v<W, Half> ? 10 : 7;
+  const int least = sizeof(W) == 8 ? -1022 : std::is_same_v<W, Half> ? -14 : -126;
+  const int exponent = value == 0 ? least : ilogbl(value);
+  return ldexpl(1, (exponent < least ? least : exponent) - mantissa);
+}
+
+template <class W, class Out>
+void check_value(W w, Out out, double t, double p, int64_t i) {
+  using T = Compute<W>;
+  const double weight = value_of(w), y = value_of(out);
+  const long double wanted = exact(weight, t, p);
+  const char *from = name_of<W>(), *to = name_of<Out>();
+  if (isnan(wanted) || wanted == 0) {
+    const bool same = isnan(wanted) ? isnan(y) : y == 0 && (t <= 0 || !signbit(y));
+    expect(same, "threshold %s -> %s p=%g T=%g: P(%a) = %a, element %ld", from, to, p, t, weight, y, i);
+    return;
+  }
+  constexpr bool kRounded = sizeof(Out) < sizeof(T);  // from the compute type
+  const long double ulp = kRounded ? ulp_at<Out>(wanted) : ulp_at<T>(wanted);
+  long double bound = t > 0 && !isinf(p) ? (sizeof(Out) == 2 ? 0.55L : kRounded ? 0.55L : 2.0L) : kRounded ? 0.5L : 0.0L;
+  const long double most = std::is_same_v<Out, Half> ? 65504.0L : sizeof(T) == 4 || sizeof(Out) < 8 ? 3.4e38L : 1.7e308L;
+  if (fabsl(wanted) > most) {  // where rounding decides between the largest number and infinity
+    expect(fabs(y) >= most * 0.99L, "threshold %s -> %s: P(%a) = %a", from, to, weight, y);
+    return;
+  }
+  expect(fabsl(y - wanted) <= bound * ulp && signbit(y) == signbit(weight),
+         "threshold %s -> %s p=%g T=%g: P(%a) = %a, %Lg ulp, element %ld", from, to, p, t, weight, y,
+         (y - wanted) / ulp, i);
+}
+
+template <class W, class Out>
+void check_threshold(int64_t n, double t, double p, int64_t w_offset, int64_t out_offset, unsigned seed) {
+  using T = Compute<W>;
+  const Array<W> w(n, w_offset);
+  const Array<Out> out(n, out_offset);
+  const Array<T> bound(1);
+  bound[0] = static_cast<T>(t);
+  fill(w, t > 0 && t < 1e30 ? t : 0.5, seed);
+  cuda::threshold(w.data(), dtype_of<W>(), bound.data(), p, out.data(), dtype_of<Out>(), n, nullptr);
+  for (int64_t i = 0; i < n; ++i) check_value(w[i], out[i], static_cast<double>(bound[0]), p, i);
+}
+
+template <class W>
+void check_threshold_in_place(int64_t n) {
+  using T = Compute<W>;
+  const Array<W> w(n, 1), before(n);
+  const Array<T> bound(1);
+  bound[0] = T(0.25);
+  fill(w, 0.25, 7);
+  memcpy(before.data(), w.data(), static_cast<size_t>(n) * sizeof(W));
+  cuda::threshold(w.data(), dtype_of<W>(), bound.data(), 3, w.data(), dtype_of<W>(), n, nullptr);
+  for (int64_t i = 0; i < n; ++i) check_value(before[i], w[i], 0.25, 3, i);
+}
+
+template <class W, class Out>
+void check_thresholds(unsigned seed) {
+  for (const double p : kPowers) {
+    for (const double t : kThresholds) {
+      if (t < 1e-5 && sizeof(W) == 2 && t > 0) continue;
+      check_threshold<W, Out>(517, t, p, 0, 0, seed);
+    }
+  }
+  for (const int64_t n : kSizes) {
+    check_threshold<W, Out>(n, 0.3, 3, 0, 0, seed);
+    check_threshold<W, Out>(n, 0.3, 3, 1, 1, seed);  // aligned from some element on, where the sizes agree
+    check_threshold<W, Out>(n, 0.3, 3, 0, 1, seed);  // never
+  }
+}
+
+template <class G, class W, class Out>
+void check_scale(int64_t n, double t, int64_t offset, bool in_place) {
+  using T = Compute<W>;
+  using Product = decltype(Compute<G>() * T());
+  const Array<G> g(n, offset);
+  const Array<W> w(n, offset);
+  const Array<Out> separate(n, offset);
+  const Array<T> bound(1), scale(1);
+  bound[0] = static_cast<T>(t);
+  scale[0] = T(0.3);
+  fill(g, 1.0, 3);
+  fill(w, t > 0 ? t : 0.5, 4);
+  std::vector<Out> wanted;
+  for (int64_t i = 0; i < n; ++i) {
+    const bool pruned = t > 0 && std::fabs(value_of(w[i])) <= static_cast<double>(bound[0]);
+    const Product value = load<Product>(g[i]);
+    wanted.emplace_back();
+    store(wanted.back(), pruned ? value * static_cast<Product>(scale[0]) : value);
+  }
+  Out* out = in_place ? reinterpret_cast<Out*>(g.data()) : separate.data();
+  cuda::scale_pruned_grad(g.data(), dtype_of<G>(), w.data(), dtype_of<W>(), bound.data(), scale.data(), out,
+                          dtype_of<Out>(), n, nullptr);
+  for (int64_t i = 0; i < n; ++i) {
+    const double y = value_of(out[i]), should = value_of(wanted[static_cast<size_t>(i)]);
+    expect((isnan(y) && isnan(should)) || (y == should && signbit(y) == signbit(should)),
+           "scale %s, %s -> %s T=%g: %a instead of %a, element %ld of %ld", name_of<G>(), name_of<W>(), name_of<Out>(),
+           t, y, should, i, n);
+  }
+}
+
+template <class G, class W, class Out>
+void check_scales() {
+  for (const int64_t n : kSizes) {
+    check_scale<G, W, Out>(n, 0.3, 0, false);
+    check_scale<G, W, Out>(n, 0.3, 1, false);
+    if (std::is_same_v<G, Out>) check_scale<G, W, Out>(n, 0.3, 3, true);
+  }
+  check_scale<G, W, Out>(99, NAN, 0, false);
+  check_scale<G, W, Out>(99, -1.0, 0, false);
+}
+
+template <class W>
+void check_results_of() {
+  check_thresholds<W, Half>(1);
+  check_thresholds<W, BFloat16>(2);
+  check_thresholds<W, float>(3);
+  check_thresholds<W, double>(4);
+  check_threshold_in_place<W>(1003);
+}
+
+}  // namespace
+
+void test_elementwise_once() {
+  check_threshold_in_place<float>(1003);
+  check_threshold<float, BFloat16>(517, 0.3, 3, 1, 1, 5);
+  check_threshold<Half, float>(517, 0.3, 4.5, 0, 0, 6);
+  check_scale<float, float, float>(517, 0.3, 1, true);
+  check_scale<double, float, Half>(517, 0.3, 0, false);
+}
+
+void test_threshold() {
+  check_results_of<Half>();
+  check_results_of<BFloat16>();
+  check_results_of<float>();
+  check_results_of<double>();
+}
+
+void test_scale() {
+  check_scales<float, float, float>();
+  check_scales<BFloat16, float, float>();
+  check_scales<Half, float, float>();
+  check_scales<BFloat16, float, BFloat16>();
+  check_scales<Half, float, Half>();
+  check_scales<BFloat16, BFloat16, BFloat16>();
+  check_scales<Half, Half, Half>();
+  check_scales<double, double, double>();
+  check_scales<double, float, float>();  // by the dtypes as numbers, as all others are
+  check_scales<Half, double, BFloat16>();
+  check_scales<float, BFloat16, Half>();
+}
+
+}  // namespace feather

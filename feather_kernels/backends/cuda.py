@@ -1,0 +1,185 @@
+"""The CUDA C++ backend: ``feather_kernels._cuda`` (csrc/cuda) on NVIDIA GPUs; see docs/design/cuda.md.
+
+The module knows nothing of torch: it takes addresses of device memory, sizes, dtype codes and a stream. The device and
+the stream that are current in torch are taken here. It is optional; importing it touches no driver.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feather_kernels.backends.chunks import Table, group_elements, make_rows, make_tables
+from feather_kernels.backends.cpp import CODES, REBUILD, flatten, incomplete, mismatch, write_back
+
+MODULE = "feather_kernels._cuda"
+
+_cuda: Any = None  # the module, once it was found good
+
+
+# ---------------------------------------------------------------------------------------------- the module
+
+
+def probe(device: torch.device) -> str | None:
+    """None if the module is there and a kernel gives the right result on ``device``, else the reason why not."""
+    if device.type != "cuda":
+        return f"runs CUDA tensors only, not {device.type}"
+    if torch.version.hip is not None:
+        return "needs an NVIDIA GPU, and this torch is built for AMD's"
+    reason = load_module()
+    if reason is not None:
+        return reason
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device (no driver, no GPU, or a torch built for CPUs only)"
+    try:
+        w = torch.tensor([0.5, 2.0], dtype=torch.float32, device=device)
+        t, out = torch.ones((), dtype=torch.float32, device=device), torch.empty_like(w)
+        threshold(w, t, 1.0, out)
+        result = out.tolist()
+    except RuntimeError as error:  # e.g. no kernel image for the device, a driver older than the toolkit
+        return f"its probe kernel failed: {error}; it has machine code for {_cuda.build_info()['architectures']}"
+    return None if result == [0.0, 1.0] else f"its probe kernel gave {result} instead of [0.0, 1.0]"
+
+
+def load_module() -> str | None:
+    """Import the module; None if it is whole and of these sources, else the reason why not."""
+    global _cuda
+    if _cuda is not None:
+        return None
+    spec = importlib.util.find_spec(MODULE)
+    if spec is None or spec.origin is None:
+        return f"is not installed: {MODULE} was not built (no CUDA toolkit at install time, or FEATHER_BUILD=cpu)"
+    reason = incomplete(Path(spec.origin))
+    if reason is None:
+        try:
+            module = importlib.import_module(MODULE)
+        except ImportError as error:
+            reason = f"cannot be loaded: {error}"
+        else:
+            reason = mismatch(module, "cuda")
+    if reason is not None:
+        return f"{spec.origin} {reason}; {REBUILD}"
+    _cuda = module
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- device and stream
+
+
+def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
+    """``op`` with the device of ``out``, its last argument, as the current one, and torch's current stream of it."""
+
+    @wraps(op)
+    def run(*arguments: Any) -> None:
+        device = arguments[-1].device
+        if device.type != "cuda":  # tests, in which the launches are executed on the CPU
+            op(*arguments, stream=0)
+        else:
+            with torch.cuda.device(device):
+                op(*arguments, stream=torch.cuda.current_stream(device).cuda_stream)
+
+    return run
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
+# ---------------------------------------------------------------------------------------------- elementwise ops
+
+
+@on_its_device
+def threshold(w: Tensor, t: Tensor, p: float, out: Tensor, *, stream: int) -> None:
+    """Fill ``out`` with P(w)."""
+    flat_out, flat_w = flatten(out, w)
+    _cuda.threshold(
+        flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype], w.numel(), t.data_ptr(), p, stream
+    )  # fmt: skip
+    write_back(flat_out, out)
+
+
+@on_its_device
+def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor, *, stream: int) -> None:
+    """Fill ``out`` with the scaled gradient."""
+    flat_out, flat_g, flat_w = flatten(out, g, w)
+    _cuda.scale_pruned_grad(
+        flat_g.data_ptr(), CODES[g.dtype], flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype],
+        w.numel(), t.data_ptr(), grad_scale.data_ptr(), stream,
+    )  # fmt: skip
+    write_back(flat_out, out)
+
+
+# ---------------------------------------------------------------------------------------------- selection, counts
+
+
+@on_its_device
+def magnitude_select(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    rank: Tensor,
+    scales: Tensor | None,
+    caps: Tensor | None,
+    hint: Tensor | None,
+    out: Tensor,
+    *,
+    stream: int,
+) -> None:
+    """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
+    wide, group_count = out.dtype == torch.float64, rank.numel()
+    rank, scales, caps, hint = rank.contiguous(), _contiguous(scales), _contiguous(caps), _contiguous(hint)
+    rows = make_rows(tuple(groups), group_count, caps is not None, rank.device)
+    tables = make_tables(weights, rows.of_tensor, _cuda.CHUNK)
+    elements = None
+    if hint is not None and caps is None:
+        elements = group_elements(tuple(w.numel() for w in weights), tuple(groups), group_count, rank.device)
+    row_count = rows.groups.numel()
+    scratch = rank.new_zeros(_cuda.scratch_size(wide, group_count, row_count, _address(caps), _address(hint)))
+    _cuda.magnitude_select(
+        _addresses(tables), wide, group_count, row_count, rank.data_ptr(), rows.starts.data_ptr(),
+        rows.groups.data_ptr(), rows.tensors.data_ptr(), _address(elements), _address(scales), _address(caps),
+        _address(hint), scratch.data_ptr(), out.data_ptr(), stream,
+    )  # fmt: skip
+
+
+@on_its_device
+def magnitude_histogram(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    prefix: Tensor,
+    shift: int,
+    bits: int,
+    scales: Tensor | None,
+    out: Tensor,
+    *,
+    stream: int,
+) -> None:
+    """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
+    out.zero_()
+    prefix, scales, tables = prefix.contiguous(), _contiguous(scales), make_tables(weights, groups, _cuda.CHUNK)
+    _cuda.magnitude_histogram(
+        _addresses(tables), _address(scales), prefix.data_ptr(), shift, bits, out.data_ptr(), stream
+    )
+
+
+@on_its_device
+def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor, *, stream: int) -> None:
+    """Fill ``out`` (L,) with the number of pruned elements of each weight."""
+    out.zero_()
+    values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
+    tables = make_tables(weights, range(len(weights)), _cuda.CHUNK)
+    _cuda.count_pruned(_addresses(tables), values.data_ptr(), values.dtype == torch.float64, out.data_ptr(), stream)
+
+
+def _addresses(tables: Sequence[Table]) -> list[tuple[int, int, int]]:
+    return [(table.chunks.data_ptr(), len(table.chunks), CODES[table.dtype]) for table in tables]

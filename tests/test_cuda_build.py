@@ -1,0 +1,240 @@
+"""Ring 6: feather_kernels._cuda built by nvcc for every architecture, looked into and loaded without a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import feather_kernels as fk
+from feather_kernels._version import __version__
+from feather_kernels.backends import cpp, cuda
+from feather_kernels.ops import dispatch
+
+ROOT = Path(__file__).parent.parent
+ARCHITECTURES = ("80", "90", "100", "120")
+VECTORISED = ("threshold_kernel", "scale_kernel")
+READING = ("histogram_kernel", "bracket_kernel", "smallest_above_kernel", "count_kernel")
+NO_GPU = not torch.cuda.is_available()
+CUDA = torch.device("cuda", 0)
+
+
+def nvcc() -> str:
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+    if found is None:
+        pytest.skip("no nvcc")
+    return found
+
+
+def configure(folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
+    pybind11 = importlib.util.find_spec("pybind11")
+    if shutil.which("cmake") is None or shutil.which("ninja") is None:
+        pytest.skip("no cmake or no ninja")
+    if pybind11 is None or pybind11.origin is None:
+        pytest.skip("pybind11 is not installed")
+    options = {
+        "FEATHER_CUDA": "ON",
+        "FEATHER_PYTHON": "ON",
+        "FEATHER_TESTS": "OFF",
+        "Python_EXECUTABLE": sys.executable,
+        "pybind11_DIR": str(Path(pybind11.origin).parent / "share" / "cmake" / "pybind11"),
+        **options,
+    }
+    given = [f"-D{key}={value}" for key, value in options.items()]
+    return run("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *given)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+
+
+@pytest.fixture(scope="module")
+def build() -> Path:
+    """Folder with the module and the build's log; made once for each state of the sources."""
+    compiler = nvcc()
+    folder = ROOT / "build" / f"cuda-{cpp.source_hash(ROOT, 'cuda')}"[:27]
+    log = folder / "ptxas.log"
+    if not log.exists():
+        configured = configure(folder, FEATHER_NVCC=compiler, CMAKE_CUDA_FLAGS="-Xptxas=-v")
+        assert configured.returncode == 0, configured.stderr
+        built = run("cmake", "--build", folder, "--target", "_cuda", "-j2")
+        assert built.returncode == 0, built.stdout + built.stderr
+        log.write_text(built.stdout + built.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def module_path(build: Path) -> Path:
+    (path,) = build.glob("_cuda.*.so")
+    return path
+
+
+def kernels(log: str) -> Iterator[tuple[str, str, int, int]]:
+    """(kernel, architecture, registers, bytes of spills and stack) of each entry in ptxas's report."""
+    entry = re.compile(
+        r"Compiling entry function '(\w+)' for 'sm_(\d+)'.*?"
+        r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers",
+        re.DOTALL,
+    )
+    for name, architecture, stack, stores, loads, registers in entry.findall(log):
+        yield name, architecture, int(registers), int(stack) + int(stores) + int(loads)
+
+
+def test_registers_and_spills(build: Path) -> None:
+    found = list(kernels((build / "ptxas.log").read_text()))
+    names = {name for name, *_ in found}
+    assert len(names) > 50
+    assert {(name, architecture) for name, architecture, *_ in found} == {
+        (name, architecture) for name in names for architecture in ARCHITECTURES
+    }
+    assert not [kernel for kernel in found if kernel[2] > 64]
+    assert not [kernel for kernel in found if kernel[3] > 0]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_accesses_of_16_bytes(module_path: Path, architecture: str) -> None:
+    sass = run(disassembler(), "-sass", "-arch", f"sm_{architecture}", module_path).stdout
+    functions = {body.split("\n", 1)[0].strip(): body for body in sass.split("Function : ")[1:]}
+    assert len(functions) > 50
+    for name, body in functions.items():
+        assert not re.search(r"\b(LDL|STL)\b", body), f"{name} uses local memory"
+        copies = any(f"{len(kernel)}{kernel}I" in name for kernel in VECTORISED)
+        if copies or any(f"{len(kernel)}{kernel}I" in name for kernel in READING):
+            assert re.search(r"\bLDG\.E\.128", body), f"{name} loads no 16 bytes"
+        if copies:
+            assert re.search(r"\bSTG\.E\.128", body), f"{name} stores no 16 bytes"
+    for kernel in (*VECTORISED, *READING):
+        assert any(f"{len(kernel)}{kernel}I" in name for name in functions), f"no {kernel}"
+
+
+def test_machine_code_for_each_architecture_and_ptx_of_the_newest(module_path: Path) -> None:
+    elf = run(disassembler(), "-lelf", module_path).stdout
+    assert set(re.findall(r"sm_(\d+)\.cubin", elf)) == set(ARCHITECTURES)
+    ptx = run(disassembler(), "-lptx", module_path).stdout
+    assert set(re.findall(r"sm_(\d+)\.ptx", ptx)) == {ARCHITECTURES[-1]}
+
+
+def disassembler() -> Path:
+    """The cuobjdump of the toolkit or of triton."""
+    on_path = shutil.which("cuobjdump")
+    if on_path is not None:
+        return Path(on_path)
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        pytest.skip("no cuobjdump")
+    return Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+LOAD = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("feather_kernels._cuda", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+info = module.build_info()
+print(info["version"], info["source_hash"], info["compiler"], info["architectures"], sep="|")
+module.threshold(0, 2, 0, 2, 0, 0, 3.0, 0)  # nothing to do: no launch
+loaded = open("/proc/self/maps").read()
+print("driver" if "libcuda.so" in loaded else "", "runtime" if "libcudart" in loaded else "")
+"""
+
+
+def test_loads_and_reports_itself_without_a_driver(module_path: Path) -> None:
+    done = run(sys.executable, "-c", LOAD, module_path)
+    assert done.returncode == 0, done.stderr
+    report, libraries = done.stdout.splitlines()
+    version, sources, compiler, architectures = report.split("|")
+    assert (version, sources) == (__version__, cpp.source_hash(ROOT, "cuda"))
+    assert re.fullmatch(r"nvcc \d+\.\d+.*", compiler)
+    assert [name.removesuffix("-real") for name in architectures.split()] == list(ARCHITECTURES)
+    assert not libraries.strip(), "the runtime is linked in, and the driver not touched"
+
+
+@pytest.fixture
+def module(module_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The built module in its place in the backend."""
+    from cuda_module import load
+
+    loaded = load(str(module_path))
+    monkeypatch.setattr(cuda, "_cuda", loaded)
+    return loaded
+
+
+@pytest.mark.skipif(not NO_GPU, reason="a GPU is there")
+def test_a_failed_launch_names_the_op(module: SimpleNamespace) -> None:
+    with pytest.raises(RuntimeError, match=r"^threshold: CUDA error cudaError\w+: "):
+        module.threshold(16, 2, 16, 2, 4, 16, 3.0, 0)
+
+
+def test_arguments_are_checked(module: SimpleNamespace) -> None:
+    with pytest.raises(ValueError, match="dtype code of w must be in"):
+        module.threshold(16, 7, 16, 2, 4, 16, 3.0, 0)
+    with pytest.raises(ValueError, match=r"power must be at least 1, got 0\.5"):
+        module.threshold(16, 2, 16, 2, 4, 16, 0.5, 0)
+    with pytest.raises(ValueError, match=r"bits must be in \[1, 16\]"):
+        module.magnitude_histogram([], 0, 0, 0, 17, 0, 0)
+
+
+def test_probe_says_why(module: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cuda.probe(torch.device("cpu")) == "runs CUDA tensors only, not cpu"
+    if NO_GPU:
+        assert "torch finds no CUDA device" in str(cuda.probe(CUDA))
+    monkeypatch.setattr(torch.version, "hip", "6.0")
+    assert "AMD" in str(cuda.probe(CUDA))
+
+
+def test_probe_names_a_missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_cuda", None)
+    monkeypatch.setattr(cuda, "MODULE", "feather_kernels._no_such_module")
+    assert str(cuda.probe(CUDA)).startswith("is not installed: feather_kernels._no_such_module was not built")
+
+
+def test_a_module_of_other_sources_is_refused() -> None:
+    stranger = SimpleNamespace(build_info=lambda: {"version": __version__, "source_hash": "0" * 64})
+    assert "was built from other sources (000000000000)" in str(cpp.mismatch(stranger, "cuda"))
+
+
+def test_named_backend_raises_where_it_cannot_run() -> None:
+    w, t = torch.ones(3), torch.tensor(0.5)
+    with fk.use_backend("cuda"), pytest.raises(fk.BackendUnavailableError, match="cuda: runs CUDA tensors only"):
+        torch.ops.feather_kernels.threshold(w, t, 3.0)
+    if NO_GPU:
+        with fk.use_backend("cuda"), pytest.raises(fk.BackendUnavailableError, match="backend 'cuda' cannot run"):
+            dispatch.backend_for(CUDA)
+
+
+def test_fake_cuda_tensors_need_no_gpu() -> None:
+    with FakeTensorMode(), fk.use_backend("cuda"):
+        w = torch.empty(8, 3, device="cuda", dtype=torch.float32)
+        t = torch.empty((), device="cuda")
+        y = torch.ops.feather_kernels.threshold(w, t, 3.0, out_dtype=torch.bfloat16)
+        counts = torch.ops.feather_kernels.count_pruned([w], [t])
+    assert (y.device.type, y.dtype, y.shape) == ("cuda", torch.bfloat16, (8, 3))
+    assert (counts.device.type, counts.dtype) == ("cuda", torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exit 1", "does not say where its own is"),
+        ('case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "release 11.8,";; esac', "needs CUDA 12.8 or later"),
+    ],
+)
+def test_a_wrong_toolkit_is_one_clear_sentence(tmp_path: Path, script: str, words: str) -> None:
+    fake = tmp_path / "nvcc"
+    fake.write_text(f"#!/bin/sh\n{script}\n")
+    fake.chmod(0o755)
+    done = configure(tmp_path / "build", FEATHER_NVCC=str(fake))
+    assert done.returncode != 0
+    assert words in " ".join(done.stderr.split())
+    assert done.stderr.count("CMake Error") == 1
