@@ -19,7 +19,6 @@ ops = torch.ops.feather_kernels
 
 def eager_form(function: type[Function]) -> Callable[..., Any]:
     """``function.apply`` at the call cost of a ctx-style Function, where no functorch transform is active."""
-
     forward, setup_context = function.forward, function.setup_context
 
     class Eager(Function):

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.resident import resident
+
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
-TABLES_KEPT = 16
 
 
 class Table(NamedTuple):
@@ -35,27 +35,42 @@ class Rows(NamedTuple):
 def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> list[Table]:
     """The tables of a list of tensors with the row of each, in chunks of that many elements.
 
-    Layouts that are not dense are copied once. Chunks are cached by what stands in them, so that a training step
-    uploads nothing after the first.
+    Layouts that are not dense are copied once.
     """
     flat = [_dense(w) for w in weights]
     tables = []
-    for dtype in dict.fromkeys(w.dtype for w in flat):
+    for dtype in dict.fromkeys(w.dtype for w in flat if w.numel()):
         members = [(index, w) for index, w in enumerate(flat) if w.dtype == dtype and w.numel()]
-        key = (chunk, *((w.device, w.data_ptr(), w.numel(), dtype, rows[index], index) for index, w in members))
-        chunks = _cached.pop(key, None)
-        if members and chunks is None:
-            entries = torch.cat([_chunks_of(w, rows[index], index, chunk) for index, w in members])
-            chunks = upload(entries, weights[0].device)
-        if chunks is not None:
-            _cached[key] = chunks
-            tables.append(Table(chunks, dtype, [w for _, w in members]))
-    while len(_cached) > TABLES_KEPT:
-        _cached.popitem(last=False)
+        key = ("chunks", chunk, dtype, *((w.data_ptr(), w.numel(), rows[index], index) for index, w in members))
+        chunks = resident(key, weights[0].device, partial(_chunks, members, rows, chunk))
+        tables.append(Table(chunks, dtype, [w for _, w in members]))
     return tables
 
 
-_cached: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
+    """The rows of a list of tensors with these groups."""
+    if not capped:
+        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1))
+        return Rows(groups, numbers, numbers[:-1], numbers[:-1])
+    tensors = sorted(range(len(groups)), key=lambda index: groups[index])
+    starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
+    groups_of_rows = [groups[index] for index in tensors]
+    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(starts + groups_of_rows + tensors))
+    row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
+    of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
+    return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
+
+
+def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count: int, device: torch.device) -> Tensor:
+    """int64 (G,): elements of each group."""
+    elements = [0] * group_count
+    for w, group in zip(weights, groups, strict=True):
+        elements[group] += w.numel()
+    return resident(("elements", *elements), device, lambda: torch.tensor(elements))
+
+
+def _chunks(members: Sequence[tuple[int, Tensor]], rows: Sequence[int], chunk: int) -> Tensor:
+    return torch.cat([_chunks_of(w, rows[index], index, chunk) for index, w in members])
 
 
 def _chunks_of(w: Tensor, row: int, index: int, chunk: int) -> Tensor:
@@ -68,30 +83,3 @@ def _chunks_of(w: Tensor, row: int, index: int, chunk: int) -> Tensor:
 def _dense(w: Tensor) -> Tensor:
     strides = w.stride()
     return w.detach().permute(sorted(range(w.dim()), key=lambda d: (-strides[d], d))).contiguous()
-
-
-@lru_cache(maxsize=TABLES_KEPT)
-def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
-    """The rows of a list of tensors with these groups."""
-    if not capped:
-        numbers = upload(torch.arange(group_count + 1), device)
-        return Rows(groups, numbers, numbers[:-1], numbers[:-1])
-    tensors = sorted(range(len(groups)), key=lambda index: groups[index])
-    row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
-    sizes = [groups.count(group) for group in range(group_count)]
-    starts = torch.tensor([0, *accumulate(sizes)])
-    groups_of_rows = torch.tensor([groups[index] for index in tensors])
-    of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
-    return Rows(of_tensor, *(upload(part, device) for part in (starts, groups_of_rows, torch.tensor(tensors))))
-
-
-@lru_cache(maxsize=TABLES_KEPT)
-def group_elements(numels: tuple[int, ...], groups: tuple[int, ...], group_count: int, device: torch.device) -> Tensor:
-    """int64 (G,): elements of each group."""
-    sizes = torch.zeros(group_count, dtype=torch.int64)
-    return upload(sizes.index_add_(0, torch.tensor(groups), torch.tensor(numels)), device)
-
-
-def upload(table: Tensor, device: torch.device) -> Tensor:
-    """A table from the host on the device, without waiting for it."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)

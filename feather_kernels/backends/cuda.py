@@ -142,7 +142,7 @@ def magnitude_select(
     tables = make_tables(weights, rows.of_tensor, _cuda.CHUNK)
     elements = None
     if hint is not None and caps is None:
-        elements = group_elements(tuple(w.numel() for w in weights), tuple(groups), group_count, rank.device)
+        elements = group_elements(weights, groups, group_count, rank.device)
     row_count = rows.groups.numel()
     scratch = rank.new_zeros(_cuda.scratch_size(wide, group_count, row_count, _address(caps), _address(hint)))
     _cuda.magnitude_select(

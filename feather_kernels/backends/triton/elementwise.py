@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from feather_kernels.backends.resident import resident
 from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
-from feather_kernels.backends.triton.resident import resident
 
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
 WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers

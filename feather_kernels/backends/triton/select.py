@@ -5,14 +5,13 @@ programs of groups that are done exit at once.
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from feather_kernels.backends.chunks import group_elements, make_rows
 from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import table
 from feather_kernels.backends.triton.bracket import try_bracket
@@ -23,20 +22,10 @@ from feather_kernels.backends.triton.radix_passes import (
     scan_kernel,
     smallest_above_kernel,
 )
-from feather_kernels.backends.triton.resident import resident
 from feather_kernels.backends.triton.table import BLOCK, LOOP, computed
 
 KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
-
-
-class Rows(NamedTuple):
-    """Histogram rows: one a group, or (capped) one a tensor, numbered so that those of a group follow each other."""
-
-    of_tensor: tuple[int, ...]
-    starts: Tensor  # int64 (G + 1), on the device: first row of each group
-    groups: Tensor  # int64 (R,): group of each row
-    tensors: Tensor  # int64 (R,): tensor of each row, of use where every row is one
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -97,25 +86,3 @@ def write_values(keys: Tensor, out: Tensor) -> None:
     dtype = tl.float64 if out.dtype == torch.float64 else tl.float32
     grid = (triton.cdiv(out.numel(), VALUES_BLOCK),)
     value_kernel[grid](keys, out, out.numel(), DTYPE=dtype, NAN_KEY=NAN_KEY[out.dtype], BLOCK=VALUES_BLOCK, **COMPILE)
-
-
-def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
-    """The rows of a list of tensors with these groups."""
-    if not capped:
-        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1))
-        return Rows(groups, numbers, numbers[:-1], numbers[:-1])
-    tensors = sorted(range(len(groups)), key=lambda index: groups[index])
-    starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
-    groups_of_rows = [groups[index] for index in tensors]
-    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(starts + groups_of_rows + tensors))
-    row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
-    of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
-    return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
-
-
-def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count: int, device: torch.device) -> Tensor:
-    """int64 (G,): elements of each group."""
-    elements = [0] * group_count
-    for w, group in zip(weights, groups, strict=True):
-        elements[group] += w.numel()
-    return resident(("elements", *elements), device, lambda: torch.tensor(elements))

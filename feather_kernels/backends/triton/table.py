@@ -5,7 +5,6 @@ misaligned tensors are read under a mask. Tensors of another storage dtype have 
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,12 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.triton.resident import resident
+from feather_kernels.backends import chunks
 
 BLOCK = 1024
 LOOP = 8  # blocks a program
 CHUNK = BLOCK * LOOP
-COLUMNS = 5  # of the table: address, elements, whether 16 divides the address, row, index of the tensor
 STORED = {
     torch.float16: tl.float16,
     torch.bfloat16: tl.bfloat16,
@@ -36,9 +34,9 @@ class Table(NamedTuple):
 
 
 @triton.jit
-def load_chunk(chunks):
+def load_chunk(table):
     """(address, aligned, elements, row, index) of this program's chunk."""
-    entry = chunks + tl.program_id(0).to(tl.int64) * 5
+    entry = table + tl.program_id(0).to(tl.int64) * 5
     address, elements, aligned = tl.load(entry), tl.load(entry + 1).to(tl.int32), tl.load(entry + 2)
     return address, aligned, elements, tl.load(entry + 3), tl.load(entry + 4)
 
@@ -82,30 +80,8 @@ def load_keys(
 
 def make_tables(weights: Sequence[Tensor], rows: Sequence[int]) -> list[Table]:
     """The tables of a list of tensors with the row of each; layouts that are not dense are copied once."""
-    flat = [_dense(w) for w in weights]
-    tables = []
-    for dtype in dict.fromkeys(w.dtype for w in flat if w.numel()):
-        members = [(index, w) for index, w in enumerate(flat) if w.dtype == dtype and w.numel()]
-        key = ("chunks", dtype, *((w.data_ptr(), w.numel(), rows[index], index) for index, w in members))
-        chunks = resident(key, weights[0].device, partial(_chunks, members, rows))
-        tables.append(Table(chunks, STORED[dtype], [w for _, w in members]))
-    return tables
-
-
-def _chunks(members: Sequence[tuple[int, Tensor]], rows: Sequence[int]) -> Tensor:
-    return torch.cat([_chunks_of(w, rows[index], index) for index, w in members])
-
-
-def _chunks_of(w: Tensor, row: int, index: int) -> Tensor:
-    starts = torch.arange(0, w.numel(), CHUNK)
-    addresses = w.data_ptr() + starts * w.element_size()
-    constant = [torch.full_like(starts, value) for value in (w.data_ptr() % 16 == 0, row, index)]
-    return torch.stack([addresses, (w.numel() - starts).clamp_max(CHUNK), *constant], 1)
-
-
-def _dense(w: Tensor) -> Tensor:
-    strides = w.stride()
-    return w.detach().permute(sorted(range(w.dim()), key=lambda d: (-strides[d], d))).contiguous()
+    made = chunks.make_tables(weights, rows, CHUNK)
+    return [Table(part.chunks, STORED[part.dtype], part.kept) for part in made]
 
 
 def computed(stored: tl.dtype) -> tl.dtype:
