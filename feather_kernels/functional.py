@@ -48,17 +48,20 @@ def threshold(
     Raises:
         ValueError, TypeError: an argument is outside of what is stated above; the message names it.
     """
+    if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
+        schema.check_weight("weight", weight)
+        threshold = _scalar("threshold", threshold, weight)
     check_constant("threshold", threshold)
-    schema.check_weight("weight", weight)
-    if not isinstance(grad_scale, Tensor):
+    if type(power) is not float or not power >= 1:
+        schema.check_power(power)
+    if isinstance(grad_scale, Tensor):
+        check_constant("grad_scale", grad_scale)
+        schema.check_threshold("grad_scale", grad_scale, weight)
+        return autograd.threshold(weight, threshold, grad_scale, float(power), out_dtype)
+    if type(grad_scale) is not float or grad_scale != 1:
         check_grad_scale(grad_scale)
-    scale = (
-        None if isinstance(grad_scale, float | int) and grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
-    )
-    check_constant("grad_scale", scale)
-    schema.check_power(power)
-    t = _scalar("threshold", threshold, weight)
-    return autograd.threshold(weight, t, scale, float(power), out_dtype)
+    scale = None if grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
+    return autograd.threshold(weight, threshold, scale, float(power), out_dtype)
 
 
 @torch.no_grad()

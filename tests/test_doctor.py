@@ -54,13 +54,14 @@ def test_doctor_prints_every_device_with_its_backends(capsys):
 
 
 def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
-    monkeypatch.setitem(dispatch.BACKENDS, "abacus", "feather_kernels.backends.abacus")
+    monkeypatch.setitem(dispatch.BACKENDS, "abacus", "abacus_of_nowhere")
     monkeypatch.setitem(dispatch.ORDER, "cpu", ("abacus", "reference"))
     lines = section(doctor(capsys), "cpu").splitlines()
     assert lines[1].startswith("  abacus: is not installed: No module named")
     assert lines[2:] == ["  reference: available", "  chosen: reference"]
 
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "abacus")
+    dispatch.reset()
     output = doctor(capsys)
     assert "FEATHER_KERNELS_BACKEND = 'abacus'" in output
     assert section(output, "cpu").splitlines()[-1].startswith("  chosen: none: backend 'abacus' cannot run on cpu")
@@ -69,11 +70,13 @@ def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
 def test_doctor_prints_the_variable(capsys, monkeypatch):
     assert "FEATHER_KERNELS_BACKEND is not set" in doctor(capsys)
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "reference")
+    dispatch.reset()
     assert "FEATHER_KERNELS_BACKEND = 'reference'" in doctor(capsys)
 
 
 def test_an_unknown_backend_is_one_line(capsys, monkeypatch):
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "slide-rule")
+    dispatch.reset()
     assert cli.main(["doctor"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
@@ -123,7 +126,7 @@ def test_a_wrong_command_is_one_line(capsys, arguments, words):
 def test_warmup_that_cannot_run_gives_the_reason(capsys, monkeypatch, dtypes):
     """On a CPU: Triton's own reason, and none of its modules is imported where it is not installed."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setitem(dispatch.BACKENDS, "triton", "feather_kernels.backends.abacus")
+    monkeypatch.setitem(dispatch.BACKENDS, "triton", "abacus_of_nowhere")
     assert cli.main(["warmup", *dtypes]) == 1
     output = capsys.readouterr()
     assert output.out == ""

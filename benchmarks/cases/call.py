@@ -21,22 +21,23 @@ FORWARD, BOTH = "forward, 1,024 weights", "forward and backward, 1,024 weights"
 LIMIT = "empty Function"
 
 _library = torch.library.Library("feather_benchmarks", "DEF")
-_library.define("empty(Tensor w) -> Tensor")
-_library.impl("empty", torch.empty_like, "CompositeExplicitAutograd")
+_library.define("empty(Tensor w, Tensor t) -> Tensor")
+_library.impl("empty", lambda w, t: torch.empty_like(w), "CompositeExplicitAutograd")  # noqa: ARG005
 
 
 class EmptyFunction(torch.autograd.Function):
-    """The least that a differentiable op defined in Python costs: an op that only allocates."""
+    """The least that a differentiable op of a weight and a threshold costs in Python: it saves both and allocates."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, weight: Tensor, t: Tensor) -> Tensor:
         """A tensor like the weight, uninitialised."""
-        return torch.ops.feather_benchmarks.empty.default(weight)
+        ctx.save_for_backward(weight, t)
+        return torch.ops.feather_benchmarks.empty.default(weight, t)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         """The gradient itself."""
-        return gradient
+        return gradient, None
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Data:
 
 
 def trials(setting: Setting) -> Iterator[Trial]:
-    """The forward alone, and with its backward; the op without a Function in the former."""
+    """The forward alone, at grad_scale 1, and with its backward; the op without a Function in the former."""
     for operation in (FORWARD, BOTH):
         variants: dict[str, Any] = {LIMIT: empty, **backends.ours(setting.device, ours)}
         if operation == FORWARD:
@@ -76,14 +77,16 @@ def prepare_call(setting: Setting, backward: bool) -> Data:
 
 def empty(data: Data) -> Variant:
     """The limit."""
-    return Variant(_repeat(data, lambda: EmptyFunction.apply(data.weight)), 8 * COUNT * CALLS, accept, calls=CALLS)
+    return Variant(_repeat(data, lambda: EmptyFunction.apply(data.weight, data.t)), 8 * COUNT * CALLS, accept, calls=CALLS)
 
 
 def ours(data: Data, backend: str) -> Variant:
     """``fk.functional.threshold``."""
 
     def call() -> Tensor:
-        return fk.functional.threshold(data.weight, data.t, POWER, data.grad_scale)
+        if data.backward:
+            return fk.functional.threshold(data.weight, data.t, POWER, data.grad_scale)
+        return fk.functional.threshold(data.weight, data.t)
 
     return _with_backend(_repeat(data, call), backend, data)
 

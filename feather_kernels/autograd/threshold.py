@@ -36,10 +36,12 @@ def eager_form(function: type[Function]) -> Callable[..., Any]:
 
     Eager.__name__ = function.__name__
 
+    transforms_active, apply_function, apply_eager = (
+        torch._C._are_functorch_transforms_active, function.apply, Eager.apply,
+    )  # fmt: skip
+
     def apply(*args: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            return function.apply(*args)
-        return Eager.apply(*args)
+        return apply_function(*args) if transforms_active() else apply_eager(*args)
 
     return apply
 
@@ -57,6 +59,8 @@ class Threshold(Function):
     def forward(
         weight: Tensor, threshold: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
     ) -> Tensor:
+        if out_dtype is None:
+            return ops.threshold.default(weight, threshold, power)
         return ops.threshold.default(weight, threshold, power, out_dtype=out_dtype)
 
     @staticmethod

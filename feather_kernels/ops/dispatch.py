@@ -88,11 +88,13 @@ _lock = threading.RLock()  # of the state below; a probe may itself call ops
 _named: list[str] = []  # process-wide, because autograd runs backward passes in threads of its own
 _probed: dict[tuple[str, torch.device], str | None] = {}
 _chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
+_in_force: str | None = None  # what requested() said last; None where that may have changed
 
 
 def backend_for(device: torch.device) -> Backend:
     """The backend that runs ops on ``device``; raises BackendUnavailableError if there is none."""
-    return _choice(device)[1]
+    choice = _chosen.get((_in_force, device))  # type: ignore[arg-type]  # every op comes here: one look
+    return (choice or _choice(device))[1]
 
 
 def chosen_name(device: torch.device) -> str:
@@ -101,9 +103,16 @@ def chosen_name(device: torch.device) -> str:
 
 
 def requested() -> str:
-    """The backend asked for by name, or ``auto``; raises ValueError for a name that no backend has."""
-    named = _named[-1:]  # one reading: another thread may leave its block meanwhile
-    return named[0] if named else check_name(os.environ.get(ENVIRONMENT_VARIABLE) or AUTO, ENVIRONMENT_VARIABLE)
+    """The backend asked for by name, or ``auto``; raises ValueError for a name that no backend has.
+
+    The environment is read at the first call, and again after ``reset`` or a ``use_backend`` block.
+    """
+    global _in_force
+    with _lock:
+        if _in_force is None:
+            variable = os.environ.get(ENVIRONMENT_VARIABLE) or AUTO
+            _in_force = _named[-1] if _named else check_name(variable, ENVIRONMENT_VARIABLE)
+        return _in_force
 
 
 @contextmanager
@@ -117,13 +126,16 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: no backend has that name.
         BackendUnavailableError: when an op runs on a device where the named backend cannot.
     """
+    global _in_force
     with _lock:
         _named.append(check_name(name, "backend"))
+        _in_force = None
     try:
         yield
     finally:
         with _lock:
             _named.pop()
+            _in_force = None
 
 
 def availability(device: torch.device) -> dict[str, str | None]:
@@ -140,9 +152,11 @@ def check_name(name: str, argument: str) -> str:
 
 def reset() -> None:
     """Forget what was probed and chosen, e.g. after a change of the backend table or the environment."""
+    global _in_force
     with _lock:
         _probed.clear()
         _chosen.clear()
+        _in_force = None
 
 
 def _choice(device: torch.device) -> tuple[str, Backend]:

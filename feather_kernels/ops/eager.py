@@ -24,30 +24,31 @@ class CallRecord:
     threshold of its own; so this is how a sparsifier finds layers whose weight is read without their forward.
     """
 
-    _active: ClassVar[list[CallRecord]] = []
+    active: ClassVar[list[CallRecord]] = []
 
     def __init__(self) -> None:
         self.addresses: set[int] = set()
 
     def start(self) -> None:
         """Begin to record."""
-        self._active.append(self)
+        self.active.append(self)
 
     def stop(self) -> None:
         """Record no more; stopping twice is harmless."""
-        if self in self._active:
-            self._active.remove(self)
+        if self in self.active:
+            self.active.remove(self)
 
     @classmethod
     def add(cls, t: Tensor) -> None:
         """Note a call with threshold ``t``."""
-        for record in cls._active:
+        for record in cls.active:
             record.addresses.add(t.data_ptr())
 
 
 def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:
     out = schema.threshold(w, t, p, out_dtype=out_dtype)
-    CallRecord.add(t)
+    if CallRecord.active:
+        CallRecord.add(t)
     if out.numel():
         backend_for(w.device).threshold(w, t, p, out)
     return out
