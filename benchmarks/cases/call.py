@@ -77,7 +77,8 @@ def prepare_call(setting: Setting, backward: bool) -> Data:
 
 def empty(data: Data) -> Variant:
     """The limit."""
-    return Variant(_repeat(data, lambda: EmptyFunction.apply(data.weight, data.t)), 8 * COUNT * CALLS, accept, calls=CALLS)
+    calls = _repeat(data, lambda: EmptyFunction.apply(data.weight, data.t))
+    return Variant(calls, 8 * COUNT * CALLS, accept, calls=CALLS)
 
 
 def ours(data: Data, backend: str) -> Variant:

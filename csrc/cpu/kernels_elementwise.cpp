@@ -30,15 +30,6 @@ void convert(const W* w, Out* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(out[i], load<Compute<W>>(w[i]));
 }
 
-template <class Out>
-struct IsCoarse {
-  static constexpr bool value = false;
-};
-template <>
-struct IsCoarse<BFloat16> {
-  static constexpr bool value = true;
-};
-
 template <class W, class Out, int P>
 void threshold(const void* w_data, void* out_data, int64_t n, double t_wide) {
   using T = Compute<W>;
@@ -57,7 +48,7 @@ void threshold(const void* w_data, void* out_data, int64_t n, double t_wide) {
     prefetch<1>(out, end, n);
     FEATHER_SIMD
     for (int64_t i = start; i < end; ++i) {
-      store(out[i], threshold_positive<P, IsCoarse<Out>::value && sizeof(T) == 4>(load<T>(w[i]), constants));
+      store(out[i], threshold_positive<P>(load<T>(w[i]), constants));
     }
   }
 }

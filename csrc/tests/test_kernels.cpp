@@ -54,11 +54,7 @@ Buffer weights_of(DType dtype) {
   return buffer;
 }
 
-// A bfloat16 result of float arithmetic comes from the coarse cube root.
 double scalar_threshold(double w, DType dtype, double p, DType out_dtype) {
-  if (p == 3 && !is_wide(dtype) && out_dtype == DType::kBFloat16) {
-    return threshold_positive<3, true>(static_cast<float>(w), make_threshold(kT));
-  }
   const auto run = [&](auto weight) -> double {
     using T = decltype(weight);
     const Threshold<T> t = make_threshold(static_cast<T>(kT));

@@ -55,7 +55,7 @@ COMPUTE_DTYPE = {dtype: compute_dtype(dtype) for dtype in WEIGHT_DTYPES}
 
 
 def fits(w: Tensor, t: Tensor) -> bool:
-    """Whether ``check_weight`` and ``check_threshold`` pass: the common case of every call, at a third of their time."""
+    """Whether ``check_weight`` and ``check_threshold`` pass, in a third of their time: every call asks."""
     return t.dtype is COMPUTE_DTYPE.get(w.dtype) and t.dim() == 0 and w.layout is torch.strided and t.device == w.device
 
 

@@ -114,14 +114,6 @@ FEATHER_HOST_DEVICE float cube_root(float z) {
   return y + (z - y * y * y) * (0.33333334f * u);
 }
 
-// z^(1/3) to 8e-5, a fiftieth of bfloat16's ulp.
-FEATHER_HOST_DEVICE float coarse_cube_root(float z) {
-  const float t = inverse_cube_root_start(z);
-  return z * (t * t);
-}
-
-FEATHER_HOST_DEVICE double coarse_cube_root(double z) { return coarse_cube_root(static_cast<float>(z)); }
-
 // cube_root for z in float's range, with a third-order step t += t e (1/3 + 2/9 e), e = 1 - z t^3, in double.
 FEATHER_HOST_DEVICE double cube_root(double z) {
   double t = inverse_cube_root_start(static_cast<float>(z));
@@ -137,8 +129,8 @@ FEATHER_HOST_DEVICE double cube_root(double z) {
 // Factored, so that nothing cancels: (x - T)(x + T) and (x - T)(x (x + T) + T^2) with x and T scaled by S, which is
 // exact. Rounding must not make a weight larger: y is limited to abs(w), as bits, by which a y that is infinite, NaN or
 // negative because z or y^3 overflowed counts as larger too; P(w) rounds to w there. Where w is pruned z may be 0 or
-// negative, which makes no denormals (they would be slow) and no use of y. Coarse: for results rounded to bfloat16.
-template <int P, bool Coarse = false, class T>
+// negative, which makes no denormals (they would be slow) and no use of y.
+template <int P, class T>
 FEATHER_HOST_DEVICE T threshold_positive(T w, const Threshold<T>& threshold) {
   const T a = magnitude(w);
   if (P == kInfinitePower) return a <= threshold.t ? T(0) : w;
@@ -147,7 +139,7 @@ FEATHER_HOST_DEVICE T threshold_positive(T w, const Threshold<T>& threshold) {
   const T difference = x - threshold.scaled;
   const T sum = x + threshold.scaled;
   const T z = P == 2 ? difference * sum : difference * (x * sum + threshold.square);
-  T y = P == 2 ? square_root(z) : Coarse ? coarse_cube_root(z) : cube_root(z);
+  T y = P == 2 ? square_root(z) : cube_root(z);
   y *= threshold.unscale;
   if (P == 3 && sizeof(T) == sizeof(double)) y = x > kFarDouble ? a : y;  // the start of the root is a float's
   y = bits_of(y) < bits_of(a) ? y : a;
