@@ -39,14 +39,19 @@ CPU = torch.device("cpu")
 # rings 1 and 3 are processes of their own (tests/rings.py): Triton reads TRITON_INTERPRET when kernels are imported
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PTX_ARCHITECTURE = int(os.environ.get("FEATHER_PTX_ARCHITECTURE", 0))  # e.g. 90: run compiled PTX on the executor
+PTX_BACKEND = os.environ.get("FEATHER_PTX_BACKEND", "triton")  # whose: triton's (ring 3) or cuda's (ring 4)
 CUDA_MODULE = os.environ.get("FEATHER_CUDA_MODULE", "")  # path of a build of _cuda that runs its kernels on the CPU
+TEST_DEVICE = os.environ.get("FEATHER_TEST_DEVICE", "")  # "cuda": the op tests on every backend of a GPU (gpu_check.py)
 SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0 or CUDA_MODULE != ""
 settings.register_profile("ci", deadline=None, derandomize=True, max_examples=20 if SLOW_DEVICE else 60)
 settings.load_profile("ci")
-if CUDA_MODULE:
+if CUDA_MODULE or (PTX_ARCHITECTURE and PTX_BACKEND == "cuda"):
     BACKENDS = [BackendUnderTest("cuda", CPU)]
 elif SLOW_DEVICE:
     BACKENDS = [BackendUnderTest("triton", CPU, exact_bfloat16=not INTERPRETED)]
+elif TEST_DEVICE:
+    offered = dispatch.availability(torch.device(TEST_DEVICE, 0))
+    BACKENDS = [BackendUnderTest(name, torch.device(TEST_DEVICE, 0)) for name in offered if offered[name] is None]
 else:
     BACKENDS = [BackendUnderTest("reference", CPU)]
     if dispatch.availability(CPU).get("cpp", "unknown") is None:
@@ -55,8 +60,14 @@ else:
 
 @pytest.fixture
 def executor() -> Iterator[Any]:
-    """In ring 3 the executor's driver, whose ``launches`` has a report of each launch; else None."""
-    with ptx_executor() if PTX_ARCHITECTURE else nullcontext() as driver:
+    """In rings 3 and 4 what executes PTX, whose ``launches`` has a report of each launch; else None."""
+    if PTX_ARCHITECTURE and PTX_BACKEND == "cuda":
+        from cuda_ptx import executed
+
+        chosen = executed(PTX_ARCHITECTURE)
+    else:
+        chosen = ptx_executor() if PTX_ARCHITECTURE else nullcontext()
+    with chosen as driver:
         yield driver
 
 
@@ -74,10 +85,11 @@ def backend(request: pytest.FixtureRequest, executor: Any) -> Iterator[BackendUn
 
 
 @contextmanager
-def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True) -> Iterator[Any]:
+def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True, noise: bool = True) -> Iterator[Any]:
     """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks.
 
-    Approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see ``simulated_gpu``).
+    With ``noise`` approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see
+    ``simulated_gpu``).
     """
     from ptx.driver import expose, simulated_gpu
 
@@ -86,7 +98,7 @@ def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True) 
     make_tables = table.make_tables
 
     with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        driver = stack.enter_context(simulated_gpu(architecture, noise=True, execute=execute))
+        driver = stack.enter_context(simulated_gpu(architecture, noise=noise, execute=execute))
 
         def make_tables_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
             tables = make_tables(weights, rows)

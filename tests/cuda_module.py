@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,9 @@ from feather_kernels.ops import dispatch
 
 @lru_cache
 def load(path: str) -> ModuleType:
-    """The module in a file."""
-    spec = importlib.util.spec_from_file_location(cuda.MODULE, path)
+    """The module in a file, in a package of its own: pybind11 would return the first one of a name for every file."""
+    name = f"module_{hashlib.sha256(path.encode()).hexdigest()}.{cuda.MODULE.rpartition('.')[2]}"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -61,7 +61,7 @@ def compiler() -> str:
 def test_program(build: Build) -> Path:
     """The program of csrc/tests/cuda."""
     objects = _objects(build, ROOT / "csrc", [*KERNELS, *TESTS])
-    return _link(build, objects, KEPT / f"tests-{_digest(*map(str, objects))}")
+    return _link(build, objects, KEPT / f"tests-{digest(*map(str, objects))}")
 
 
 def changed_program(build: Build, change: Change, folder: Path) -> Path:
@@ -71,7 +71,7 @@ def changed_program(build: Build, change: Change, folder: Path) -> Path:
     source = path.read_text()
     assert source.count(change.old) == 1, f"{change.path} must hold the text to change once: {change.old!r}"
     path.write_text(source.replace(change.old, change.new))
-    touched = [kernel for kernel in KERNELS if _uses(folder / "csrc", kernel, change.path)]
+    touched = [kernel for kernel in KERNELS if uses(folder / "csrc", kernel, change.path)]
     objects = _objects(build, ROOT / "csrc", [*(kernel for kernel in KERNELS if kernel not in touched), *TESTS])
     return _link(build, [*objects, *_objects(build, folder / "csrc", touched)], folder / "tests")
 
@@ -86,7 +86,7 @@ def module() -> Path:
     bindings = Build("module", (*MODULE.flags, *(f'-DFEATHER_{f}="on a CPU"' for f in facts)))
     bindings = Build("bindings", (*bindings.flags, *(f"-isystem{path}" for path in includes), "-fvisibility=hidden"))
     objects = [*_objects(MODULE, ROOT / "csrc", KERNELS), *_objects(bindings, ROOT / "csrc", [BINDINGS])]
-    target = KEPT / f"module-{_digest(*map(str, objects))}" / "_cuda.so"
+    target = KEPT / f"module-{digest(*map(str, objects))}" / "_cuda.so"
     target.parent.mkdir(exist_ok=True)
     return _link(MODULE, objects, target, "-shared")
 
@@ -95,11 +95,11 @@ def _objects(build: Build, csrc: Path, sources: Sequence[str]) -> list[Path]:
     """Compiled sources, two at a time; those whose text and flags were seen before are taken from KEPT."""
     KEPT.mkdir(parents=True, exist_ok=True)
     folders = (csrc / "cuda", csrc / "include", csrc / "tests" / "cuda")
-    text = _digest(*(path.read_text() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()))
+    text = digest(*(path.read_text() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()))
     program = compiler()
 
     def compiled(source: str) -> Path:
-        target = KEPT / f"{Path(source).stem}-{_digest(text, program, *build.flags)}.o"
+        target = KEPT / f"{Path(source).stem}-{digest(text, program, *build.flags)}.o"
         if not target.exists():
             options = [*COMMON, *build.flags, f"-I{csrc}", f"-I{csrc / 'include'}"]
             unfinished = target.with_suffix(".part.o")
@@ -123,15 +123,15 @@ def _run(*command: str) -> None:
     assert done.returncode == 0, done.stderr[:4000]
 
 
-def _uses(csrc: Path, source: str, header: str) -> bool:
+def uses(csrc: Path, source: str, header: str) -> bool:
     """Whether a source is a file or includes it, itself or through other headers."""
     if source == header:
         return True
     folders = (csrc, csrc / "include")
     lines = next((folder / source).read_text() for folder in folders if (folder / source).exists()).splitlines()
     included = [line.split('"')[1] for line in lines if line.startswith('#include "')]
-    return any(_uses(csrc, name, header) for name in included)
+    return any(uses(csrc, name, header) for name in included)
 
 
-def _digest(*parts: str) -> str:
+def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -20,24 +20,37 @@ import feather_kernels as fk
 ROOT = Path(__file__).parent.parent
 FILES = ("CMakeLists.txt", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 FOLDERS = ("csrc", "feather_kernels")
-NO_COMPILER = {"CXX": "/nonexistent/c++"}
-HALF_COMPILER = """#!/bin/sh
+NO_TOOLKIT = {"CUDACXX": "/nonexistent/nvcc"}
+NO_COMPILER = {"CXX": "/nonexistent/c++", **NO_TOOLKIT}
+HALF_COMPILER = """
 case "$*" in *select.cpp*) echo "internal compiler error: out of luck" >&2; exit 4;; esac
 exec c++ "$@"
 """
+WRONG_TOOLKITS = {
+    "garbage": ("echo three blind mice", "--dryrun does not say where its own is"),
+    "exit 1": ("exit 1", "--dryrun does not say where its own is"),
+    "old": (
+        'case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "Cuda compilation tools, release 11.8, V11.8.89";; esac',
+        "needs CUDA 12.8 or later",
+    ),
+}
 LOAD = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("feather_kernels._cpu", sys.argv[1])
+import importlib.util, pathlib, sys
+path = pathlib.Path(sys.argv[1])
+spec = importlib.util.spec_from_file_location("feather_kernels." + path.name.partition(".")[0], path)
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-print(module.build_info()["version"], module.instruction_set())
+print(module.build_info()["version"])
 """
+HAS_TOOLKIT = shutil.which("nvcc") is not None or shutil.which("nvcc", path="/usr/local/cuda/bin") is not None
+needs_toolkit = pytest.mark.skipif(not HAS_TOOLKIT, reason="no nvcc")
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     words = [str(word) for word in command]
-    variables = {key: value for key, value in os.environ.items() if key not in ("FEATHER_BUILD", "PYTHONPATH")}
+    hidden = ("FEATHER_BUILD", "PYTHONPATH", "CUDACXX", "CUDA_HOME", "CUDA_PATH")
+    variables = {key: value for key, value in os.environ.items() if key not in hidden}
     return subprocess.run(words, env={**variables, **environment}, capture_output=True, text=True, timeout=900)
 
 
@@ -85,41 +98,79 @@ def wheel(python: Path, sources: Path, *options: str, **environment: str) -> tup
     return next(iter(output.glob("*.whl")), None), done.stdout + done.stderr
 
 
-def module_of(path: Path, folder: Path) -> Path | None:
-    """The module inside a wheel, unpacked."""
+def modules_of(path: Path, folder: Path) -> dict[str, Path]:
+    """The modules inside a wheel by name, unpacked."""
     with zipfile.ZipFile(path) as archive:
-        names = [name for name in archive.namelist() if name.startswith("feather_kernels/_cpu")]
-        return Path(archive.extract(names[0], folder)) if names else None
+        names = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
+        return {Path(name).name.partition(".")[0]: Path(archive.extract(name, folder)) for name in names}
 
 
-@pytest.mark.parametrize(
-    ("value", "words"),
-    [("gpu", "FEATHER_BUILD must be one of auto, none, cpu, cuda, all, got 'gpu'"), ("cuda", "no CUDA")],
-)
-def test_a_wrong_choice_is_one_line(value: str, words: str) -> None:
+def script(path: Path, body: str) -> str:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_wrong_choice_is_one_line() -> None:
     pytest.importorskip("setuptools", minversion="77")
     done = subprocess.run(
         [sys.executable, "setup.py", "--version"],
         cwd=ROOT,
-        env={**os.environ, "FEATHER_BUILD": value},
+        env={**os.environ, "FEATHER_BUILD": "gpu"},
         capture_output=True,
         text=True,
     )
     assert done.returncode != 0
-    assert words in done.stderr
+    assert done.stderr.splitlines()[-1] == "FEATHER_BUILD must be one of auto, none, cpu, cuda, all, got 'gpu'"
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
 @needs_compiler
 def test_isolated_build_gives_a_module_that_loads(python: Path, sources: Path, tmp_path: Path) -> None:
-    path, words = wheel(python, sources)
+    path, words = wheel(python, sources, **NO_TOOLKIT)
     assert path is not None, words
     assert "none-any" not in path.name
-    module = module_of(path, tmp_path)
-    assert module is not None
-    loaded = run(python, "-c", LOAD, module)
-    assert loaded.stdout.split()[0] == fk.__version__, loaded.stderr
+    assert loaded_versions(python, path, tmp_path) == {"_cpu": fk.__version__}
+
+
+@pytest.mark.slow
+@needs_compiler
+@needs_toolkit
+def test_all_makes_one_wheel_with_both_modules(python: Path, sources: Path, tmp_path: Path) -> None:
+    path, words = wheel(python, sources, "--no-build-isolation", FEATHER_BUILD="all")
+    assert path is not None, words
+    assert loaded_versions(python, path, tmp_path) == {"_cpu": fk.__version__, "_cuda": fk.__version__}
+
+
+def loaded_versions(python: Path, path: Path, folder: Path) -> dict[str, str]:
+    """What the modules of a wheel say of their version, each loaded in a process without torch or a CUDA driver."""
+    return {name: run(python, "-c", LOAD, module).stdout.strip() for name, module in modules_of(path, folder).items()}
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("toolkit", WRONG_TOOLKITS)
+def test_a_wrong_toolkit_costs_the_cuda_module_and_one_line(
+    python: Path, sources: Path, tmp_path: Path, toolkit: str
+) -> None:
+    body, reason = WRONG_TOOLKITS[toolkit]
+    nvcc = script(tmp_path / "nvcc", body)
+    refused, words = wheel(python, sources, "--no-build-isolation", CUDACXX=nvcc, FEATHER_BUILD="cuda")
+    assert refused is None
+    (line,) = lines_with("FEATHER_BUILD=cuda: feather_kernels._cuda was not built: ", words)
+    assert reason in line
+
+    path, words = wheel(python, sources, "--no-build-isolation", CUDACXX=nvcc)
+    assert path is not None, words
+    assert set(modules_of(path, tmp_path)) == {"_cpu"}, words
+    (line,) = lines_with("FEATHER_BUILD=auto: feather_kernels._cuda was not built", words)
+    assert reason in line
+    assert nvcc in line
+
+
+def lines_with(text: str, words: str) -> list[str]:
+    return [line for line in words.splitlines() if text in line]
 
 
 @pytest.mark.slow
@@ -128,17 +179,16 @@ def test_without_a_module_the_wheel_is_pure(python: Path, sources: Path, environ
     path, words = wheel(python, sources, "--no-build-isolation", **environment)
     assert path is not None, words
     assert path.name.endswith("-py3-none-any.whl")
-    assert module_of(path, sources.parent) is None
+    assert not modules_of(path, sources.parent)
 
 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("choice", ["auto", "cpu"])
 def test_a_compiler_that_fails_half_way(python: Path, sources: Path, tmp_path: Path, choice: str) -> None:
-    compiler = tmp_path / "half-compiler"
-    compiler.write_text(HALF_COMPILER)
-    compiler.chmod(0o755)
-    path, words = wheel(python, sources, "--no-build-isolation", CXX=str(compiler), FEATHER_BUILD=choice)
+    compiler = script(tmp_path / "half-compiler", HALF_COMPILER)
+    environment = {"CXX": compiler, "FEATHER_BUILD": choice, **NO_TOOLKIT}
+    path, words = wheel(python, sources, "--no-build-isolation", **environment)
     assert "internal compiler error: out of luck" in words
     if choice == "auto":
         assert path is not None
@@ -156,7 +206,7 @@ def test_editable_installs(python: Path, sources: Path) -> None:
     without = run(*command, PATH=path, **NO_COMPILER)
     assert without.returncode == 0, without.stderr
     assert not list((sources / "feather_kernels").glob("_cpu*"))
-    done = run(*command, PATH=path)
+    done = run(*command, PATH=path, **NO_TOOLKIT)
     assert done.returncode == 0, done.stderr
     (module,) = (sources / "feather_kernels").glob("_cpu*")
     assert run(python, "-c", LOAD, module).returncode == 0

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import cuda_build
 import pytest
 import torch
+from cuda_build import configure, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import feather_kernels as fk
@@ -29,49 +29,10 @@ NO_GPU = not torch.cuda.is_available()
 CUDA = torch.device("cuda", 0)
 
 
-def nvcc() -> str:
-    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    found = shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
-    if found is None:
-        pytest.skip("no nvcc")
-    return found
-
-
-def configure(folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
-    pybind11 = importlib.util.find_spec("pybind11")
-    if shutil.which("cmake") is None or shutil.which("ninja") is None:
-        pytest.skip("no cmake or no ninja")
-    if pybind11 is None or pybind11.origin is None:
-        pytest.skip("pybind11 is not installed")
-    options = {
-        "FEATHER_CUDA": "ON",
-        "FEATHER_PYTHON": "ON",
-        "FEATHER_TESTS": "OFF",
-        "Python_EXECUTABLE": sys.executable,
-        "pybind11_DIR": str(Path(pybind11.origin).parent / "share" / "cmake" / "pybind11"),
-        **options,
-    }
-    given = [f"-D{key}={value}" for key, value in options.items()]
-    return run("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *given)
-
-
-def run(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
-
-
 @pytest.fixture(scope="module")
 def build() -> Path:
-    """Folder with the module and the build's log; made once for each state of the sources."""
-    compiler = nvcc()
-    folder = ROOT / "build" / f"cuda-{cpp.source_hash(ROOT, 'cuda')}"[:27]
-    log = folder / "ptxas.log"
-    if not log.exists():
-        configured = configure(folder, FEATHER_NVCC=compiler, CMAKE_CUDA_FLAGS="-Xptxas=-v")
-        assert configured.returncode == 0, configured.stderr
-        built = run("cmake", "--build", folder, "--target", "_cuda", "-j2")
-        assert built.returncode == 0, built.stdout + built.stderr
-        log.write_text(built.stdout + built.stderr)
-    return folder
+    """Folder with the module and the build's log."""
+    return cuda_build.shipped()
 
 
 @pytest.fixture(scope="module")

@@ -1,95 +1,21 @@
-"""Teacher-forced equality with an independent implementation of the method over 200 steps of a ResNet-20.
-
-From the identical state, every step compares the threshold, the masks and the counts exactly, P(w) in ulps, and the
-gradients exactly; the state then advances by our own update. (Free-running fp32 trajectories diverge chaotically.)
-"""
+"""Teacher-forced equality with an independent implementation of the method over 200 steps of a ResNet-20."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from teacher import SPARSITY, train_beside_teacher
 
-import feather_kernels as fk
 from feather_kernels.recipes.models import make_model
-
-STEPS, SPARSITY, GRAD_SCALE = 200, 0.9, 0.5
-
-
-def scheduled_sparsity(step: int, total: int) -> float:
-    """FEATHER section 1: cubic from step 0 to half time."""
-    end = total // 2
-    return SPARSITY if step >= end else SPARSITY * (1 - (1 - step / end) ** 3)
-
-
-def sorted_threshold(weights: list[Tensor], sparsity: float) -> Tensor:
-    """Linear-interpolation quantile of all magnitudes by sorting."""
-    if sparsity == 0:
-        return torch.zeros(())
-    v = torch.cat([w.detach().abs().flatten() for w in weights]).sort().values
-    m = (len(v) - 1) * sparsity
-    low, high = v[math.floor(m)], v[math.ceil(m)]
-    t = low + (high - low) * (m - math.floor(m))
-    return low if t >= high > low else t
-
-
-def paper_formula(w: Tensor, t: Tensor) -> Tensor:
-    """sign(w) (|w|^3 - T^3)^(1/3), in float64."""
-    w, t = w.double(), t.double()
-    difference = w.abs() ** 3 - t**3
-    kept = (w.abs() > t) | (t <= 0)
-    return torch.where(kept, w.sign() * difference.clamp_min(0) ** (1 / 3), 0)
 
 
 def test_200_steps_of_resnet20() -> None:
     torch.manual_seed(0)
     model = make_model("resnet20-16", channels=3, classes=10, seed=0)
-    sparsifier = fk.Sparsifier(model, sparsity=SPARSITY, total_steps=STEPS, grad_scale=GRAD_SCALE)
-    dense = make_model("resnet20-16", channels=3, classes=10, seed=0)
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    dense_layers = [m for m in dense.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
     labels = torch.arange(64) % 10
     images = torch.randn(10, 3, 16, 16)[labels] + 0.3 * torch.randn(64, 3, 16, 16)
-    largest_error, seen_zeros = 0.0, 0
-    for step in range(STEPS):
-        t = sorted_threshold([layer.weight for layer in layers], scheduled_sparsity(step, STEPS))
-        assert sparsifier.threshold.equal(t), f"step {step}"
-
-        dense.load_state_dict(copy.deepcopy(model.state_dict()))
-        masks = []
-        for layer, dense_layer in zip(layers, dense_layers, strict=True):
-            expected = paper_formula(layer.weight.detach(), t)
-            actual = layer.sparse_weight().detach()
-            masks.append((layer.weight.detach().abs() > t) | (t <= 0))
-            assert actual.ne(0).equal(masks[-1]), f"step {step}"
-            # float64 cancels near T: its own error there is eps64 (a / (a - T)) of the value, far below a float32 ulp
-            error = (actual.double() - expected).abs() / torch.finfo(torch.float32).eps
-            largest_error = max(largest_error, float((error / expected.abs().clamp_min(1e-30)).max()))
-            with torch.no_grad():
-                dense_layer.weight.copy_(actual)
-        pruned = sum(int((~mask).sum()) for mask in masks)
-        seen_zeros = max(seen_zeros, pruned)
-        assert sparsifier.report().zeros == pruned
-
-        batch = torch.randint(0, 64, (16,))
-        loss = F.cross_entropy(model(images[batch]), labels[batch])
-        dense_loss = F.cross_entropy(dense(images[batch]), labels[batch])
-        assert loss.equal(dense_loss)
-        loss.backward()
-        dense_loss.backward()
-        for (name, p), q in zip(model.named_parameters(), dense.parameters(), strict=True):
-            prunable = next((i for i, layer in enumerate(layers) if layer.weight is p), None)
-            expected = q.grad if prunable is None else torch.where(masks[prunable], q.grad, q.grad * GRAD_SCALE)
-            assert p.grad.equal(expected), f"step {step}: {name}"
-        dense.zero_grad()
-        optimizer.step()
-        optimizer.zero_grad()
-        sparsifier.step()
-    assert largest_error <= 2, "ulps of P(w), a relative error of eps being at least half and at most one ulp"
-    count = sum(layer.weight.numel() for layer in layers)
-    assert seen_zeros >= math.floor((count - 1) * SPARSITY) + 1
-    assert loss.item() < 1.0, f"it must train, not only agree: loss {loss.item()}"
+    seen = train_beside_teacher(model, images, labels, steps=200, batch_size=16)
+    assert seen.largest_error <= 2, "ulps of P(w), a relative error of eps being at least half and at most one ulp"
+    assert seen.zeros >= math.floor((seen.weights - 1) * SPARSITY) + 1
+    assert seen.loss < 1.0, f"it must train, not only agree: loss {seen.loss}"

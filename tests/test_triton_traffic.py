@@ -1,4 +1,4 @@
-"""Ring 3: bytes of global memory that the launches of each op read and write, against the contract's minimum.
+"""Rings 3 and 4: bytes of global memory that the launches of each op read and write, against the contract's minimum.
 
 The executor counts a byte once per access of a program (ptx/memory.py), so scalars and tables of chunks count as well:
 ``OVERHEAD`` is room for them. What torch itself moves, such as zeros for counts, is not seen.
@@ -15,11 +15,12 @@ import torch
 from conftest import PTX_ARCHITECTURE, BackendUnderTest
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="bytes are counted in ring 3")
+pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="bytes are counted in rings 3 and 4")
 
 ops = torch.ops.feather_kernels
 NUMEL = 1 << 17
 OVERHEAD = 0.02
+BRACKET_BYTES = 8 << 17  # counts of 2^17 keys, whatever the number of weights, which CUDA C++ sums in a launch
 T, HALF = torch.tensor(1.2), torch.tensor(0.5)
 
 
@@ -79,7 +80,8 @@ def test_steady_selection_reads_the_weights_once(backend: BackendUnderTest, exec
     assert not expected.equal(hint)
     executor.launches.clear()
     assert ops.magnitude_select(weights, [0], rank, hint=hint).equal(expected)
-    expect_bytes(executor, 4 * NUMEL, overhead=0.05)
+    bracket = BRACKET_BYTES if backend.name == "cuda" else 0
+    expect_bytes(executor, 4 * NUMEL + bracket, overhead=0.05)
     passes = [report.bytes_read for report in executor.launches if report.kernel == "histogram_kernel"]
     assert passes, "the passes for a bracket that misses are launched"
     assert sum(passes) < 0.01 * 4 * NUMEL, "and exit at once"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -79,16 +80,19 @@ def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
     @wraps(op)
     def run(*arguments: Any) -> None:
         device = arguments[-1].device
-        if device.type != "cuda":  # tests, in which the launches are executed on the CPU
-            op(*arguments, stream=0)
-        else:
-            with torch.cuda.device(device):
-                op(*arguments, stream=torch.cuda.current_stream(device).cuda_stream)
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            op(*arguments, stream=_stream(device))
 
     return run
 
 
+def _stream(device: torch.device) -> int:
+    """The handle of torch's current stream; none on the CPU, where tests execute the launches."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+
+
 def _address(tensor: Tensor | None) -> int:
+    """0 for None. All memory that a kernel is given passes here, but that of a table's tensors."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -104,7 +108,7 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor, *, stream: int) -> No
     """Fill ``out`` with P(w)."""
     flat_out, flat_w = flatten(out, w)
     _cuda.threshold(
-        flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype], w.numel(), t.data_ptr(), p, stream
+        _address(flat_w), CODES[w.dtype], _address(flat_out), CODES[out.dtype], w.numel(), _address(t), p, stream
     )  # fmt: skip
     write_back(flat_out, out)
 
@@ -114,8 +118,8 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     """Fill ``out`` with the scaled gradient."""
     flat_out, flat_g, flat_w = flatten(out, g, w)
     _cuda.scale_pruned_grad(
-        flat_g.data_ptr(), CODES[g.dtype], flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype],
-        w.numel(), t.data_ptr(), grad_scale.data_ptr(), stream,
+        _address(flat_g), CODES[g.dtype], _address(flat_w), CODES[w.dtype], _address(flat_out), CODES[out.dtype],
+        w.numel(), _address(t), _address(grad_scale), stream,
     )  # fmt: skip
     write_back(flat_out, out)
 
@@ -146,9 +150,9 @@ def magnitude_select(
     row_count = rows.groups.numel()
     scratch = rank.new_zeros(_cuda.scratch_size(wide, group_count, row_count, _address(caps), _address(hint)))
     _cuda.magnitude_select(
-        _addresses(tables), wide, group_count, row_count, rank.data_ptr(), rows.starts.data_ptr(),
-        rows.groups.data_ptr(), rows.tensors.data_ptr(), _address(elements), _address(scales), _address(caps),
-        _address(hint), scratch.data_ptr(), out.data_ptr(), stream,
+        _addresses(tables), wide, group_count, row_count, _address(rank), _address(rows.starts),
+        _address(rows.groups), _address(rows.tensors), _address(elements), _address(scales), _address(caps),
+        _address(hint), _address(scratch), _address(out), stream,
     )  # fmt: skip
 
 
@@ -168,7 +172,7 @@ def magnitude_histogram(
     out.zero_()
     prefix, scales, tables = prefix.contiguous(), _contiguous(scales), make_tables(weights, groups, _cuda.CHUNK)
     _cuda.magnitude_histogram(
-        _addresses(tables), _address(scales), prefix.data_ptr(), shift, bits, out.data_ptr(), stream
+        _addresses(tables), _address(scales), _address(prefix), shift, bits, _address(out), stream
     )
 
 
@@ -178,8 +182,8 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
     out.zero_()
     values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
     tables = make_tables(weights, range(len(weights)), _cuda.CHUNK)
-    _cuda.count_pruned(_addresses(tables), values.data_ptr(), values.dtype == torch.float64, out.data_ptr(), stream)
+    _cuda.count_pruned(_addresses(tables), _address(values), values.dtype == torch.float64, _address(out), stream)
 
 
 def _addresses(tables: Sequence[Table]) -> list[tuple[int, int, int]]:
-    return [(table.chunks.data_ptr(), len(table.chunks), CODES[table.dtype]) for table in tables]
+    return [(_address(table.chunks), len(table.chunks), CODES[table.dtype]) for table in tables]

@@ -26,6 +26,7 @@ from triton.backends.driver import DriverBase
 
 from ptx.execution import LaunchReport, Options, Program
 from ptx.lanes import WARP_SIZE
+from ptx.memory import extent
 
 SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 _FORMATS = {"fp16": "e", "fp32": "f", "fp64": "d"}
@@ -189,8 +190,8 @@ class _Launcher:
             return
         given = [(value, kind) for value, kind in zip(arguments, self.types, strict=True) if kind != "constexpr"]
         tensors = [value for value, _ in given if isinstance(value, torch.Tensor)]
-        extents = [_extent(tensor) for tensor in (*tensors, *_EXPOSED)]
-        pointers = [int(_extent(scratch)[0]) for scratch in self._scratch(grid, extents)]
+        extents = [extent(tensor) for tensor in (*tensors, *_EXPOSED)]
+        pointers = [int(extent(scratch)[0]) for scratch in self._scratch(grid, extents)]
         values = [*(_pack(value, kind) for value, kind in given), *(struct.pack("<q", p) for p in pointers)]
         block = bytearray(sum(parameter.size + 16 for parameter in program.kernel.parameters))
         for parameter, raw in zip(program.kernel.parameters, values, strict=False):
@@ -205,18 +206,8 @@ class _Launcher:
         if not size:
             return []
         self.scratch = torch.empty(size, dtype=torch.uint8)
-        extents.append(_extent(self.scratch))
+        extents.append(extent(self.scratch))
         return [self.scratch]
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """(address, bytes) from the first to the last element of a tensor."""
-    if tensor.device.type != "cpu":
-        raise ValueError(f"a simulated GPU works on CPU tensors, got one on {tensor.device}")
-    if tensor.numel() == 0:
-        return tensor.data_ptr(), 0
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), (last + 1) * tensor.element_size()
 
 
 def _pack(value: Any, kind: str) -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ptx.errors import MisalignedError, OutOfBoundsError
 from ptx.races import RaceShadow
@@ -125,6 +126,16 @@ class SharedMemory:
 
 
 Space = GlobalMemory | SharedMemory
+
+
+def extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """(address, bytes) from the first to the last element of a tensor."""
+    if tensor.device.type != "cpu":
+        raise ValueError(f"a simulated GPU works on CPU tensors, got one on {tensor.device}")
+    if tensor.numel() == 0:
+        return tensor.data_ptr(), 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), (last + 1) * tensor.element_size()
 
 
 def _check_alignment(addresses: Array, size: int, lanes: Lanes, space: str) -> None:
