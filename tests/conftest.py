@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,24 +91,26 @@ def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True, 
     With ``noise`` approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see
     ``simulated_gpu``).
     """
-    from ptx.driver import expose, simulated_gpu
+    from ptx.driver import simulated_gpu
 
     from feather_kernels.backends.triton import table
 
-    make_tables = table.make_tables
-
-    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
-        driver = stack.enter_context(simulated_gpu(architecture, noise=noise, execute=execute))
-
-        def make_tables_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
-            tables = make_tables(weights, rows)
-            for made in tables:
-                stack.enter_context(expose(made.kept))
-            return tables
-
-        patch.setattr(table, "make_tables", make_tables_and_expose)
+    with simulated_gpu(architecture, noise=noise, execute=execute) as driver, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table, "make_tables", exposing(driver, table.make_tables))
         patch.setitem(dispatch._probed, ("triton", CPU), None)
         yield driver
+
+
+def exposing(driver: Any, make_tables: Callable[..., Any]) -> Callable[..., Any]:
+    """``make_tables`` of the backend, with what it lists exposed to the executor, for as long as it lives."""
+
+    def make_tables_and_expose(weights: Sequence[torch.Tensor], rows: Sequence[int]) -> Any:
+        tables = make_tables(weights, rows)
+        for made in tables:
+            driver.expose(made.kept)
+        return tables
+
+    return make_tables_and_expose
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -6,6 +6,9 @@ follow occupancy and, for each device, two bounds of the time: bytes / bandwidth
 
 Instructions are those of SASS, on the way of a whole block from entry to exit, where a kernel has one without loops;
 else executed PTX instructions, of which ptxas makes somewhat fewer.
+
+The bracket of selection has the width that WEIGHTS elements give it; its counts, set to zero and summed once in a call,
+are divided by WEIGHTS.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import conftest
 import torch
 import triton
 
 import feather_kernels as fk
+from feather_kernels.backends.triton import bracket
 
 ops = torch.ops.feather_kernels
 
@@ -64,6 +69,7 @@ class Case(NamedTuple):
     name: str
     kernels: tuple[str, ...]
     run: Callable[[], object]
+    counts: int = 0  # of 8 bytes, which a call writes once (zeros) and reads once beside what these kernels move
 
 
 class Cost(NamedTuple):
@@ -93,6 +99,12 @@ def cases() -> list[Case]:
         wide_or_not = t.double() if weight.dtype == torch.float64 else t
         return lambda: ops.threshold(weight, wide_or_not, power, out_dtype=out_dtype)
 
+    keys = bracket.bracket_keys(torch.float32, 1, WEIGHTS)
+
+    def steady() -> object:
+        with mock.patch.object(bracket, "NARROWEST", keys):
+            return ops.magnitude_select([w], [0], rank, hint=hint)
+
     elementwise, radix = ("threshold_kernel",), ("histogram_kernel", "smallest_above_kernel")
     rows = [
         Case("threshold p=3, fp32", elementwise, threshold(w, 3.0)),
@@ -109,8 +121,8 @@ def cases() -> list[Case]:
     return [
         *rows,
         Case("count_pruned, fp32", ("count_kernel",), lambda: ops.count_pruned([w], [t])),
-        Case("select, steady: bracket", ("bracket_kernel",), lambda: ops.magnitude_select([w], [0], rank, hint=hint)),
-        Case("select, steady: passes behind", radix, lambda: ops.magnitude_select([w], [0], rank, hint=hint)),
+        Case("select, steady: bracket", ("bracket_kernel",), steady, keys),
+        Case("select, steady: passes behind", radix, steady),
         Case("select, cold: all passes", radix, lambda: ops.magnitude_select([w], [0], rank)),
     ]
 
@@ -134,9 +146,10 @@ def measure(case: Case, architecture: int) -> Cost:
     def arithmetic(kind: str) -> float:
         return sum(n for name, n in executed.items() if re.fullmatch(rf"(add|sub|mul|fma)\..*{kind}", name)) / ELEMENTS
 
+    counts = 8 * case.counts / WEIGHTS
     return Cost(
-        sum(report.bytes_read for report in launches) / ELEMENTS,
-        sum(report.bytes_written for report in launches) / ELEMENTS,
+        sum(report.bytes_read for report in launches) / ELEMENTS + counts,
+        sum(report.bytes_written for report in launches) / ELEMENTS + counts,
         executed.total() / ELEMENTS if steps is None else steps * launches[0].grid[0] * threads / ELEMENTS,
         steps is not None,
         arithmetic("f32"),

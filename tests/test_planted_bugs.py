@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,13 +18,21 @@ import oracle
 import pytest
 import samples
 import torch
-from conftest import PTX_ARCHITECTURE
+from conftest import PTX_ARCHITECTURE, exposing
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the executor of ring 3")
 
 PACKAGE = "feather_kernels.backends.triton"
 Check = Callable[[ModuleType], None]
+
+
+@pytest.fixture(autouse=True)
+def no_constants_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a bug leaves on the device is not for the next test."""
+    from feather_kernels.backends.triton import resident
+
+    monkeypatch.setattr(resident, "_kept", OrderedDict())
 
 
 @dataclass(frozen=True)
@@ -108,15 +117,90 @@ def count(module: ModuleType, weight: Tensor | None = None) -> None:
     assert counts.item() == int(oracle.pruned(w, t).sum())
 
 
-def count_misaligned(module: ModuleType) -> None:
-    from ptx.driver import expose
+def count_copied(module: ModuleType) -> None:
+    """Weights that are not dense are copied, and the copies must live until the launch."""
+    count(module, torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))[:, ::2])
+
+
+def with_tables_of(module: ModuleType, weights: Callable[[], Iterator[Tensor]]) -> None:
+    """Counts over each of ``weights``, through the tables of the module ``table``."""
+    import triton
 
     from feather_kernels.backends.triton import count as count_module
 
-    w = samples.LAYOUTS["misaligned"](torch.randn(20_000))
-    with pytest.MonkeyPatch.context() as patch, expose([w]):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "make_tables", exposing(triton.runtime.driver.active, module.make_tables))
         patch.setattr(count_module, "table", module)
-        count(count_module, w)
+        for weight in weights():
+            count(count_module, weight)
+
+
+def misaligned(module: ModuleType) -> None:
+    with_tables_of(module, lambda: iter([samples.LAYOUTS["misaligned"](torch.randn(20_000))]))
+
+
+def two_weights(module: ModuleType) -> None:
+    """One after the other; the first is freed when the second has its place."""
+
+    def weights() -> Iterator[Tensor]:
+        first = torch.randn(20_000)
+        second = torch.randn(20_000)
+        yield first
+        first = torch.empty(0)
+        yield second
+
+    with_tables_of(module, weights)
+
+
+def selection(
+    module: ModuleType, weights: list[Tensor], ranks: Iterable[int], hint: Tensor | None = None, caps: Any = None
+) -> None:
+    """Both order statistics of one group, with the functions of the module in the place of the backend's."""
+    from feather_kernels.backends.triton import select
+
+    parts = [oracle.scores(w) for w in weights]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in {"try_bracket", "count_digits", "scan_kernel", "smallest_above_kernel"} & vars(module).keys():
+            patch.setattr(select, name, getattr(module, name))
+        for rank in ranks:
+            out, wanted = torch.full((1, 2), torch.nan), torch.tensor([rank])
+            caps_tensor = None if caps is None else torch.tensor(caps)
+            getattr(module, "magnitude_select", select.magnitude_select)(
+                weights, [0] * len(weights), wanted, None, caps_tensor, hint, out
+            )
+            expected = oracle.order_statistics(parts, rank, caps)
+            assert oracle.same_bits(out[0], expected), f"rank {rank}"
+
+
+def bracketed(module: ModuleType) -> None:
+    """Keys at chosen places of a bracket of two rows around 1, ties at its center among them."""
+    places = [1, 2, 300, 511, 512, 512, 512, 700, 700, 1023, 1023]
+    keys = torch.tensor(1.0).view(torch.int32) - 512 + torch.tensor(places, dtype=torch.int32)
+    weights = [torch.cat([keys.view(torch.float32), torch.full((9,), -0.5), torch.full((5,), 2.0)])]
+    selection(module, weights, range(8, 21), hint=torch.ones(1, 2))
+
+
+def radix(module: ModuleType) -> None:
+    weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (3000, 500)]
+    selection(module, [*weights, torch.ones(40)], (0, 1000, 2400, 2440, 3538))
+
+
+def capped(module: ModuleType) -> None:
+    """Up to the rank where the first weight has lost as much as it may, and the second loses more."""
+    weights = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in (3000, 500)]
+    caps, scores = [500, 200], [oracle.scores(w).sort().values for w in weights]
+    rank = caps[0] - 1 + int((scores[1] <= scores[0][caps[0] - 1]).sum())
+    selection(module, weights, (0, rank - 200, rank, rank + 1), caps=caps)
+
+
+def selection_copied(module: ModuleType) -> None:
+    selection(module, [torch.randn(20_000, 4, generator=torch.Generator().manual_seed(0))[:, ::2]], [1000])
+
+
+def histogram_copied(module: ModuleType) -> None:
+    w, out = torch.randn(20_000, 4)[:, ::2], torch.empty(1, 256, dtype=torch.int64)
+    module.magnitude_histogram([w], [0], torch.zeros(1, dtype=torch.int64), 23, 8, None, out)
+    assert out[0].equal(torch.bincount(oracle.scores(w).view(torch.int32) >> 23, minlength=256))
 
 
 BUGS = [
@@ -160,11 +244,11 @@ BUGS = [
         "stale threshold",
         "elementwise",
         r"flat_w, t, flat_out, n, P=power",
-        "flat_w, _constants.setdefault((0.0, w.device), t), flat_out, n, P=power",
+        'flat_w, resident("stale", w.device, lambda: t), flat_out, n, P=power',
         two_thresholds,
         "AssertionError",
     ),
-    Bug("stale power", "elementwise", r"key = \(p, device\)", "key = (0.0, device)", two_powers, "AssertionError"),
+    Bug("stale power", "elementwise", r"\(\"power\", p\)", '("power",)', two_powers, "AssertionError"),
     Bug(
         "bfloat16 by truncation",
         "elementwise",
@@ -187,9 +271,48 @@ BUGS = [
         "table",
         r"data_ptr\(\) % 16 == 0",
         "data_ptr() % 4 == 0",
-        count_misaligned,
+        misaligned,
         "MisalignedError",
         "count_kernel.*16-byte global access",
+    ),
+    Bug(
+        "stale table",
+        "table",
+        r"\(w\.data_ptr\(\), w\.numel\(\)",
+        "(w.numel()",
+        two_weights,
+        "OutOfBoundsError",
+        "count_kernel.*`ld\\.global.*reads",
+    ),
+    *(
+        Bug(
+            f"copies freed before the launch: {file}",
+            file,
+            r"(?m)(table\.make_tables\(.*?\))(,|:|$)",
+            r"[made._replace(kept=[]) for made in \1]\2",
+            check,
+            "OutOfBoundsError",
+            f"{kernel}.*`ld\\.global.*reads",
+        )
+        for file, check, kernel in (
+            ("count", count_copied, "count_kernel"),
+            ("select", selection_copied, "histogram_kernel"),
+            ("radix_passes", histogram_copied, "histogram_kernel"),
+        )
+    ),
+    *(
+        Bug(name, file, pattern, replacement, check, "AssertionError", r"rank \d+")
+        for name, file, check, pattern, replacement in (
+            ("a tie too many", "bracket", bracketed, r"wanted \+ 1 < at_most", "wanted + 1 <= at_most"),
+            ("the hint's key counted twice", "bracket", bracketed, r" & \(place != center\)", ""),
+            ("counts without their row", "bracket", bracketed, r"(counts \+ group \* BINS) \+ row \* ROW", r"\1"),
+            ("the neighbour in the same row", "bracket", bracketed, r"tl\.minimum\(next_row, ROWS - 1\)", "row"),
+            ("keys before the bracket forgotten", "bracket", bracketed, r"\(wanted >= before\) & ", ""),
+            ("counts kept for the next digit", "radix_passes", radix, r"tl\.store\(counts \+ .*", "pass"),
+            ("the digit before", "radix_passes", radix, r"\(total <= wanted\)", "(total < wanted)"),
+            ("the value as its own neighbour", "radix_passes", radix, r"key > bound", "key >= bound"),
+            ("a row beyond its cap", "radix_passes", capped, r"through < tl\.load\(caps", "through <= tl.load(caps"),
+        )
     ),
 ]
 

@@ -351,20 +351,21 @@ class TestTriton:
 
     def test_pointer_table(self, gpu: Any) -> None:
         from ptx import sample_kernels
-        from ptx.driver import expose
 
         tensors = [torch.randn(n) for n in (1, 100, 777, 1024)]
-        expected = [t * 2 for t in tensors]
+        doubled = [t * 2 for t in tensors]
         pointers, numels = (torch.tensor(v) for v in ([t.data_ptr() for t in tensors], [t.numel() for t in tensors]))
-        with expose(tensors):
-            sample_kernels.double_in_table[(4,)](pointers, numels, BLOCK=256)
-        assert all(map(torch.equal, tensors, expected))
-        moved = sum(t.numel() for t in tensors) * 4
-        assert (gpu.launches[-1].bytes_read, gpu.launches[-1].bytes_written) == (moved + 64, moved)
         with pytest.raises(OutOfBoundsError, match=r"double_in_table.*reads"):
             sample_kernels.double_in_table[(4,)](pointers, numels, BLOCK=256)
-        with expose(tensors), pytest.raises(OutOfBoundsError, match=r"double_in_table.*reads 4 bytes"):
+        gpu.expose(t.view(1, -1) for t in tensors)  # views: it is their memory that must live
+        sample_kernels.double_in_table[(4,)](pointers, numels, BLOCK=256)
+        assert all(map(torch.equal, tensors, doubled))
+        assert gpu.launches[-1].bytes_read - 64 == gpu.launches[-1].bytes_written == 4 * sum(map(torch.numel, tensors))
+        with pytest.raises(OutOfBoundsError, match=r"double_in_table.*reads 4 bytes"):
             sample_kernels.double_in_table[(4,)](pointers, numels + 1, BLOCK=256)
+        tensors.pop(2)
+        with pytest.raises(OutOfBoundsError, match=r"double_in_table: program 2 .*reads"):
+            sample_kernels.double_in_table[(4,)](pointers, numels, BLOCK=256)
 
     def test_planted_bugs(self, gpu: Any) -> None:
         from ptx import sample_kernels

@@ -44,8 +44,10 @@ def images(step: int = 0) -> torch.Tensor:
 class Training:
     """A model with its optimizer and sparsifier: both thresholds and gradient scales change at every step."""
 
-    def __init__(self, steps: int, compiler: str | None = None, **options: Any) -> None:
-        self.model = small_net()
+    def __init__(
+        self, steps: int, compiler: str | None = None, dtype: torch.dtype = torch.float32, **options: Any
+    ) -> None:
+        self.model = small_net().to(dtype)
         options = {"grad_scale": lambda sparsity: 1 - sparsity / 2, **options}
         self.sparsifier = fk.Sparsifier(self.model, sparsity=0.8, total_steps=steps, **options)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
@@ -55,8 +57,8 @@ class Training:
     def step(self, step: int) -> list[torch.Tensor]:
         """Outputs, gradients and thresholds of a step."""
         self.optimizer.zero_grad()
-        y = self.run(images(step))
-        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1000 + step)))
+        y = self.run(images(step).to(self.model[0].weight.dtype))
+        y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1000 + step)).to(y.dtype))
         seen = [y.detach().clone(), *(p.grad.clone() for p in self.model.parameters() if p.grad is not None)]
         self.optimizer.step()
         self.sparsifier.step()
@@ -169,29 +171,36 @@ def test_sizes_and_places_are_compiled_once(launching: Any) -> None:
 
 
 @ring_3
+@pytest.mark.parametrize("capturable", [False, True], ids=["plain", "capturable"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_after_warmup_training_compiles_nothing(
-    launching: Any, scope: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    launching: Any, dtype: torch.dtype, scope: str, capturable: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["warmup", "--device", "cpu", "--dtype", "float32"]) == 0
+    name = str(dtype).removeprefix("torch.")
+    assert cli.main(["warmup", "--device", "cpu", "--dtype", name]) == 0
     *lines, total = capsys.readouterr().out.splitlines()
     kernels = re.findall(
-        r"^cpu (\w+) float32: (\d+) kernels compiled, (\d+) from Triton's cache", "\n".join(lines), re.M
+        rf"^cpu (\w+) {name}: (\d+) kernels compiled, (\d+) from Triton's cache", "\n".join(lines), re.M
     )
     assert [op for op, _, _ in kernels] == ["threshold", "scale_pruned_grad", "magnitude_select", "count_pruned"]
     assert all(int(compiled) + int(cached) > 0 for _, compiled, cached in kernels)
     assert total.startswith(f"{sum(int(compiled) for _, compiled, _ in kernels)} kernels compiled in ")
     warmed = launching()
-    for training in (Training(8, scope=scope), Training(8, scope=scope, min_density=0.1, score_scale="l2")):
+    for policy in ({}, {"min_density": 0.1, "score_scale": "l2"}):
+        training = Training(8, dtype=dtype, scope=scope, capturable=capturable, **policy)
         training.step(0)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            training.step(1)
+        for low in (torch.bfloat16, torch.float16) if dtype == torch.float32 else ():
+            with torch.autocast("cpu", dtype=low):
+                assert training.step(1)[0].dtype == low
+        training.step(2)
         training.sparsifier.report()
     for power in (1.0, 2.0, math.inf, 4.5):
-        fk.functional.threshold(torch.randn(7, 5), 0.1, power)
-    fk.functional.magnitude_threshold([torch.randn(7, 5), torch.randn(64)], 0.5)
-    many, rank = [torch.randn(1 << 20)] * 3, torch.tensor([1 << 20])
-    torch.ops.feather_kernels.magnitude_select(many, [0] * 3, rank, hint=torch.ones(1, 2))
+        fk.functional.threshold(torch.randn(7, 5).to(dtype), 0.1, power)
+    fk.functional.magnitude_threshold([torch.randn(7, 5).to(dtype), torch.randn(64).to(dtype)], 0.5)
+    many, rank = torch.randn(1 << 20).to(dtype), torch.tensor([1 << 10])
+    for weights in ([many] * 3, [many[: 1 << 13]], [many[: 1 << 15]] * 3):
+        torch.ops.feather_kernels.magnitude_select(weights, [0] * len(weights), rank, hint=torch.ones(1, 2))
     assert launching() == warmed
 
 

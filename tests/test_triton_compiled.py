@@ -1,7 +1,7 @@
 """Ring 2: what Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
 
-Gates: no spills, no local memory, at most 64 registers; 128-bit accesses in every kernel that streams weights. For
-gfx942 the same kernels are compiled and their registers recorded, without a gate.
+Gates: no spills, no local memory, at most 64 registers; in every kernel that streams weights, the 128-bit accesses of a
+whole block by their number. For gfx942 the same kernels are compiled and their registers recorded, without a gate.
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ from conftest import ptx_executor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import feather_kernels as fk  # noqa: E402
+from feather_kernels.backends.triton import bracket  # noqa: E402
 from feather_kernels.backends.triton.math import COMPILE  # noqa: E402
 
 ops = torch.ops.feather_kernels
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 ARCHITECTURES = (80, 90, 100, 120)
+THREADS = 128  # of a program: 4 warps, as Triton launches by default
 MOST_REGISTERS = 64
 ALIGNED = 1 << 14  # elements; nothing is executed, so their number matters for its divisibility only
 FLOAT32, BFLOAT16, FLOAT64 = torch.float32, torch.bfloat16, torch.float64
@@ -60,6 +62,14 @@ def magnitude_select(dtype: torch.dtype, scaled: bool, capped: bool) -> None:
     ops.magnitude_select(weights, [0, 1, 0], rank, scales=scales, caps=caps, hint=torch.ones(2, 2, dtype=compute))
 
 
+def magnitude_select_of_many() -> None:
+    """With a hint, from as many weights as the widest bracket asks for."""
+    elements = bracket.WIDEST * bracket.ELEMENTS_A_KEY
+    assert bracket.bracket_keys(FLOAT32, 1, elements) == bracket.WIDEST
+    rank, hint = torch.tensor([elements // 2]), torch.ones(1, 2)
+    ops.magnitude_select([torch.ones(elements)], [0], rank, hint=hint)
+
+
 def magnitude_histogram() -> None:
     ops.magnitude_histogram([torch.ones(ALIGNED)], [0], torch.zeros(1, dtype=torch.int64), 20, 11)
 
@@ -81,6 +91,7 @@ CALLS: dict[str, Callable[[], None]] = {
     "select float32 scaled, capped": lambda: magnitude_select(FLOAT32, scaled=True, capped=True),
     "select bfloat16": lambda: magnitude_select(BFLOAT16, scaled=False, capped=False),
     "select float64": lambda: magnitude_select(FLOAT64, scaled=False, capped=False),
+    "select float32, widest bracket": magnitude_select_of_many,
     "histogram of 11 bits": magnitude_histogram,
 }
 
@@ -105,16 +116,31 @@ def test_resources_and_access_width(name: str, architecture: int) -> None:
         assert found["STACK"] == found["LOCAL"] == 0, f"{kernel.name}: spills or local memory"
         sass = output_of("nvdisasm", "-c", cubin)
         assert not re.search(r"\b(LDL|STL)\b", sass), kernel.name
-        for access in wide_accesses(kernel.name, source.fn.arg_names):
-            widths = re.findall(rf"\b{access}\.E[.\w]*", sass)
-            assert any(width.endswith(".128") for width in widths), f"{kernel.name}: {widths}"
+        expected = whole_block_accesses(source)
+        found = {access: len(re.findall(rf"\b{access}\.E[.\w]*\.128\b", sass)) for access in expected}
+        assert found == expected, kernel.name
 
 
-def wide_accesses(name: str, arguments: list[str]) -> tuple[str, ...]:
-    """The instructions that must move 128 bits: of the elementwise kernels and of those that read a table of chunks."""
-    if name in ("threshold_kernel", "scale_kernel"):
-        return "LDG", "STG"
-    return ("LDG",) if "chunks" in arguments else ()
+def whole_block_accesses(source: Any) -> dict[str, int]:
+    """128-bit loads and stores of a thread in a whole block, of a kernel that streams weights.
+
+    A block stands once in the code: the loop over a chunk's blocks is not unrolled, and what is done under a mask is
+    narrower.
+    """
+    names = source.fn.arg_names
+    constants = {names[place]: value for (place,), value in source.constants.items()}
+    elements = constants.get("BLOCK", 0) // THREADS
+
+    def accesses(*bits: int) -> int:
+        return sum(elements * width // 128 for width in bits)
+
+    def bits(argument: str) -> int:
+        return int(re.fullmatch(r"\*[a-z]+(\d+)", source.signature[argument])[1])
+
+    if source.fn.__name__ in ("threshold_kernel", "scale_kernel"):
+        inputs = [bits(name) for name in ("g_ptr", "w_ptr") if name in names]
+        return {"LDG": accesses(*inputs), "STG": accesses(bits("out_ptr"))}
+    return {"LDG": accesses(constants["STORED"].primitive_bitwidth)} if "chunks" in names else {}
 
 
 def output_of(tool: str, option: str, cubin: Path) -> str:

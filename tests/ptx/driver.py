@@ -1,7 +1,8 @@
 """A Triton driver without a GPU: ``kernel[grid](cpu_tensors)`` takes the true JIT path and the compiled PTX runs here.
 
-    with simulated_gpu(90) as gpu, expose(weights):
-        kernel[grid](x, table, n, BLOCK=1024)
+    with simulated_gpu(90) as gpu:
+        gpu.expose(weights)
+        kernel[grid](x, table_of_addresses, n, BLOCK=1024)
     assert gpu.launches[-1].bytes_read == ...
 
 ``TRITON_INTERPRET`` must be unset when the kernels are imported.
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton
+from torch.multiprocessing.reductions import StorageWeakRef
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
@@ -30,19 +32,7 @@ from ptx.memory import extent
 
 SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 _FORMATS = {"fp16": "e", "fp32": "f", "fp64": "d"}
-_EXPOSED: list[torch.Tensor] = []
 _DEVICES = itertools.count(1000)  # beyond those of architectures
-
-
-@contextlib.contextmanager
-def expose(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
-    """Let kernels reach ``tensors`` through pointers that they load from a table."""
-    before = list(_EXPOSED)
-    _EXPOSED.extend(tensors)
-    try:
-        yield
-    finally:
-        _EXPOSED[:] = before
 
 
 @contextlib.contextmanager
@@ -88,8 +78,21 @@ class PtxDriver(DriverBase):
         self.launches: list[LaunchReport] = []
         self.loaded: list[LoadedKernel] = []
         self.sources: list[Any] = []
+        self._exposed: list[tuple[StorageWeakRef, tuple[int, int]]] = []
         self.utils = _Utilities(self)
         self.launcher_cls = _Launcher
+
+    def expose(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Let kernels reach the memory of ``tensors`` through addresses that they load, for as long as it lives.
+
+        It is not kept alive here: a kernel that reads what was freed before its launch is out of bounds.
+        """
+        self._exposed += [(StorageWeakRef(tensor.untyped_storage()), extent(tensor)) for tensor in tensors]
+
+    def exposed(self) -> list[tuple[int, int]]:
+        """(address, bytes) of what is exposed and lives."""
+        self._exposed = [(storage, extent) for storage, extent in self._exposed if not storage.expired()]
+        return [extent for _, extent in self._exposed]
 
     def remember_files(self, module: Any, function: Any, name: str, metadata_group: dict[str, str], key: str) -> None:
         """Hook: Triton hands the driver the cubin only; the PTX of the same compilation lies beside it."""
@@ -190,7 +193,7 @@ class _Launcher:
             return
         given = [(value, kind) for value, kind in zip(arguments, self.types, strict=True) if kind != "constexpr"]
         tensors = [value for value, _ in given if isinstance(value, torch.Tensor)]
-        extents = [extent(tensor) for tensor in (*tensors, *_EXPOSED)]
+        extents = [*map(extent, tensors), *driver.exposed()]
         pointers = [int(extent(scratch)[0]) for scratch in self._scratch(grid, extents)]
         values = [*(_pack(value, kind) for value, kind in given), *(struct.pack("<q", p) for p in pointers)]
         block = bytearray(sum(parameter.size + 16 for parameter in program.kernel.parameters))

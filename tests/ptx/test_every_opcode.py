@@ -1,7 +1,8 @@
 """A unit test for every row of the table of instructions; the last test shows that none is left out.
 
 Each case is a line or two of PTX on small arrays with the result that the PTX ISA gives. Rounding, edges and random
-operands of the arithmetic: test_arithmetic.py; divergence, races and barriers: tests/test_ptx_executor.py.
+operands of the arithmetic: test_arithmetic.py; every form in our compiled kernels: test_compiled_forms.py; divergence,
+races and barriers: tests/test_ptx_executor.py.
 """
 
 from __future__ import annotations
