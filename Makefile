@@ -11,17 +11,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check bench gpu-check format clean
+.PHONY: demo test test-all check check-native check-build bench gpu-check format clean
 
 demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
 
+# these run as rings 2, 5 and 6, and in check-build
+OWN_RUNS := $(addprefix --ignore=tests/test_,triton_compiled.py cuda_shim.py cuda_build.py build.py)
+
 test: $(VENV)/.installed-train-test-zoo
-	$(BIN)/python -m pytest -m "not slow" --ignore=tests/test_triton_compiled.py; \
+	$(BIN)/python -m pytest -m "not slow" $(OWN_RUNS); \
 	tests=$$?; $(BIN)/python tests/rings.py && exit $$tests
 
 test-all: $(VENV)/.installed-train-test-zoo
-	$(BIN)/python -m pytest --ignore=tests/test_triton_compiled.py
+	$(BIN)/python -m pytest $(OWN_RUNS)
 	$(BIN)/python tests/rings.py --all
 
 check: $(VENV)/.installed-train-dev

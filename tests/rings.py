@@ -53,13 +53,14 @@ def without_any(*programs: str) -> str:
 
 def runs(architectures: tuple[int, ...]) -> list[Run]:
     """Every process of the files that exist, the longest first: two run at a time."""
-    executed = [*OP_TESTS, "test_triton_traffic.py", "test_planted_bugs.py", "test_triton_compile.py"]
+    both = [*OP_TESTS, "test_triton_traffic.py", "test_executed_training.py"]
+    executed = [*both, "test_planted_bugs.py", "test_triton_compile.py"]
     triton = without("triton")
     listed = [
         *(Run(3, executed, {"FEATHER_PTX_ARCHITECTURE": str(number)}, triton) for number in architectures),
         Run(1, OP_TESTS, {"TRITON_INTERPRET": "1"}, triton),
         Run(2, ["test_triton_compiled.py"], {}, triton),
-        Run(4, [*OP_TESTS, "test_cuda_ptx.py"], CUDA_ON_EXECUTOR, without_any("nvcc")),
+        Run(4, [*both, "test_cuda_ptx.py"], CUDA_ON_EXECUTOR, without_any("nvcc")),
         Run(5, ["test_cuda_shim.py"], {}, without_any("g++", "c++")),
         Run(6, ["test_cuda_build.py"], {}, without_any("nvcc")),
     ]

@@ -1,4 +1,4 @@
-"""Ring 5: the CUDA sources as C++ on the CPU, under sanitizers; bugs planted in them are found. See docs/design/cuda.md."""
+"""Ring 5: the CUDA sources as C++ on the CPU, under sanitizers; planted bugs are found. See docs/design/cuda.md."""
 
 from __future__ import annotations
 
