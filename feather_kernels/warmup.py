@@ -28,7 +28,8 @@ DEFAULT_DTYPES = ("float32", "bfloat16", "float16")
 AUTOCAST = {torch.float32: (torch.bfloat16, torch.float16)}  # weight's dtype -> those that autocast makes of it
 POWERS = (1.0, 2.0, 3.0, math.inf, 1.5)  # 1.5: any other power
 SIZE = 1 << 17
-LIST_LENGTHS = tuple(1 << k for k in range(8))  # selection is compiled for the power of two in the number of weights
+# selection is compiled for the power of two in the number of weights, as far as its bracket grows with it
+LIST_NUMELS = tuple(1 << k for k in range(14, 22))
 
 Calls = Callable[[torch.dtype, torch.device], None]
 
@@ -100,9 +101,10 @@ def _magnitude_select(dtype: torch.dtype, device: torch.device) -> None:
     rank, scales, caps = torch.zeros(1, dtype=torch.int64, device=device), t.reshape(1), torch.tensor([1]).to(device)
     for factors in (None, scales):
         hint = ops.magnitude_select([w], [0], rank, scales=factors, caps=caps)
-        for copies in LIST_LENGTHS:
-            list_factors = None if factors is None else factors.expand(copies).contiguous()
-            ops.magnitude_select([w] * copies, [0] * copies, rank, scales=list_factors, hint=hint)
+        for numel in LIST_NUMELS:
+            weights = [w[:numel]] * max(numel // SIZE, 1)
+            list_factors = None if factors is None else factors.expand(len(weights)).contiguous()
+            ops.magnitude_select(weights, [0] * len(weights), rank, scales=list_factors, hint=hint)
 
 
 def _count_pruned(dtype: torch.dtype, device: torch.device) -> None:

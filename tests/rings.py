@@ -22,7 +22,7 @@ from typing import NamedTuple
 TESTS = Path(__file__).parent
 OP_TESTS = ["test_threshold.py", "test_select.py", "test_schema.py"]
 ARCHITECTURES = (90, 80, 100, 120)  # the first alone without --all
-CUDA_ON_EXECUTOR = {"FEATHER_PTX_BACKEND": "cuda", "FEATHER_PTX_ARCHITECTURE": "90"}
+CUDA_ON_EXECUTOR = {"FEATHER_PTX_BACKEND": "cuda"}
 
 
 class Run(NamedTuple):
@@ -51,16 +51,24 @@ def without_any(*programs: str) -> str:
     return "" if any(map(shutil.which, programs)) else f"no {programs[0]}"
 
 
+def architecture(number: int) -> dict[str, str]:
+    """The variable by which an executor takes the PTX of sm_``number``."""
+    return {"FEATHER_PTX_ARCHITECTURE": str(number)}
+
+
 def runs(architectures: tuple[int, ...]) -> list[Run]:
     """Every process of the files that exist, the longest first: two run at a time."""
     both = [*OP_TESTS, "test_triton_traffic.py", "test_executed_training.py"]
     executed = [*both, "test_planted_bugs.py", "test_triton_compile.py"]
     triton = without("triton")
     listed = [
-        *(Run(3, executed, {"FEATHER_PTX_ARCHITECTURE": str(number)}, triton) for number in architectures),
+        *(Run(3, executed, architecture(number), triton) for number in architectures),
         Run(1, OP_TESTS, {"TRITON_INTERPRET": "1"}, triton),
         Run(2, ["test_triton_compiled.py"], {}, triton),
-        Run(4, [*both, "test_cuda_ptx.py"], CUDA_ON_EXECUTOR, without_any("nvcc")),
+        *(
+            Run(4, [*both, "test_cuda_ptx.py"], {**CUDA_ON_EXECUTOR, **architecture(number)}, without_any("nvcc"))
+            for number in architectures
+        ),
         Run(5, ["test_cuda_shim.py"], {}, without_any("g++", "c++")),
         Run(6, ["test_cuda_build.py"], {}, without_any("nvcc")),
     ]
@@ -86,20 +94,20 @@ def last_line(text: str) -> str:
 
 
 def line(ring: int, listed: list[Run], outcomes: list[Outcome]) -> str:
-    """What became of a ring's runs; of those of ring 3, on which architectures."""
+    """What became of a ring's runs; of those on the executor, for which architectures."""
     own = [(run, outcome) for run, outcome in zip(listed, outcomes, strict=True) if run.ring == ring]
     if reason := own[0][0].reason:
         return f"ring {ring}: skipped ({reason})"
     total: Counter[str] = sum((outcome.counts for _, outcome in own), Counter())
     words = ", ".join(f"{count} {word}" for word, count in total.items()) or "no test ran"
     architectures = sorted(int(run.variables.get("FEATHER_PTX_ARCHITECTURE", 0)) for run, _ in own)
-    return f"ring {ring}: {words}" + (" (sm_" + ", sm_".join(map(str, architectures)) + ")") * (ring == 3)
+    return f"ring {ring}: {words}" + (" (sm_" + ", sm_".join(map(str, architectures)) + ")") * (ring in (3, 4))
 
 
 def main() -> int:
     """Run the rings and print their lines; 1 if any failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="ring 3 on four architectures")
+    parser.add_argument("--all", action="store_true", help="rings 3 and 4 on four architectures")
     listed = runs(ARCHITECTURES if parser.parse_args().all else ARCHITECTURES[:1])
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(carry_out, listed))
