@@ -39,11 +39,15 @@ def probe(device: torch.device) -> str | None:
         return reason
     if not torch.cuda.is_available():
         return "torch finds no CUDA device (no driver, no GPU, or a torch built for CPUs only)"
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("backends are probed by their first op: run a step before a CUDA graph is captured")
     try:
         w = torch.tensor([0.5, 2.0], dtype=torch.float32, device=device)
         t, out = torch.ones((), dtype=torch.float32, device=device), torch.empty_like(w)
         threshold(w, t, 1.0, out)
         result = out.tolist()
+    except torch.OutOfMemoryError:  # says nothing on the backend: another process may hold the memory
+        raise
     except RuntimeError as error:  # e.g. no kernel image for the device, a driver older than the toolkit
         return f"its probe kernel failed: {error}; it has machine code for {_cuda.build_info()['architectures']}"
     return None if result == [0.0, 1.0] else f"its probe kernel gave {result} instead of [0.0, 1.0]"
