@@ -98,7 +98,10 @@ def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True, 
     with simulated_gpu(architecture, noise=noise, execute=execute) as driver, pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "make_tables", exposing(driver, table.make_tables))
         patch.setitem(dispatch._probed, ("triton", CPU), None)
-        yield driver
+        try:
+            yield driver
+        finally:
+            dispatch.reset()  # that Triton takes CPU tensors holds no longer
 
 
 def exposing(driver: Any, make_tables: Callable[..., Any]) -> Callable[..., Any]:

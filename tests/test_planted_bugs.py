@@ -18,19 +18,19 @@ import oracle
 import pytest
 import samples
 import torch
-from conftest import PTX_ARCHITECTURE, exposing
+from conftest import PTX_ARCHITECTURE
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the executor of ring 3")
 
-PACKAGE = "feather_kernels.backends.triton"
+BACKENDS = "feather_kernels.backends"
 Check = Callable[[ModuleType], None]
 
 
 @pytest.fixture(autouse=True)
 def no_constants_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a bug leaves on the device is not for the next test."""
-    from feather_kernels.backends.triton import resident
+    from feather_kernels.backends import resident
 
     monkeypatch.setattr(resident, "_kept", OrderedDict())
 
@@ -53,7 +53,7 @@ class Bug:
 
 def copy_of(file: str, directory: Path, change: Callable[[str], str] = lambda text: text) -> ModuleType:
     """The backend's module ``file``, changed, as a module of its own: Triton compiles its kernels anew."""
-    spec = importlib.util.find_spec(f"{PACKAGE}.{file}")
+    spec = importlib.util.find_spec(f"{BACKENDS}.{file}" if file == "chunks" else f"{BACKENDS}.triton.{file}")
     assert spec is not None
     assert spec.origin is not None
     path = directory / f"{file}_copy.py"
@@ -123,14 +123,12 @@ def count_copied(module: ModuleType) -> None:
 
 
 def with_tables_of(module: ModuleType, weights: Callable[[], Iterator[Tensor]]) -> None:
-    """Counts over each of ``weights``, through the tables of the module ``table``."""
-    import triton
-
+    """Counts over each of ``weights``, through the tables of the module ``chunks``."""
     from feather_kernels.backends.triton import count as count_module
+    from feather_kernels.backends.triton import table
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "make_tables", exposing(triton.runtime.driver.active, module.make_tables))
-        patch.setattr(count_module, "table", module)
+        patch.setattr(table, "chunks", module)
         for weight in weights():
             count(count_module, weight)
 
@@ -268,7 +266,7 @@ BUGS = [
     ),
     Bug(
         "vectors at any address of a table",
-        "table",
+        "chunks",
         r"data_ptr\(\) % 16 == 0",
         "data_ptr() % 4 == 0",
         misaligned,
@@ -277,7 +275,7 @@ BUGS = [
     ),
     Bug(
         "stale table",
-        "table",
+        "chunks",
         r"\(w\.data_ptr\(\), w\.numel\(\)",
         "(w.numel()",
         two_weights,

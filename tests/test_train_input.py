@@ -16,6 +16,7 @@ from train_runs import (
     train,
 )
 
+from feather_kernels.ops import dispatch
 from feather_kernels.recipes import batches, data
 from feather_kernels.recipes.models import make_model
 from feather_kernels.sparsify import Sparsifier
@@ -202,7 +203,9 @@ def test_a_missing_package_names_the_extra(capsys, tmp_path, monkeypatch, packag
 
 def test_an_unknown_backend_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "abacus")
+    dispatch.reset()
     check_refused(capsys, tmp_path / "runs", [], "FEATHER_KERNELS_BACKEND", "'abacus'", "reference")
+    dispatch.reset()
 
 
 def test_bugs_keep_their_traceback(tmp_path, monkeypatch):
