@@ -54,7 +54,7 @@ Buffer weights_of(DType dtype) {
   return buffer;
 }
 
-double scalar_threshold(double w, DType dtype, double p, DType out_dtype) {
+double scalar_threshold(double w, DType dtype, double p) {
   const auto run = [&](auto weight) -> double {
     using T = decltype(weight);
     const Threshold<T> t = make_threshold(static_cast<T>(kT));
@@ -75,7 +75,7 @@ void threshold_has_the_bits_of_the_formula() {
     for (const DType out_dtype : kAll) {
       for (const double p : {1.0, 2.0, 3.0, 4.5, static_cast<double>(INFINITY)}) {
         Buffer expected(out_dtype, w.n);
-        for (int64_t i = 0; i < w.n; ++i) expected.set(i, scalar_threshold(w.get(i), dtype, p, out_dtype));
+        for (int64_t i = 0; i < w.n; ++i) expected.set(i, scalar_threshold(w.get(i), dtype, p));
         for (const std::string& name : available_instruction_sets()) {
           use_instruction_set(name);
           for (const int threads : {1, 3}) {
