@@ -64,8 +64,11 @@ clean:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# a module built from other sources than these is refused
+NATIVE := CMakeLists.txt $(shell find csrc -type f)
+
 # .installed-train-test-zoo installs the extras train, test and zoo; types are checked with what the recipe imports
-$(VENV)/.installed-%: pyproject.toml setup.py | $(VENV)/bin/python
+$(VENV)/.installed-%: pyproject.toml setup.py $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e ".[$(subst -,$(comma),$*)]"
 	touch $@
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from cuda_shim import BINDINGS, KERNELS, Change, digest, uses
 
-from feather_kernels.backends import cpp
+from feather_kernels.backends import native
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc"
@@ -66,7 +66,7 @@ def pybind11() -> Path:
 def shipped() -> Path:
     """Folder with the module, its objects and the build's log; made once for each state of the sources."""
     compiler = nvcc()
-    folder = ROOT / "build" / f"cuda-{cpp.source_hash(ROOT, 'cuda')}"[:27]
+    folder = ROOT / "build" / f"cuda-{native.source_hash(ROOT, 'cuda')}"[:27]
     log = folder / "ptxas.log"
     with _alone(folder):
         if not log.exists():

@@ -19,7 +19,7 @@ import samples
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import cpp, reference
+from feather_kernels.backends import cpp, native, reference
 from feather_kernels.ops import dispatch
 
 ops = torch.ops.feather_kernels
@@ -181,29 +181,29 @@ def unprobed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def module_with(**changes: str) -> types.ModuleType:
     module = types.ModuleType(cpp.MODULE)
-    info = {"version": fk.__version__, "source_hash": cpp.source_hash(ROOT), **changes}
+    info = {"version": fk.__version__, "source_hash": native.source_hash(ROOT), **changes}
     module.build_info = lambda: info  # type: ignore[attr-defined]
     return module
 
 
 def test_build_info_must_match() -> None:
-    assert cpp.mismatch(module_with()) is None
-    assert "was built for feather_kernels 0.0.1" in str(cpp.mismatch(module_with(version="0.0.1")))
-    assert "was built from other sources (0000" in str(cpp.mismatch(module_with(source_hash="0" * 64)))
-    assert cpp.mismatch(types.ModuleType("foreign")) == "is not a module of feather_kernels"
+    assert native.mismatch(module_with()) is None
+    assert "was built for feather_kernels 0.0.1" in str(native.mismatch(module_with(version="0.0.1")))
+    assert "was built from other sources (0000" in str(native.mismatch(module_with(source_hash="0" * 64)))
+    assert native.mismatch(types.ModuleType("foreign")) == "is not a module of feather_kernels"
 
 
 def test_a_wheel_has_no_sources_to_compare_with(tmp_path: Path) -> None:
-    assert cpp.source_hash(tmp_path) is None
+    assert native.source_hash(tmp_path) is None
 
 
 def test_the_hash_follows_every_source(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
-    assert cpp.source_hash(tmp_path) == cpp.source_hash(ROOT)
+    assert native.source_hash(tmp_path) == native.source_hash(ROOT)
     with (tmp_path / "csrc" / "include" / "feather" / "math.h").open("a") as file:
         file.write("\n")
-    assert cpp.source_hash(tmp_path) != cpp.source_hash(ROOT)
+    assert native.source_hash(tmp_path) != native.source_hash(ROOT)
 
 
 @needs_module
@@ -231,9 +231,9 @@ def test_a_truncated_module_is_refused_unloaded(tmp_path: Path, kept: float) -> 
     content = Path(cpp_file()).read_bytes()
     path = tmp_path / "_cpu.so"
     path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
-    assert cpp.incomplete(path) is not None
+    assert native.incomplete(path) is not None
     path.write_bytes(content)
-    assert cpp.incomplete(path) is None
+    assert native.incomplete(path) is None
 
 
 @pytest.mark.usefixtures("unprobed")

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import feather_kernels as fk
 from feather_kernels._version import __version__
-from feather_kernels.backends import cpp, cuda
+from feather_kernels.backends import cuda, native
 from feather_kernels.ops import dispatch
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def test_loads_and_reports_itself_without_a_driver(module_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report, libraries = done.stdout.splitlines()
     version, sources, compiler, architectures = report.split("|")
-    assert (version, sources) == (__version__, cpp.source_hash(ROOT, "cuda"))
+    assert (version, sources) == (__version__, native.source_hash(ROOT, "cuda"))
     assert re.fullmatch(r"nvcc \d+\.\d+.*", compiler)
     assert [name.removesuffix("-real") for name in architectures.split()] == list(ARCHITECTURES)
     assert not libraries.strip(), "the runtime is linked in, and the driver not touched"
@@ -162,7 +162,7 @@ def test_probe_names_a_missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_module_of_other_sources_is_refused() -> None:
     stranger = SimpleNamespace(build_info=lambda: {"version": __version__, "source_hash": "0" * 64})
-    assert "was built from other sources (000000000000)" in str(cpp.mismatch(stranger, "cuda"))
+    assert "was built from other sources (000000000000)" in str(native.mismatch(stranger, "cuda"))
 
 
 def test_named_backend_raises_where_it_cannot_run() -> None:

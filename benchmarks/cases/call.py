@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import Library
 
 import feather_kernels as fk
 from benchmarks import backends, gates
@@ -20,7 +21,7 @@ POWER, GRAD_SCALE = 3.0, 0.5
 FORWARD, BOTH = "forward, 1,024 weights", "forward and backward, 1,024 weights"
 LIMIT = "empty Function"
 
-_library = torch.library.Library("feather_benchmarks", "DEF")
+_library = Library("feather_benchmarks", "DEF")
 _library.define("empty(Tensor w, Tensor t) -> Tensor")
 _library.impl("empty", lambda w, t: torch.empty_like(w), "CompositeExplicitAutograd")  # noqa: ARG005
 

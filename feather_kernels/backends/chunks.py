@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.layouts import dense
 from feather_kernels.backends.resident import resident
 
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
@@ -37,7 +38,7 @@ def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> l
 
     Layouts that are not dense are copied once.
     """
-    flat = [_dense(w) for w in weights]
+    flat = [dense(w) for w in weights]
     tables = []
     for dtype in dict.fromkeys(w.dtype for w in flat if w.numel()):
         members = [(index, w) for index, w in enumerate(flat) if w.dtype == dtype and w.numel()]
@@ -78,8 +79,3 @@ def _chunks_of(w: Tensor, row: int, index: int, chunk: int) -> Tensor:
     addresses = w.data_ptr() + starts * w.element_size()
     constant = [torch.full_like(starts, value) for value in (w.data_ptr() % 16 == 0, row, index)]
     return torch.stack([addresses, (w.numel() - starts).clamp_max(chunk), *constant], 1)
-
-
-def _dense(w: Tensor) -> Tensor:
-    strides = w.stride()
-    return w.detach().permute(sorted(range(w.dim()), key=lambda d: (-strides[d], d))).contiguous()

@@ -6,19 +6,18 @@ the stream that are current in torch are taken here. It is optional; importing i
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from feather_kernels.backends import native
 from feather_kernels.backends.chunks import Table, group_elements, make_rows, make_tables
-from feather_kernels.backends.cpp import CODES, REBUILD, flatten, incomplete, mismatch, write_back
+from feather_kernels.backends.layouts import flatten, write_back
+from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cuda"
 
@@ -58,20 +57,13 @@ def load_module() -> str | None:
     global _cuda
     if _cuda is not None:
         return None
-    spec = importlib.util.find_spec(MODULE)
-    if spec is None or spec.origin is None:
+    path = native.origin(MODULE)
+    if path is None:
         return f"is not installed: {MODULE} was not built (no CUDA toolkit at install time, or FEATHER_BUILD=cpu)"
-    reason = incomplete(Path(spec.origin))
-    if reason is None:
-        try:
-            module = importlib.import_module(MODULE)
-        except ImportError as error:
-            reason = f"cannot be loaded: {error}"
-        else:
-            reason = mismatch(module, "cuda")
-    if reason is not None:
-        return f"{spec.origin} {reason}; {REBUILD}"
-    _cuda = module
+    try:
+        _cuda = native.load(MODULE, path, "cuda")
+    except ImportError as error:
+        return str(error)
     return None
 
 

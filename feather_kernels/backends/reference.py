@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends import radix
+from feather_kernels.backends.layouts import storage_order
 from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
 
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
@@ -196,8 +197,7 @@ def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     Pieces of a dense ``first`` are views, so they can be written to; a tensor that is not dense in that order is
     copied once. If ``first`` itself is not dense the whole tensors are the one piece.
     """
-    strides = first.stride()
-    order = sorted(range(first.dim()), key=lambda d: (-strides[d], d))
+    order = storage_order(first)
     tensors = [tensor.detach().permute(order) for tensor in (first, *others)]
     if not tensors[0].is_contiguous():
         yield tuple(tensors)

@@ -5,13 +5,13 @@ wide, and one masked tail. The block size is a fixed function of the dtypes: no 
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from feather_kernels.backends.layouts import flatten, write_back
 from feather_kernels.backends.resident import resident
 from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
 
@@ -69,7 +69,7 @@ def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.cons
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
-    (flat_out, flat_w), finish = flatten(out, w)
+    flat_out, flat_w = flatten(out, w)
     n, wide = w.numel(), t.dtype == torch.float64
     if p in (1, 2, 3, math.inf):
         block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
@@ -77,36 +77,18 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     else:
         constants, block = power_constants(p, w.device), GENERAL_BLOCK
         general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block, **COMPILE)
-    finish()
+    write_back(flat_out, out)
 
 
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the scaled gradient."""
-    (flat_out, flat_g, flat_w), finish = flatten(out, g, w)
+    flat_out, flat_g, flat_w = flatten(out, g, w)
     arithmetic = tl.float64 if torch.float64 in (g.dtype, t.dtype) else tl.float32
     grid = (triton.cdiv(w.numel(), BLOCK),)
     scale_kernel[grid](
         flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK, **COMPILE
     )
-    finish()
-
-
-def flatten(first: Tensor, *others: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
-    """Dense 1-dim tensors of matching elements for a kernel, the first to be written, and what to do after it.
-
-    In the storage order of ``first`` where that is dense; tensors of another layout are copied once, and a ``first``
-    that is not dense is written through a copy.
-    """
-    strides = first.stride()
-    order = sorted(range(first.dim()), key=lambda d: (-strides[d], d))
-    ordered = [tensor.permute(order) for tensor in (first, *others)]
-    flat = [tensor.reshape(-1).contiguous() for tensor in ordered]
-
-    def finish() -> None:
-        if not ordered[0].is_contiguous():
-            ordered[0].copy_(flat[0].view(ordered[0].shape))
-
-    return flat, finish
+    write_back(flat_out, out)
 
 
 def power_constants(p: float, device: torch.device) -> Tensor:

@@ -1,0 +1,85 @@
+"""The compiled modules, ``feather_kernels._cpu`` and ``_cuda``: found, checked against their sources, loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import struct
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from feather_kernels._version import __version__
+
+SOURCES = (".h", ".cuh", ".cpp", ".cu", ".txt")  # files that a module's hash is made of
+CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # csrc/include/feather/dtype.h
+REBUILD = "rebuild it with `pip install -e .` (or `python setup.py build_ext --inplace`)"
+
+
+def origin(name: str) -> Path | None:
+    """The file of the module, or None where it was not built."""
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
+def load(name: str, path: Path, folder: str) -> ModuleType:
+    """The module ``name`` of csrc/``folder``, whose file is ``path``.
+
+    Raises:
+        ImportError: it is cut off, does not load, or was built from other sources; with what to do.
+    """
+    reason = incomplete(path)
+    if reason is None:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"{path} cannot be loaded: {error}; {REBUILD}") from error
+        reason = mismatch(module, folder)
+    if reason is not None:
+        raise ImportError(f"{path} {reason}; {REBUILD}")
+    return module
+
+
+def incomplete(path: Path) -> str | None:
+    """Why a file cannot be loaded safely, or None: loading an ELF file that was cut off can kill the process.
+
+    The section headers stand at the end of the file; their offset is in its first 64 bytes.
+    """
+    with path.open("rb") as file:
+        header = file.read(64)
+    if header[:4] != b"\x7fELF" or len(header) < 64 or header[4] != 2:
+        return None if path.suffix != ".so" or header[:4] == b"\xcf\xfa\xed\xfe" else "is no 64-bit ELF file"
+    order = "<" if header[5] == 1 else ">"
+    (table,) = struct.unpack_from(order + "Q", header, 40)
+    entry_size, entries = struct.unpack_from(order + "HH", header, 58)
+    if path.stat().st_size < table + entry_size * entries:
+        return f"is truncated: {path.stat().st_size} bytes of {table + entry_size * entries}"
+    return None
+
+
+def mismatch(module: ModuleType, folder: str = "cpu") -> str | None:
+    """Why a loaded module does not belong to this package, or None."""
+    try:
+        info = module.build_info()
+        version, sources = info["version"], info["source_hash"]
+    except (AttributeError, KeyError, TypeError):
+        return "is not a module of feather_kernels"
+    if version != __version__:
+        return f"was built for feather_kernels {version}, this is {__version__}"
+    expected = source_hash(Path(__file__).parents[2], folder)
+    if expected is not None and sources != expected:
+        return f"was built from other sources ({sources[:12]}) than those beside the package ({expected[:12]})"
+    return None
+
+
+def source_hash(root: Path, folder: str = "cpu") -> str | None:
+    """Hash of the sources of the module in csrc/``folder``, as CMake computes it, or None if there are none."""
+    if not (root / "CMakeLists.txt").is_file() or not (root / "csrc" / folder).is_dir():
+        return None
+    paths = [root / "CMakeLists.txt", *(root / "csrc" / "include").rglob("*.h")]
+    paths += [path for path in (root / "csrc" / folder).rglob("*") if path.suffix in SOURCES]
+    lines = sorted((path.relative_to(root).as_posix(), path) for path in paths)
+    hashes = "".join(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for name, path in lines)
+    return hashlib.sha256(hashes.encode()).hexdigest()
