@@ -209,7 +209,7 @@ def test_the_hash_follows_every_source(tmp_path: Path) -> None:
 @needs_module
 @pytest.mark.usefixtures("unprobed")
 def test_a_module_of_other_sources_is_refused_and_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp, "source_hash", lambda *_: "f" * 64)
+    monkeypatch.setattr(native, "source_hash", lambda *_: "f" * 64)
     with pytest.warns(RuntimeWarning, match=r"other sources.*than those beside the package \(ffff.*pip install -e"):
         assert dispatch.backend_for(CPU) is reference
     with fk.use_backend("cpp"), pytest.raises(fk.BackendUnavailableError, match="other sources"):
