@@ -98,6 +98,15 @@ class Instruction:
     guard: Register | Negated | None
     text: str
 
+    @classmethod
+    def named(
+        cls, name: str, operands: tuple[Operand, ...], guard: Register | Negated | None, text: str
+    ) -> Instruction:
+        """The instruction with this opcode as it is written, taken apart."""
+        opcode, *tokens = name.replace("::cta", "").split(".")
+        modifiers, types = [t for t in tokens if t not in ALL_TYPES], [t for t in tokens if t in ALL_TYPES]
+        return cls(name, opcode, frozenset(modifiers), tuple(types), operands, guard, text)
+
     @property
     def type(self) -> str:
         """The last type of the opcode."""
@@ -270,25 +279,18 @@ class _Body:
         match = re.fullmatch(r"(?:@(!?)(%?[\w$]+) )?([\w.:]+) ?(.*)", text)
         if match is None:
             raise UnknownInstructionError(f"kernel {self.kernel.name}: cannot read `{text}`")
-        opcode, *tokens = match[3].replace("::cta", "").split(".")
         guard = self._operand(match[1] + match[2]) if match[2] else None
         if guard is not None and not isinstance(guard, (Register, Negated)):
             raise UnknownInstructionError(f"kernel {self.kernel.name}: guard of `{text}`")
         self.kernel.instructions.append(
-            Instruction(
-                name=match[3],
-                opcode=opcode,
-                modifiers=frozenset(t for t in tokens if t not in ALL_TYPES),
-                types=tuple(t for t in tokens if t in ALL_TYPES),
-                operands=tuple(self._operand(part) for part in _split_operands(match[4])),
-                guard=guard,
-                text=text,
+            Instruction.named(
+                match[3], tuple(self._operand(part) for part in split_operands(match[4])), guard=guard, text=text
             )
         )
 
     def _operand(self, text: str) -> Operand:
         if text.startswith("{"):
-            return Vector(tuple(self._operand(part) for part in _split_operands(text.strip("{}"))))
+            return Vector(tuple(self._operand(part) for part in split_operands(text.strip("{}"))))
         if text.startswith("["):
             return self._address(text)
         if "|" in text:
@@ -329,7 +331,7 @@ class _Body:
         return Address(base, int(match[2], 0) if match[2] else 0)
 
 
-def _split_operands(text: str) -> list[str]:
+def split_operands(text: str) -> list[str]:
     parts, depth, current = [], 0, ""
     for token in re.findall(r"[{}\[\],]|[^{}\[\],]+", text):
         if token == "," and depth == 0:

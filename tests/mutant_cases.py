@@ -1,0 +1,318 @@
+"""Checks that a mutated kernel should fail: ops on small inputs against the oracle, and the bytes that they may move.
+
+The inputs are the kinds of the op tests (boundary values, layouts, ties, NaN, caps, hints, every rank that is special),
+packed into few launches, as each check runs once for every mutant of the kernels that it launches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import oracle
+import samples
+import torch
+from ptx.execution import LaunchReport
+from torch import Tensor
+
+ops = torch.ops.feather_kernels
+FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
+NAN, INF = math.nan, math.inf
+ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
+
+
+class Case(NamedTuple):
+    """``check`` runs ops and raises if they are wrong; it is given the reports of all launches since it began."""
+
+    name: str
+    check: Callable[[list[LaunchReport]], None]
+
+
+def most_bytes(launches: Sequence[LaunchReport], payload: float) -> None:
+    """Raises where the launches moved more than their payload and what their programs need."""
+    moved = sum(report.bytes_read + report.bytes_written for report in launches)
+    programs = sum(math.prod(report.grid) for report in launches)
+    assert moved <= payload + ROOM * programs, f"{moved} bytes where {payload} must move"
+
+
+# -- elementwise -------------------------------------------------------------------------------------------------------
+
+LAYOUTS = {"aligned": samples.LAYOUTS["contiguous"], "misaligned": samples.LAYOUTS["misaligned"]}
+
+
+@cache
+def weights(value: float, dtype: torch.dtype, layout: str) -> Tensor:
+    """Some whole blocks and a tail of no round size."""
+    return LAYOUTS[layout](samples.boundary_weights(samples.scalar(value, dtype, torch.device("cpu")), dtype)[:-1])
+
+
+@cache
+def exact_values(value: float, dtype: torch.dtype, layout: str, p: float) -> np.ndarray:
+    t = samples.scalar(value, dtype, torch.device("cpu"))
+    return oracle.threshold(weights(value, dtype, layout), t, p)
+
+
+def threshold(
+    launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtype, p: float, values: tuple[float, ...]
+) -> None:
+    bound = 2.0 if out_dtype in (FLOAT32, FLOAT64) else 0.55
+    for layout in LAYOUTS:
+        for value in values if layout == "aligned" else values[:1]:
+            w, t = weights(value, dtype, layout), samples.scalar(value, dtype, torch.device("cpu"))
+            out = LAYOUTS[layout](torch.full((w.numel(),), NAN, dtype=out_dtype))
+            launches.clear()
+            ops.threshold.out(w, t, p, out=out)
+            assert oracle.ulp_error(out, exact_values(value, dtype, layout, p)) <= bound
+            zeros = torch.from_numpy(oracle.pruned(w, t))
+            assert not out.view(samples_integer(out_dtype))[zeros].any(), "pruned weights give +0"
+            if value <= 0:
+                assert oracle.same_bits(out, w.to(out_dtype)), "a threshold of 0 or less changes nothing"
+            most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
+
+
+def samples_integer(dtype: torch.dtype) -> torch.dtype:
+    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+
+
+def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    for layout in LAYOUTS:
+        for value, factor in ((0.3, 0.3), (0.0, 0.5), (NAN, 0.5)):
+            w = weights(value, dtype, layout)
+            t, scale = (samples.scalar(number, dtype, torch.device("cpu")) for number in (value, factor))
+            g = LAYOUTS[layout](samples.gradients(w, gradient_dtype))
+            launches.clear()
+            out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=dtype)
+            exact = oracle.scaled_gradient(g, w, t, scale.item())
+            assert oracle.ulp_error(out, exact) <= 0.5, "one rounding"
+            most_bytes(launches, w.numel() * (2 * dtype.itemsize + gradient_dtype.itemsize))
+
+
+ORDINARY = (0.3, 1e-42, 1.9999, 1e30, INF, 0.0, -1.0, NAN)
+ELEMENTWISE = [
+    *(
+        Case(f"threshold {str(dtype)[6:]}, p = {p}", partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t))
+        for dtype, all_t in ((FLOAT32, ORDINARY), (BFLOAT16, (0.3, 0.0, NAN)), (FLOAT64, (0.3, 1e-310, 0.0, NAN)))
+        for p in (1.0, 2.0, 3.0, INF)
+    ),
+    *(
+        Case(
+            f"threshold {str(dtype)[6:]} to {str(out)[6:]}",
+            partial(threshold, dtype=dtype, out_dtype=out, p=3.0, values=(0.3, 0.0, NAN)),
+        )
+        for dtype, out in ((FLOAT32, BFLOAT16), (FLOAT32, FLOAT16), (FLOAT16, FLOAT16), (BFLOAT16, FLOAT32))
+    ),
+    Case("threshold float32, p = 4.5", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=4.5, values=ORDINARY)),
+    Case("threshold bfloat16, p = 4.5", partial(threshold, dtype=BFLOAT16, out_dtype=BFLOAT16, p=4.5, values=(0.3,))),
+    *(
+        Case(f"gradient {str(g)[6:]} of {str(w)[6:]}", partial(gradient, gradient_dtype=g, dtype=w))
+        for g, w in ((FLOAT32, FLOAT32), (BFLOAT16, FLOAT32), (BFLOAT16, BFLOAT16), (FLOAT64, FLOAT64))
+    ),
+]
+
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False) -> list[Tensor]:
+    """More than a chunk, a misaligned one, one smaller than an access, an empty one, special values and ties.
+
+    coarse: few distinct values. dense: most keys are among a few hundred around 1, as close as in a large net.
+    """
+    g = torch.Generator().manual_seed(3)
+    special = torch.tensor([0.0, -0.0, INF, -INF, NAN, -NAN, 1e-40, 0.5, -0.5, 0.5])
+    made = [torch.randn(n, generator=g) for n in (9001, 1031, 0, 3)]
+    flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
+    flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
+    if dense:
+        near = [1 + torch.randint(-300, 300, w.shape, generator=g) * 2.0**-23 for w in flat]
+        flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
+    cast = [w.to(dtypes[i % len(dtypes)]) for i, w in enumerate(flat)]
+    return [samples.LAYOUTS["misaligned"](w) if i == 1 else w for i, w in enumerate(cast)]
+
+
+def payload_of(listed: Sequence[Tensor]) -> int:
+    return sum(w.numel() * w.element_size() for w in listed)
+
+
+def count(launches: list[LaunchReport], listed: Sequence[Tensor], thresholds: Sequence[float]) -> None:
+    bounds = [samples.scalar(value, w.dtype, w.device) for w, value in zip(listed, thresholds, strict=True)]
+    expected = [int(oracle.pruned(w, t).sum()) for w, t in zip(listed, bounds, strict=True)]
+    found = ops.count_pruned(listed, bounds)
+    assert found.tolist() == expected, "wrong counts"
+    most_bytes(launches, payload_of(listed) + 8 * len(listed) * len(launches))
+
+
+COUNTED = (0.3, 1.0, 1.0, NAN, 0.5, 0.25)
+COUNTS = [
+    *(
+        Case(f"count {str(dtype)[6:]}", lambda launches, dtype=dtype: count(launches, weight_list(dtype), COUNTED))
+        for dtype in samples.DTYPES
+    ),
+    Case("count, T <= 0", lambda launches: count(launches, weight_list(FLOAT32), (0.0, -1.0, 0.0, -0.0, 0.0, INF))),
+    Case("count mixed", lambda launches: count(launches, weight_list(FLOAT32, BFLOAT16, FLOAT64), COUNTED)),
+]
+
+
+class Selection(NamedTuple):
+    """A call of magnitude_select for many ranks; ``steady``: its hint is right and one read must do."""
+
+    listed: list[Tensor]
+    groups: list[int]
+    fractions: tuple[float, ...] = (-1.0, 0.0, 0.3, 0.77, 0.95, 1.0, 2.0)
+    scales: list[float] | None = None
+    caps: list[int] | None = None
+
+    def parts(self, group: int) -> tuple[list[Tensor], list[int] | None]:
+        members = [i for i, own in enumerate(self.groups) if own == group]
+        scales = self.scales or [1.0] * len(self.groups)
+        caps = None if self.caps is None else [self.caps[i] for i in members]
+        return [oracle.scores(self.listed[i], scales[i]) for i in members], caps
+
+    def order_statistics(self, ranks: Sequence[int]) -> Tensor:
+        return torch.stack([oracle.order_statistics(*self._call(group, rank)) for group, rank in enumerate(ranks)])
+
+    def _call(self, group: int, rank: int) -> tuple[list[Tensor], int, list[int] | None]:
+        parts, caps = self.parts(group)
+        return parts, rank, caps
+
+    def ranks(self) -> list[list[int]]:
+        """For each fraction the rank of each group."""
+        totals = []
+        for group in range(max(self.groups) + 1):
+            parts, caps = self.parts(group)
+            totals.append(sum(caps) if caps else sum(map(len, parts)))
+        return [[int((total - 1) * fraction) if fraction < 2 else total for total in totals] for fraction in self.fractions]
+
+    def select(self, ranks: Sequence[int], hint: Tensor | None = None) -> Tensor:
+        compute = samples.compute_dtype(self.listed[0].dtype)
+        return ops.magnitude_select(
+            self.listed,
+            self.groups,
+            torch.tensor(ranks),
+            scales=None if self.scales is None else torch.tensor(self.scales, dtype=compute),
+            caps=None if self.caps is None else torch.tensor(self.caps),
+            hint=hint,
+        )
+
+
+@cache
+def expected(name: str) -> list[tuple[list[int], Tensor]]:
+    """The ranks of a selection and what sorting finds there."""
+    selection = SELECTIONS[name]()
+    return [(ranks, selection.order_statistics(ranks)) for ranks in selection.ranks()]
+
+
+def cold(launches: list[LaunchReport], name: str) -> None:
+    for ranks, values in expected(name):
+        assert oracle.same_bits(SELECTIONS[name]().select(ranks), values), f"ranks {ranks}"
+
+
+def steady(launches: list[LaunchReport], name: str) -> None:
+    """With the result as hint, where keys are close: every byte once, and the passes behind exit at once."""
+    for ranks, values in expected(name)[2:4]:
+        launches.clear()
+        assert oracle.same_bits(SELECTIONS[name]().select(ranks, values), values), f"ranks {ranks}"
+        for report in launches:
+            if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
+                most_bytes([report], 0)
+
+
+HINTS = (NAN, 0.0, -0.0, INF, -1.0, 1e-45, 3e38)
+
+
+def misled(launches: list[LaunchReport], name: str) -> None:
+    """A hint that is wrong costs time, never correctness."""
+    ranks, values = expected(name)[3]
+    for hint in (*HINTS, float(values[0, 0]) * 1.0001):
+        given = torch.full_like(values, hint)
+        assert oracle.same_bits(SELECTIONS[name]().select(ranks, given), values), f"hint {hint}"
+
+
+def edges(launches: list[LaunchReport], around: float) -> None:
+    """Keys at chosen places of the bracket, which holds what is wanted or just does not."""
+    filler = torch.cat([torch.full((9,), 0.0), torch.full((7,), INF)])
+    bins = bracket_width(16 + 14)
+    middle, last = bins // 2, bins - 1
+    first = min(max(int(torch.tensor(around).view(torch.int32)) - middle, 0), 0x7F800001 - bins)
+    at = [0, 1, ROW - 1, ROW, ROW + 1, middle - 1, middle, middle, middle, middle + 3, last - ROW, last - 1, last, last]
+    inside = (first + torch.tensor(sorted(at), dtype=torch.int32)).view(torch.float32)
+    weight = torch.cat([inside.flip(0), -filler])
+    hint, scores = torch.full((1, 2), around), oracle.scores(weight)
+    for rank in range(7, 25):
+        launches.clear()
+        values = ops.magnitude_select([weight], [0], torch.tensor([rank]), hint=hint)
+        assert oracle.same_bits(values[0], oracle.order_statistics([scores], rank)), f"rank {rank}"
+        passes = [report.bytes_read for report in launches if report.kernel == "histogram_kernel"]
+        done = max(passes) <= ROOM
+        wanted = bool((first <= values.view(torch.int32)).all() and (values.view(torch.int32) < first + bins).all())
+        assert done == wanted, f"rank {rank}: {'found' if done else 'missed'} by the bracket"
+
+
+ROW = 512  # keys whose counts the brackets of both backends sum
+
+
+def bracket_width(elements: int) -> int:
+    """Keys of the bracket of one group of the backend in use."""
+    from feather_kernels.backends import cuda
+    from feather_kernels.backends.triton import bracket
+
+    return cuda._cuda.bracket_keys(1, elements) if cuda._cuda else bracket.bracket_keys(FLOAT32, 1, elements)
+
+
+def histogram(launches: list[LaunchReport], dtype: torch.dtype, bits: int) -> None:
+    listed, groups = weight_list(dtype), [1, 0, 1, 0, 1, 0]
+    width = 63 if dtype == FLOAT64 else 31
+    keys = [oracle.scores(w).view(torch.int64 if dtype == FLOAT64 else torch.int32).long() for w in listed]
+    nan = 0x7FF0000000000001 if dtype == FLOAT64 else 0x7F800001
+    members = [torch.cat([k for k, g in zip(keys, groups, strict=True) if g == group]).clamp(max=nan) for group in (0, 1)]
+    for shift in (width - bits, width - bits - 6):
+        prefixes = [int(own[5] >> (shift + bits)) for own in members]
+        launches.clear()
+        counts = ops.magnitude_histogram(listed, groups, torch.tensor([prefixes[0], prefixes[1]]), shift, bits)
+        for own, prefix, row in zip(members, prefixes, counts, strict=True):
+            below = own[own >> (shift + bits) == prefix] >> shift & (1 << bits) - 1
+            assert row.equal(torch.bincount(below, minlength=1 << bits)), "wrong counts"
+    done = ops.magnitude_histogram(listed, groups, torch.tensor([-1, -1]), width - bits, bits)
+    assert not done.any(), "a group that is done counts nothing"
+
+
+SELECTIONS: dict[str, Callable[[], Selection]] = {
+    "float32": lambda: Selection(weight_list(FLOAT32), [0, 0, 1, 1, 0, 2]),
+    "one group": lambda: Selection(weight_list(FLOAT32), [0] * 6),
+    "ties": lambda: Selection(weight_list(FLOAT32, coarse=True), [0] * 6),
+    "bfloat16": lambda: Selection(weight_list(BFLOAT16), [0, 1, 0, 0, 1, 0]),
+    "mixed": lambda: Selection(weight_list(FLOAT32, BFLOAT16, FLOAT16), [0, 1, 0, 0, 1, 0]),
+    "scaled": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7]),
+    "bfloat16 ties": lambda: Selection(weight_list(BFLOAT16, coarse=True), [0, 1, 0, 0, 1, 0]),
+    "dense": lambda: Selection(weight_list(FLOAT32, dense=True), [0, 1, 0, 0, 1, 0]),
+    "dense, scaled": lambda: Selection(
+        weight_list(FLOAT32, dense=True), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 0.5, 3.0, 3.0, 0.5]
+    ),
+    "float64": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 0, 1, 0]),
+    "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=[0.5, 3, 1, 0.1, 1, 1.7]),
+    "capped": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
+    "capped ties": lambda: Selection(weight_list(FLOAT32, coarse=True), [0, 1, 0, 1, 0, 1], caps=[900, 7, 0, 3, 2, 650]),
+    "capped, scaled": lambda: Selection(
+        weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7], caps=[5000, 800, 0, 2, 4, 300]
+    ),
+    "float64, capped": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
+}
+LISTS = [
+    *COUNTS,
+    *(
+        Case(f"histogram of {bits} bits, {str(dtype)[6:]}", partial(histogram, dtype=dtype, bits=bits))
+        for dtype, bits in ((FLOAT32, 1), (FLOAT32, 8), (FLOAT32, 12), (BFLOAT16, 7), (FLOAT64, 8))
+    ),
+    *(Case(f"cold: {name}", partial(cold, name=name)) for name in SELECTIONS),
+    *(
+        Case(f"steady: {name}", partial(steady, name=name))
+        for name in ("dense", "ties", "bfloat16 ties", "dense, scaled")
+    ),
+    Case("misled: float32", partial(misled, name="float32")),
+    Case("misled: bfloat16", partial(misled, name="bfloat16")),
+    *(Case(f"edges of a bracket around {around}", partial(edges, around=around)) for around in (1.0, 0.0, INF)),
+]
+CASES = [*ELEMENTWISE, *LISTS]

@@ -1,0 +1,183 @@
+"""Mutation test of the GPU kernels: how much of what could be wrong in the compiled code do the rings' checks see?
+
+    python tests/mutants.py [triton] [cuda] [csrc] [--each N] [--csv FILE] [--only TEXT]
+
+``triton`` and ``cuda``: one-instruction mutants of the compiled PTX (``ptx/mutation.py``), N of each kernel that is
+launched, drawn with a fixed seed; each runs through every check of ``mutant_cases.py`` that launches its kernel until
+one fails. ``csrc``: changes of the sources by hand (``source_mutants.py``). A mutant that no check fails on is a
+survivor. Exit status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import random
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import mutant_cases
+import ptx.execution
+import torch
+from conftest import ptx_executor
+from mutant_cases import Case
+from ptx.execution import LaunchReport, Program
+from ptx.mutation import Mutation, mutations, planted
+
+import feather_kernels as fk
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
+ARCHITECTURE = 90
+EACH = 10  # mutants of a kernel
+SEED = 2023
+WANTED = 0.9  # of the mutants killed
+MOST_STEPS = 20_000  # of a launch; the longest of the unchanged kernels takes a fifth of it
+
+
+class Result(NamedTuple):
+    """What became of a mutant: ``killed_by`` is empty for a survivor, ``how`` the class of the error."""
+
+    kind: str
+    kernel: str
+    before: str
+    after: str
+    killed_by: str
+    how: str
+
+
+@contextmanager
+def recorded() -> Iterator[tuple[list[LaunchReport], Counter[Program]]]:
+    """The reports of launches, and how often each program was launched."""
+    reports: list[LaunchReport] = []
+    programs: Counter[Program] = Counter()
+    launch = Program.launch
+
+    def launch_and_record(self: Program, *arguments: Any, **options: Any) -> LaunchReport:
+        programs[self] += 1
+        report = launch(self, *arguments, **options)
+        reports.append(report)
+        return report
+
+    with mock.patch.object(Program, "launch", launch_and_record):
+        yield reports, programs
+
+
+@contextmanager
+def executor(kind: str) -> Iterator[None]:
+    """The backend on the PTX executor: ring 3 or ring 4. A launch of many more steps than any needs is endless."""
+    if kind == "cuda":
+        from cuda_ptx import executed
+
+        chosen = executed(ARCHITECTURE)
+    else:
+        chosen = ptx_executor(ARCHITECTURE)
+    with mock.patch.object(ptx.execution, "MAX_STEPS", MOST_STEPS), chosen, fk.use_backend(kind):
+        yield
+
+
+def error_of(case: Case, reports: list[LaunchReport]) -> Exception | None:
+    """The error with which a case fails, or None."""
+    reports.clear()
+    try:
+        case.check(reports)
+    except Exception as error:  # whatever it is, a test would show it
+        return error
+    return None
+
+
+def cases_of_programs(reports: list[LaunchReport], programs: Counter[Program]) -> dict[Program, list[Case]]:
+    """Of each program the cases that launch it, each of which passes; those with the fewest launches first."""
+    found: dict[Program, list[tuple[int, str, Case]]] = defaultdict(list)
+    for case in mutant_cases.CASES:
+        programs.clear()
+        if error := error_of(case, reports):
+            raise AssertionError(f"{case.name} fails on unchanged kernels") from error
+        for program in programs:
+            found[program].append((programs.total(), case.name, case))
+    return {program: [case for *_, case in sorted(found[program])] for program in found}
+
+
+def ptx_results(kind: str, each: int, only: str) -> Iterator[Result]:
+    """Draw the mutants of every program of a backend and run them."""
+    with executor(kind), recorded() as (reports, programs):
+        for program, cases in cases_of_programs(reports, programs).items():
+            name = plain_name(program.kernel.name)
+            if only in name:
+                possible = mutations(program)
+                chosen = random.Random(SEED).sample(possible, min(each, len(possible)))
+                for mutation in sorted(chosen, key=lambda chosen: chosen.place):
+                    yield ptx_result(kind, name, program, mutation, cases, reports)
+
+
+def ptx_result(
+    kind: str, name: str, program: Program, mutation: Mutation, cases: list[Case], reports: list[LaunchReport]
+) -> Result:
+    """Run the cases of a mutant's program until one fails."""
+    with planted(program, mutation):
+        for case in cases:
+            if error := error_of(case, reports):
+                return Result(kind, name, mutation.before, mutation.after, case.name, type(error).__name__)
+    return Result(kind, name, mutation.before, mutation.after, "", "")
+
+
+def plain_name(name: str) -> str:
+    """``histogram_kernel`` of a mangled name."""
+    found = re.search(r"[a-z_]+_kernel", name)
+    return name if found is None else found[0]
+
+
+def summary(results: list[Result], explained: str) -> tuple[list[str], bool]:
+    """Lines to print for one kind, and whether it is good enough."""
+    killed = sum(bool(result.killed_by) for result in results)
+    lines = [f"{results[0].kind}: {killed} of {len(results)} mutants killed ({killed / len(results):.1%})"]
+    lines += [f"  {count:5} by {how}" for how, count in Counter(r.how for r in results if r.how).most_common()]
+    survivors = [result for result in results if not result.killed_by]
+    unexplained = [result for result in survivors if row(result) not in explained]
+    for result in survivors:
+        lines.append(f"  survived{', not explained' * (result in unexplained)}: {row(result)}")
+    return lines, killed >= WANTED * len(results) and not unexplained
+
+
+def row(result: Result) -> str:
+    """A survivor as docs/gpu.md names it."""
+    return f"| {result.kernel} | `{result.before}` | `{result.after}` |"
+
+
+def main() -> int:
+    """Run the kinds that were asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], help="default: all")
+    parser.add_argument("--each", type=int, default=EACH, help="PTX mutants of a kernel (default %(default)s)")
+    parser.add_argument("--only", default="", help="kernels, or sources, whose name contains this")
+    parser.add_argument("--csv", type=Path, help="write every mutant with what became of it")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    explained, good = DOCUMENT.read_text(), True
+    everything: list[Result] = []
+    for kind in options.kinds or KINDS:
+        results = list(KINDS[kind](options.each, options.only))
+        lines, enough = summary(results, explained)
+        print("\n".join(lines), flush=True)
+        everything, good = everything + results, good and enough
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([Result._fields, *everything])
+    return int(not good)
+
+
+KINDS: dict[str, Callable[[int, str], Iterator[Result]]] = {
+    "triton": partial(ptx_results, "triton"),
+    "cuda": partial(ptx_results, "cuda"),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
