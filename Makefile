@@ -4,6 +4,7 @@
 # make check-native  the C++ kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer
 # make bench  measures every case on the CPU (about 15 minutes) and checks the bars; see benchmarks/README.md
 # make check-build   installs in scratch environments, with and without a compiler
+# make mutants   mutation test of the GPU kernels and of csrc; see docs/gpu.md
 # make gpu-check     everything that needs a GPU, into results/gpu-DATE-NAME; see docs/gpu-check.md
 # Each target makes .venv first and installs what it needs there; python3 is all that must be present.
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check check-native check-build bench gpu-check format clean
+.PHONY: demo test test-all check check-native check-build bench mutants gpu-check format clean
 
 demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
@@ -35,6 +36,9 @@ check: $(VENV)/.installed-train-dev
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks run
 	$(BIN)/python -m benchmarks bars
+
+mutants: $(VENV)/.installed-train-test-zoo-dev
+	$(BIN)/python tests/mutants.py
 
 gpu-check: $(VENV)/.installed-train-test-zoo-bench
 	$(BIN)/python tests/gpu_check.py $(if $(NAME),--name "$(NAME)")

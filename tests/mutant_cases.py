@@ -7,9 +7,11 @@ packed into few launches, as each check runs once for every mutant of the kernel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import oracle
@@ -21,6 +23,7 @@ from torch import Tensor
 ops = torch.ops.feather_kernels
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
 NAN, INF = math.nan, math.inf
+CPU = torch.device("cpu")
 ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
 
 
@@ -40,54 +43,53 @@ def most_bytes(launches: Sequence[LaunchReport], payload: float) -> None:
 
 # -- elementwise -------------------------------------------------------------------------------------------------------
 
-LAYOUTS = {"aligned": samples.LAYOUTS["contiguous"], "misaligned": samples.LAYOUTS["misaligned"]}
+TAILS = (1, 2, 5, 6, 7, 8, 516, 521, 527)  # every remainder of 8, on either side of half a block of Triton's
+ALIGNED, MISALIGNED = "aligned", "misaligned"
+FORMS = (ALIGNED, MISALIGNED, *TAILS)
+
+
+def laid_out(tensor: Tensor, form: str | int) -> Tensor:
+    return samples.LAYOUTS["misaligned"](tensor) if form == MISALIGNED else tensor
 
 
 @cache
-def weights(value: float, dtype: torch.dtype, layout: str) -> Tensor:
-    """Some whole blocks and a tail of no round size."""
-    return LAYOUTS[layout](samples.boundary_weights(samples.scalar(value, dtype, torch.device("cpu")), dtype)[:-1])
+def weights(value: float, dtype: torch.dtype, form: str | int) -> Tensor:
+    """Some whole blocks and a tail, or a tail alone, of weights that are kept."""
+    boundary = samples.boundary_weights(samples.scalar(value, dtype, CPU), dtype)
+    return laid_out(boundary[60 : 60 + form] if isinstance(form, int) else boundary[:-1], form)
 
 
 @cache
-def exact_values(value: float, dtype: torch.dtype, layout: str, p: float) -> np.ndarray:
-    t = samples.scalar(value, dtype, torch.device("cpu"))
-    return oracle.threshold(weights(value, dtype, layout), t, p)
+def exact_values(value: float, dtype: torch.dtype, form: str | int, p: float) -> np.ndarray:
+    return oracle.threshold(weights(value, dtype, form), samples.scalar(value, dtype, CPU), p)
 
 
 def threshold(
     launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtype, p: float, values: tuple[float, ...]
 ) -> None:
     bound = 2.0 if out_dtype in (FLOAT32, FLOAT64) else 0.55
-    for layout in LAYOUTS:
-        for value in values if layout == "aligned" else values[:1]:
-            w, t = weights(value, dtype, layout), samples.scalar(value, dtype, torch.device("cpu"))
-            out = LAYOUTS[layout](torch.full((w.numel(),), NAN, dtype=out_dtype))
-            launches.clear()
-            ops.threshold.out(w, t, p, out=out)
-            assert oracle.ulp_error(out, exact_values(value, dtype, layout, p)) <= bound
-            zeros = torch.from_numpy(oracle.pruned(w, t))
-            assert not out.view(samples_integer(out_dtype))[zeros].any(), "pruned weights give +0"
-            if value <= 0:
-                assert oracle.same_bits(out, w.to(out_dtype)), "a threshold of 0 or less changes nothing"
-            most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
-
-
-def samples_integer(dtype: torch.dtype) -> torch.dtype:
-    return {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for form, value in [*((ALIGNED, value) for value in values), *((form, values[0]) for form in FORMS[1:])]:
+        w, t = weights(value, dtype, form), samples.scalar(value, dtype, CPU)
+        out = laid_out(torch.full((w.numel(),), NAN, dtype=out_dtype), form)
+        launches.clear()
+        ops.threshold.out(w, t, p, out=out)
+        assert oracle.ulp_error(out, exact_values(value, dtype, form, p)) <= bound
+        assert not out[torch.from_numpy(oracle.pruned(w, t))].signbit().any(), "pruned weights give +0"
+        if value <= 0:
+            assert oracle.same_bits(out, w.to(out_dtype)), "a threshold of 0 or less changes nothing"
+        most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
 
 
 def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: torch.dtype) -> None:
-    for layout in LAYOUTS:
-        for value, factor in ((0.3, 0.3), (0.0, 0.5), (NAN, 0.5)):
-            w = weights(value, dtype, layout)
-            t, scale = (samples.scalar(number, dtype, torch.device("cpu")) for number in (value, factor))
-            g = LAYOUTS[layout](samples.gradients(w, gradient_dtype))
-            launches.clear()
-            out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=dtype)
-            exact = oracle.scaled_gradient(g, w, t, scale.item())
-            assert oracle.ulp_error(out, exact) <= 0.5, "one rounding"
-            most_bytes(launches, w.numel() * (2 * dtype.itemsize + gradient_dtype.itemsize))
+    factors = {0.3: 0.3, 0.0: 0.5, NAN: 0.5}
+    for form, value in [*((ALIGNED, value) for value in factors), *((form, 0.3) for form in FORMS[1:])]:
+        w = weights(value, dtype, form)
+        t, scale = (samples.scalar(number, dtype, CPU) for number in (value, factors[value]))
+        g = laid_out(samples.gradients(w, gradient_dtype), form)
+        launches.clear()
+        out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=dtype)
+        assert oracle.ulp_error(out, oracle.scaled_gradient(g, w, t, scale.item())) <= 0.5, "one rounding"
+        most_bytes(launches, w.numel() * (2 * dtype.itemsize + gradient_dtype.itemsize))
 
 
 ORDINARY = (0.3, 1e-42, 1.9999, 1e30, INF, 0.0, -1.0, NAN)
@@ -129,6 +131,7 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     if dense:
         near = [1 + torch.randint(-300, 300, w.shape, generator=g) * 2.0**-23 for w in flat]
         flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
+    flat += [torch.cat([torch.randn(n - 1, generator=g), torch.zeros(1)]) for n in TAILS]
     cast = [w.to(dtypes[i % len(dtypes)]) for i, w in enumerate(flat)]
     return [samples.LAYOUTS["misaligned"](w) if i == 1 else w for i, w in enumerate(cast)]
 
@@ -145,48 +148,63 @@ def count(launches: list[LaunchReport], listed: Sequence[Tensor], thresholds: Se
     most_bytes(launches, payload_of(listed) + 8 * len(listed) * len(launches))
 
 
-COUNTED = (0.3, 1.0, 1.0, NAN, 0.5, 0.25)
+def counts_of(launches: list[LaunchReport], dtypes: Sequence[torch.dtype]) -> None:
+    """Ties with T in every place of an access, and T that prune nothing where there are zeros."""
+    listed, coarse = weight_list(*dtypes), weight_list(*dtypes, coarse=True)
+    rest = [0.25] * len(TAILS)
+    for weights, thresholds in (
+        (listed, [0.3, 1.0, 1.0, NAN, 0.5, 0.25, *rest]),
+        (coarse, [0.5, 0.25, 1.0, 1.0, 0.0, 1.0, *rest]),
+        (coarse, [0.25, -1.0, 1.0, 1.0, INF, 0.0, *rest]),
+    ):
+        launches.clear()
+        count(launches, weights, thresholds)
+
+
 COUNTS = [
-    *(
-        Case(f"count {str(dtype)[6:]}", lambda launches, dtype=dtype: count(launches, weight_list(dtype), COUNTED))
-        for dtype in samples.DTYPES
-    ),
-    Case("count, T <= 0", lambda launches: count(launches, weight_list(FLOAT32), (0.0, -1.0, 0.0, -0.0, 0.0, INF))),
-    Case("count mixed", lambda launches: count(launches, weight_list(FLOAT32, BFLOAT16, FLOAT64), COUNTED)),
+    *(Case(f"count {str(dtype)[6:]}", partial(counts_of, dtypes=(dtype,))) for dtype in samples.DTYPES),
+    Case("count mixed", partial(counts_of, dtypes=(FLOAT32, BFLOAT16, FLOAT64))),
 ]
 
 
-class Selection(NamedTuple):
-    """A call of magnitude_select for many ranks; ``steady``: its hint is right and one read must do."""
+class Selection:
+    """Calls of magnitude_select for many ranks. groups, scales and caps repeat themselves over the list."""
 
-    listed: list[Tensor]
-    groups: list[int]
-    fractions: tuple[float, ...] = (-1.0, 0.0, 0.3, 0.77, 0.95, 1.0, 2.0)
-    scales: list[float] | None = None
-    caps: list[int] | None = None
+    FRACTIONS = (-1.0, 0.0, 0.3, 0.77, 0.95, 1.0)  # of each group's last rank; and the rank behind it
 
-    def parts(self, group: int) -> tuple[list[Tensor], list[int] | None]:
+    def __init__(
+        self,
+        listed: list[Tensor],
+        groups: Sequence[int],
+        scales: Sequence[float] | None = None,
+        caps: Sequence[int] | None = None,
+    ) -> None:
+        def repeated(values: Sequence[Any]) -> list[Any]:
+            return [values[i % len(values)] for i in range(len(listed))]
+
+        self.listed, self.groups = listed, repeated(groups)
+        self.scales = None if scales is None else repeated(scales)
+        self.caps = None if caps is None else repeated(caps)
+        self.group_count = max(groups) + 1
+
+    def scores(self, group: int) -> tuple[list[Tensor], list[int] | None]:
+        """Of a group: the scores of its weights, and how many each may lose."""
         members = [i for i, own in enumerate(self.groups) if own == group]
-        scales = self.scales or [1.0] * len(self.groups)
-        caps = None if self.caps is None else [self.caps[i] for i in members]
-        return [oracle.scores(self.listed[i], scales[i]) for i in members], caps
+        parts = [oracle.scores(self.listed[i], self.scales and self.scales[i]) for i in members]
+        return parts, self.caps and [min(self.caps[i], self.listed[i].numel()) for i in members]
 
-    def order_statistics(self, ranks: Sequence[int]) -> Tensor:
-        return torch.stack([oracle.order_statistics(*self._call(group, rank)) for group, rank in enumerate(ranks)])
-
-    def _call(self, group: int, rank: int) -> tuple[list[Tensor], int, list[int] | None]:
-        parts, caps = self.parts(group)
-        return parts, rank, caps
-
-    def ranks(self) -> list[list[int]]:
-        """For each fraction the rank of each group."""
-        totals = []
-        for group in range(max(self.groups) + 1):
-            parts, caps = self.parts(group)
-            totals.append(sum(caps) if caps else sum(map(len, parts)))
-        return [[int((total - 1) * fraction) if fraction < 2 else total for total in totals] for fraction in self.fractions]
+    def expected(self) -> list[tuple[list[int], Tensor]]:
+        """The ranks of each call and what sorting finds there."""
+        groups = [self.scores(group) for group in range(self.group_count)]
+        totals = [sum(caps) if caps else sum(map(len, parts)) for parts, caps in groups]
+        calls = [[int((total - 1) * fraction) for total in totals] for fraction in self.FRACTIONS]
+        return [
+            (ranks, torch.stack([oracle.order_statistics(parts, r, caps) for (parts, caps), r in zip(groups, ranks)]))
+            for ranks in [*calls, totals]
+        ]
 
     def select(self, ranks: Sequence[int], hint: Tensor | None = None) -> Tensor:
+        """The call."""
         compute = samples.compute_dtype(self.listed[0].dtype)
         return ops.magnitude_select(
             self.listed,
@@ -199,22 +217,24 @@ class Selection(NamedTuple):
 
 
 @cache
-def expected(name: str) -> list[tuple[list[int], Tensor]]:
-    """The ranks of a selection and what sorting finds there."""
-    selection = SELECTIONS[name]()
-    return [(ranks, selection.order_statistics(ranks)) for ranks in selection.ranks()]
+def selection(name: str) -> tuple[Selection, list[tuple[list[int], Tensor]]]:
+    """A selection by its name, and its calls with their results."""
+    made = SELECTIONS[name]()
+    return made, made.expected()
 
 
 def cold(launches: list[LaunchReport], name: str) -> None:
-    for ranks, values in expected(name):
-        assert oracle.same_bits(SELECTIONS[name]().select(ranks), values), f"ranks {ranks}"
+    made, calls = selection(name)
+    for ranks, values in calls:
+        assert oracle.same_bits(made.select(ranks), values), f"ranks {ranks}"
 
 
 def steady(launches: list[LaunchReport], name: str) -> None:
     """With the result as hint, where keys are close: every byte once, and the passes behind exit at once."""
-    for ranks, values in expected(name)[2:4]:
+    made, calls = selection(name)
+    for ranks, values in calls[2:4]:
         launches.clear()
-        assert oracle.same_bits(SELECTIONS[name]().select(ranks, values), values), f"ranks {ranks}"
+        assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
         for report in launches:
             if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
                 most_bytes([report], 0)
@@ -225,45 +245,48 @@ HINTS = (NAN, 0.0, -0.0, INF, -1.0, 1e-45, 3e38)
 
 def misled(launches: list[LaunchReport], name: str) -> None:
     """A hint that is wrong costs time, never correctness."""
-    ranks, values = expected(name)[3]
+    made, calls = selection(name)
+    ranks, values = calls[3]
     for hint in (*HINTS, float(values[0, 0]) * 1.0001):
         given = torch.full_like(values, hint)
-        assert oracle.same_bits(SELECTIONS[name]().select(ranks, given), values), f"hint {hint}"
+        assert oracle.same_bits(made.select(ranks, given), values), f"hint {hint}"
 
 
-def edges(launches: list[LaunchReport], around: float) -> None:
+def edges(launches: list[LaunchReport], around: float, bins: int) -> None:
     """Keys at chosen places of the bracket, which holds what is wanted or just does not."""
-    filler = torch.cat([torch.full((9,), 0.0), torch.full((7,), INF)])
-    bins = bracket_width(16 + 14)
     middle, last = bins // 2, bins - 1
     first = min(max(int(torch.tensor(around).view(torch.int32)) - middle, 0), 0x7F800001 - bins)
     at = [0, 1, ROW - 1, ROW, ROW + 1, middle - 1, middle, middle, middle, middle + 3, last - ROW, last - 1, last, last]
     inside = (first + torch.tensor(sorted(at), dtype=torch.int32)).view(torch.float32)
-    weight = torch.cat([inside.flip(0), -filler])
+    weight = torch.cat([inside.flip(0), torch.zeros(9), torch.full((7,), -INF)])
     hint, scores = torch.full((1, 2), around), oracle.scores(weight)
     for rank in range(7, 25):
         launches.clear()
-        values = ops.magnitude_select([weight], [0], torch.tensor([rank]), hint=hint)
+        with as_in_a_net_of(16 * bins):
+            values = ops.magnitude_select([weight], [0], torch.tensor([rank]), hint=hint)
         assert oracle.same_bits(values[0], oracle.order_statistics([scores], rank)), f"rank {rank}"
         passes = [report.bytes_read for report in launches if report.kernel == "histogram_kernel"]
-        done = max(passes) <= ROOM
-        wanted = bool((first <= values.view(torch.int32)).all() and (values.view(torch.int32) < first + bins).all())
-        assert done == wanted, f"rank {rank}: {'found' if done else 'missed'} by the bracket"
+        found, keys = max(passes) <= ROOM, values.view(torch.int32)
+        assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"rank {rank}: found={found}"
 
 
 ROW = 512  # keys whose counts the brackets of both backends sum
 
 
-def bracket_width(elements: int) -> int:
-    """Keys of the bracket of one group of the backend in use."""
+@contextmanager
+def as_in_a_net_of(elements: int) -> Iterator[None]:
+    """The brackets are as wide as for a selection from that many: one key for 16."""
     from feather_kernels.backends import cuda
-    from feather_kernels.backends.triton import bracket
+    from feather_kernels.backends.triton import select
 
-    return cuda._cuda.bracket_keys(1, elements) if cuda._cuda else bracket.bracket_keys(FLOAT32, 1, elements)
+    with mock.patch.object(cuda, "element_count", lambda _: elements):
+        with mock.patch.object(select, "element_count", lambda _: elements):
+            yield
 
 
 def histogram(launches: list[LaunchReport], dtype: torch.dtype, bits: int) -> None:
-    listed, groups = weight_list(dtype), [1, 0, 1, 0, 1, 0]
+    listed = weight_list(dtype)
+    groups = [1 - i % 2 for i in range(len(listed))]
     width = 63 if dtype == FLOAT64 else 31
     keys = [oracle.scores(w).view(torch.int64 if dtype == FLOAT64 else torch.int32).long() for w in listed]
     nan = 0x7FF0000000000001 if dtype == FLOAT64 else 0x7F800001
@@ -313,6 +336,9 @@ LISTS = [
     ),
     Case("misled: float32", partial(misled, name="float32")),
     Case("misled: bfloat16", partial(misled, name="bfloat16")),
-    *(Case(f"edges of a bracket around {around}", partial(edges, around=around)) for around in (1.0, 0.0, INF)),
+    *(
+        Case(f"edges of {bins} keys around {around}", partial(edges, around=around, bins=bins))
+        for around, bins in ((1.0, 1 << 10), (0.0, 1 << 10), (INF, 1 << 10), (1.0, 1 << 14))
+    ),
 ]
 CASES = [*ELEMENTWISE, *LISTS]

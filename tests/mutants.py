@@ -1,10 +1,10 @@
 """Mutation test of the GPU kernels: how much of what could be wrong in the compiled code do the rings' checks see?
 
-    python tests/mutants.py [triton] [cuda] [csrc] [--each N] [--csv FILE] [--only TEXT]
+    python tests/mutants.py [triton] [cuda] [sources-cpu] [sources-cuda] [--each N] [--only TEXT] [--csv FILE]
 
 ``triton`` and ``cuda``: one-instruction mutants of the compiled PTX (``ptx/mutation.py``), N of each kernel that is
 launched, drawn with a fixed seed; each runs through every check of ``mutant_cases.py`` that launches its kernel until
-one fails. ``csrc``: changes of the sources by hand (``source_mutants.py``). A mutant that no check fails on is a
+one fails. ``sources-...``: changes of csrc by hand (``source_mutants.py``). A mutant that no check fails on is a
 survivor. Exit status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu.md.
 """
 
@@ -16,10 +16,11 @@ import random
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -27,6 +28,7 @@ import mutant_cases
 import ptx.execution
 import torch
 from conftest import ptx_executor
+from cuda_shim import Change
 from mutant_cases import Case
 from ptx.execution import LaunchReport, Program
 from ptx.mutation import Mutation, mutations, planted
@@ -70,12 +72,12 @@ def recorded() -> Iterator[tuple[list[LaunchReport], Counter[Program]]]:
 
 
 @contextmanager
-def executor(kind: str) -> Iterator[None]:
-    """The backend on the PTX executor: ring 3 or ring 4. A launch of many more steps than any needs is endless."""
+def executor(kind: str, *build: Any) -> Iterator[None]:
+    """The backend on the PTX executor, rings 3 and 4. A launch of many more steps than any needs counts as endless."""
     if kind == "cuda":
         from cuda_ptx import executed
 
-        chosen = executed(ARCHITECTURE)
+        chosen = executed(ARCHITECTURE, *build)
     else:
         chosen = ptx_executor(ARCHITECTURE)
     with mock.patch.object(ptx.execution, "MAX_STEPS", MOST_STEPS), chosen, fk.use_backend(kind):
@@ -121,10 +123,38 @@ def ptx_result(
 ) -> Result:
     """Run the cases of a mutant's program until one fails."""
     with planted(program, mutation):
-        for case in cases:
-            if error := error_of(case, reports):
-                return Result(kind, name, mutation.before, mutation.after, case.name, type(error).__name__)
-    return Result(kind, name, mutation.before, mutation.after, "", "")
+        return Result(kind, name, mutation.before, mutation.after, *killed_by(cases, reports))
+
+
+def killed_by(cases: Iterable[Case], reports: list[LaunchReport]) -> tuple[str, str]:
+    """The first case that fails and the class of its error; empty where none does."""
+    for case in cases:
+        if error := error_of(case, reports):
+            return case.name, type(error).__name__
+    return "", ""
+
+
+def source_results(kind: str, each: int, only: str) -> Iterator[Result]:
+    """Run the mutants of sources, each compiled, for one processor."""
+    import source_mutants
+
+    if kind == "sources-cpu":
+        outcomes = source_mutants.cpu_outcomes([c for c in source_mutants.CPU if only in c.path])
+    else:
+        outcomes = cuda_outcomes([c for c in source_mutants.CUDA if only in c.path])
+    for change, case, how in outcomes:
+        yield Result(kind, change.path, " ".join(change.old.split()), " ".join(change.new.split()), case, how)
+
+
+def cuda_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
+    """Each change with the case that fails on it in ring 4, and how; empty for a survivor."""
+    import cuda_build
+
+    for change in changes:
+        with TemporaryDirectory() as folder:
+            build = cuda_build.changed(change, ARCHITECTURE, Path(folder))
+        with executor("cuda", *build), recorded() as (reports, _):
+            yield change, *killed_by(mutant_cases.CASES, reports)
 
 
 def plain_name(name: str) -> str:
@@ -176,6 +206,8 @@ def main() -> int:
 KINDS: dict[str, Callable[[int, str], Iterator[Result]]] = {
     "triton": partial(ptx_results, "triton"),
     "cuda": partial(ptx_results, "cuda"),
+    "sources-cpu": partial(source_results, "sources-cpu"),
+    "sources-cuda": partial(source_results, "sources-cuda"),
 }
 
 

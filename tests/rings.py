@@ -58,7 +58,7 @@ def architecture(number: int) -> dict[str, str]:
 
 def runs(architectures: tuple[int, ...]) -> list[Run]:
     """Every process of the files that exist, the longest first: two run at a time."""
-    both = [*OP_TESTS, "test_triton_traffic.py", "test_executed_training.py"]
+    both = [*OP_TESTS, "test_traffic.py", "test_executed_training.py"]
     executed = [*both, "test_planted_bugs.py", "test_triton_compile.py"]
     triton = without("triton")
     listed = [

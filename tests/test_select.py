@@ -170,37 +170,35 @@ def test_hint_of_the_step_before(backend: BackendUnderTest, kind: str, drift: fl
 
 
 @pytest.mark.parametrize("bits", [15, 17])
-def test_rows_of_a_wide_bracket(backend: BackendUnderTest, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+def test_rows_of_a_wide_bracket(
+    backend: BackendUnderTest, executor: Any, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
     """Keys at chosen places of a bracket of 2^bits keys: a value and its neighbour in any two of its rows."""
-    if backend.name != "triton":
-        pytest.skip("this bracket is Triton's")
-    from feather_kernels.backends.triton import bracket, select
-
-    found: list[bool] = []
-
-    def try_and_record(*arguments: Any) -> None:
-        bracket.try_bracket(*arguments)
-        prefixes = arguments[-2]
-        found.append(int(prefixes[0]) == -1)
-
-    monkeypatch.setattr(bracket, "NARROWEST", 1 << bits)
-    monkeypatch.setattr(select, "try_bracket", try_and_record)
+    if backend.name not in ("triton", "cuda"):
+        pytest.skip("has no such bracket")
+    module = "feather_kernels.backends." + {"triton": "triton.select", "cuda": "cuda"}[backend.name]
+    monkeypatch.setattr(f"{module}.element_count", lambda weights: 2 * 16 << bits)  # 16 elements a key, 2 groups
     hint = torch.tensor([[1.0, 1.0], [0.5, 0.5]])
-    assert bracket.bracket_keys(hint.dtype, 2, 0) == 1 << bits
-    row, middle, last = bracket.ROW, 1 << bits - 1, (1 << bits) - 1
+    row, middle, last = 512, 1 << bits - 1, (1 << bits) - 1
     at = [0, 1, row - 1, row, row + 1, 2 * row, middle - row, middle, middle, middle + 3 * row, last - row, last, last]
     first = torch.tensor(1.0).view(torch.int32) - middle
     inside = (first + torch.tensor(at, dtype=torch.int32)).view(torch.float32)
     torch.manual_seed(0)
     weights = [torch.cat([inside.flip(0), -torch.rand(50) * 0.25, 4 + torch.rand(20)]), torch.randn(40)]
     moved = [w.to(backend.device) for w in weights]
+    found = []
     for rank in range(48, 64):
+        launched = len(executor.launches) if executor else 0
         ranks_of_groups = (rank, rank % 40)
         rank_tensor = torch.tensor(ranks_of_groups, device=backend.device)
         values = ops.magnitude_select(moved, [0, 1], rank_tensor, hint=hint.to(backend.device))
         for own, w, r in zip(values, weights, ranks_of_groups, strict=True):
             assert oracle.same_bits(own, oracle.order_statistics([oracle.scores(w)], r)), f"rank {rank}"
-    assert found == [50 <= rank < 62 for rank in range(48, 64)], "those with their neighbour inside"
+        if executor:
+            passes = [report.bytes_read for report in executor.launches[launched:] if "histogram" in report.kernel]
+            found.append(max(passes) < 4 * weights[0].numel())
+    if executor:
+        assert found == [50 <= rank < 62 for rank in range(48, 64)], "those with their neighbour inside"
 
 
 @pytest.mark.parametrize("bits", [1, 7, 11])

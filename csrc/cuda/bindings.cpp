@@ -60,28 +60,29 @@ void magnitude_histogram(const Tables& tables, uintptr_t scales, uintptr_t prefi
                                      shift, bits, pointer<int64_t>(counts), pointer<void>(stream));
 }
 
-Selection selection_of(const Tables& tables, bool wide, int64_t groups, int64_t rows, uintptr_t scales, uintptr_t caps,
-                       uintptr_t hint) {
+Selection selection_of(const Tables& tables, bool wide, int64_t groups, int64_t rows, int64_t all_elements,
+                       uintptr_t scales, uintptr_t caps, uintptr_t hint) {
   Selection selection{};
   selection.chunks = chunks_of(tables);
   selection.wide = wide;
   selection.groups = groups;
   selection.rows = rows;
+  selection.all_elements = all_elements;
   selection.scales = pointer<const void>(scales);
   selection.caps = pointer<const int64_t>(caps);
   selection.hint = pointer<const void>(hint);
   return selection;
 }
 
-int64_t scratch_size(bool wide, int64_t groups, int64_t rows, uintptr_t caps, uintptr_t hint) {
-  return feather::cuda::scratch_size(selection_of({}, wide, groups, rows, 0, caps, hint));
+int64_t scratch_size(bool wide, int64_t groups, int64_t rows, int64_t all_elements, uintptr_t caps, uintptr_t hint) {
+  return feather::cuda::scratch_size(selection_of({}, wide, groups, rows, all_elements, 0, caps, hint));
 }
 
-void magnitude_select(const Tables& tables, bool wide, int64_t groups, int64_t rows, uintptr_t rank,
-                      uintptr_t row_starts, uintptr_t group_of_row, uintptr_t array_of_row, uintptr_t elements,
-                      uintptr_t scales, uintptr_t caps, uintptr_t hint, uintptr_t scratch, uintptr_t out,
-                      uintptr_t stream) {
-  Selection selection = selection_of(tables, wide, groups, rows, scales, caps, hint);
+void magnitude_select(const Tables& tables, bool wide, int64_t groups, int64_t rows, int64_t all_elements,
+                      uintptr_t rank, uintptr_t row_starts, uintptr_t group_of_row, uintptr_t array_of_row,
+                      uintptr_t elements, uintptr_t scales, uintptr_t caps, uintptr_t hint, uintptr_t scratch,
+                      uintptr_t out, uintptr_t stream) {
+  Selection selection = selection_of(tables, wide, groups, rows, all_elements, scales, caps, hint);
   selection.rank = pointer<const int64_t>(rank);
   selection.row_starts = pointer<const int64_t>(row_starts);
   selection.group_of_row = pointer<const int64_t>(group_of_row);

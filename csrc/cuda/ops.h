@@ -46,6 +46,7 @@ struct Selection {
   bool wide;  // keys and values are float64
   int64_t groups;
   int64_t rows;
+  int64_t all_elements;         // of all arrays together, read where there is a hint
   const int64_t* rank;          // (groups)
   const int64_t* row_starts;    // (groups + 1): first row of each group
   const int64_t* group_of_row;  // (rows)
@@ -58,7 +59,7 @@ struct Selection {
   void* out;         // (groups, 2)
 };
 
-// Numbers of scratch memory that a selection needs. Reads the sizes and which pointers are null.
+// Numbers of scratch memory that a selection needs. Reads the numbers and which pointers are null.
 int64_t scratch_size(const Selection& selection);
 
 // out = the rank-th smallest score of each group and the next.

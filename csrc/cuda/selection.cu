@@ -50,7 +50,7 @@ struct Scratch {
 
   explicit Scratch(const Selection& s) {
     const bool bracket = s.hint != nullptr && s.caps == nullptr && !s.wide;
-    bins = bracket ? bracket_keys(s.groups) : 0;
+    bins = bracket ? bracket_keys(s.groups, s.all_elements) : 0;
     size = 0;
     const auto take = [&](int64_t count) {
       const uintptr_t begin = reinterpret_cast<uintptr_t>(s.scratch) + static_cast<uintptr_t>(size) * sizeof(int64_t);

@@ -62,6 +62,11 @@ def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: t
     return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
 
 
+def element_count(weights: Sequence[Tensor]) -> int:
+    """Elements of all tensors together, by which brackets get their width."""
+    return sum(w.numel() for w in weights)
+
+
 def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count: int, device: torch.device) -> Tensor:
     """int64 (G,): elements of each group."""
     elements = [0] * group_count

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends import native
-from feather_kernels.backends.chunks import Table, group_elements, make_rows, make_tables
+from feather_kernels.backends.chunks import Table, element_count, group_elements, make_rows, make_tables
 from feather_kernels.backends.layouts import flatten, write_back
 from feather_kernels.backends.native import CODES
 
@@ -143,10 +143,10 @@ def magnitude_select(
     elements = None
     if hint is not None and caps is None:
         elements = group_elements(weights, groups, group_count, rank.device)
-    row_count = rows.groups.numel()
-    scratch = rank.new_zeros(_cuda.scratch_size(wide, group_count, row_count, _address(caps), _address(hint)))
+    shape = wide, group_count, rows.groups.numel(), element_count(weights)
+    scratch = rank.new_zeros(_cuda.scratch_size(*shape, _address(caps), _address(hint)))
     _cuda.magnitude_select(
-        _addresses(tables), wide, group_count, row_count, _address(rank), _address(rows.starts),
+        _addresses(tables), *shape, _address(rank), _address(rows.starts),
         _address(rows.groups), _address(rows.tensors), _address(elements), _address(scales), _address(caps),
         _address(hint), _address(scratch), _address(out), stream,
     )  # fmt: skip

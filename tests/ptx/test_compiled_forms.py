@@ -166,6 +166,7 @@ WARP_AND_MEMORY = [  # 128 threads, one an element; the inputs repeat themselves
     case("shfl.sync.up.b32 %out, %a, 1, 0, -1;", u32(8, 8, 9), u32(8, 9, 7)),
     case("atom.global.gpu.acq_rel.min.s64 %rd9, [%rd0], -2; ld.global.u64 %out, [%rd0];", s64(-5, -2), s64(-5, 7)),
     case("atom.global.gpu.acq_rel.add.u64 %rd9, [%rd0], 1; ld.global.u64 %out, [%rd0];", u64(1 << 32), u64(ALL)),
+    case("atom.global.gpu.relaxed.add.u64 %rd9, [%rd0], 1; ld.global.u64 %out, [%rd0];", u64(1 << 32, 8), u64(ALL, 7)),
     case("red.global.gpu.relaxed.add.u64 [%rd0], 1; ld.global.u64 %out, [%rd0];", u64(1 << 32, 8), u64(ALL, 7)),
     case(
         f"{SHARED} st.shared.b32 [%r3], %a; atom.relaxed.sys.shared.add.u32 %r9, [%r3], 1; ld.shared.b32 %r8, [%r3];"

@@ -107,7 +107,7 @@ std::pair<uint64_t, uint64_t> sorted(const List& list, int64_t group, int64_t ra
 
 template <class T>
 void check_select(const char* name, const List& list, const std::vector<int64_t>& rank, bool scaled,
-                  const std::vector<int64_t>* caps, const std::vector<T>* hint) {
+                  const std::vector<int64_t>* caps, const std::vector<T>* hint, int64_t all_elements = 0) {
   const auto groups = static_cast<int64_t>(rank.size());
   std::vector<int64_t> rows, starts{0}, group_of_row, array_of_row, elements(rank.size());
   rows.resize(list.members().size());
@@ -125,7 +125,7 @@ void check_select(const char* name, const List& list, const std::vector<int64_t>
   const std::vector<char> scales = list.scales();
   std::vector<T> out(2 * rank.size());
   cuda::Selection s{list.chunks(rows, memory), list.wide(), groups, static_cast<int64_t>(group_of_row.size()),
-                    rank.data(), starts.data(), group_of_row.data(), array_of_row.data(), elements.data(),
+                    all_elements, rank.data(), starts.data(), group_of_row.data(), array_of_row.data(), elements.data(),
                     scaled ? scales.data() : nullptr, caps == nullptr ? nullptr : caps->data(),
                     hint == nullptr ? nullptr : hint->data(), nullptr, out.data()};
   std::vector<int64_t> scratch(static_cast<size_t>(cuda::scratch_size(s)));
@@ -140,6 +140,8 @@ void check_select(const char* name, const List& list, const std::vector<int64_t>
   }
 }
 
+constexpr int64_t kMany = int64_t{1} << 40;  // elements, if asked for: the widest brackets
+
 // Every way to ask for the ranks of a list of one group.
 template <class T>
 void check_list(const char* name, const List& list) {
@@ -153,7 +155,9 @@ void check_list(const char* name, const List& list) {
   const T value = value_of_key<T>(static_cast<Key<T>>(sorted(list, 0, n * 9 / 10, false, nullptr).first));
   for (const T hinted : {value, value * T(1.001), value * T(1.5), T(0)}) {  // exact, near, far, at the end of all keys
     const std::vector<T> hint{hinted, hinted};
-    check_select<T>(name, list, {n * 9 / 10}, false, nullptr, &hint);
+    for (const int64_t all_elements : {n, kMany}) {
+      check_select<T>(name, list, {n * 9 / 10}, false, nullptr, &hint, all_elements);
+    }
   }
   const T last = value_of_key<T>(static_cast<Key<T>>(sorted(list, 0, n - 1, false, nullptr).first));
   const std::vector<T> hint{last, last};
@@ -204,7 +208,7 @@ void test_select() {
   const std::vector<int64_t> rank{700, 0, 1300}, caps{900, 600, 450};
   const std::vector<float> hint{2, 2, 1, 1, NAN, NAN};
   check_select<float>("groups", groups, rank, false, nullptr, nullptr);
-  check_select<float>("groups", groups, rank, false, nullptr, &hint);
+  check_select<float>("groups", groups, rank, false, nullptr, &hint, kMany);
   check_select<float>("groups", groups, {500, 0, 1349}, true, &caps, nullptr);
 }
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.chunks import group_elements, make_rows
+from feather_kernels.backends.chunks import element_count, group_elements, make_rows
 from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import table
 from feather_kernels.backends.triton.bracket import try_bracket
@@ -62,8 +62,7 @@ def magnitude_select(
     )
     if hint is not None and caps is None:
         elements = group_elements(weights, groups, group_count, rank.device)
-        total = sum(w.numel() for w in weights)
-        try_bracket(tables, scales, hint.contiguous(), rank, total, elements, prefixes, keys)
+        try_bracket(tables, scales, hint.contiguous(), rank, element_count(weights), elements, prefixes, keys)
     shift = KEY_BITS[out.dtype]
     while shift:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)

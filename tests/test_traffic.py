@@ -112,9 +112,7 @@ def test_steady_selection_reads_the_weights_once(backend: BackendUnderTest, exec
     assert not torch.cat(before).equal(torch.cat(after))
     assert oracle.same_bits(result, order_statistics(after))
     weight_bytes = after[0].element_size() * STEADY_NUMEL
-    triton = backend.name == "triton"
-    keys = bracket.bracket_keys(torch.float32, len(ranks), STEADY_NUMEL) if triton else bracket.WIDEST
-    counts_bytes = 8 * keys * len(ranks)
+    counts_bytes = 8 * bracket.bracket_keys(torch.float32, len(ranks), STEADY_NUMEL) * len(ranks)
     overhead = 0.02 if after[0].dtype == torch.float32 else 0.03  # the same tables beside half the bytes
     expect_bytes(executor, weight_bytes + counts_bytes, overhead)
     passes = [report.bytes_read for report in executor.launches if report.kernel == "histogram_kernel"]

@@ -1,0 +1,151 @@
+"""Mutants of csrc by hand: mistakes that a person could make there, and the tests that should see them.
+
+``CPU``: through the programs of ctest (csrc/tests; no Python). ``CUDA``: compiled by nvcc, through the checks of
+``mutant_cases.py`` in ring 4, together with the bugs planted in test_cuda_ptx.py and test_cuda_shim.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import test_cuda_ptx
+import test_cuda_shim
+from cuda_shim import ROOT, Change
+
+MATH, DTYPE = "include/feather/math.h", "include/feather/dtype.h"
+ELEMENTWISE, SELECTION = "cpu/kernels_elementwise.cpp", "cpu/kernels_selection.cpp"
+
+PREDICATE = [
+    Change(MATH, "return magnitude(w) <= (t > 0 ? t : T(-1))", "return magnitude(w) < (t > 0 ? t : T(-1))"),
+    Change(MATH, "return magnitude(w) <= (t > 0 ? t", "return magnitude(w) <= (t >= 0 ? t"),
+]
+VALUES = [
+    Change(MATH, "return threshold.t <= 0 ? w : threshold.t;", "return w;"),
+    Change(MATH, "with_sign(a - threshold.t, w)", "a - threshold.t"),
+    Change(MATH, "exponent < 1 ? 1", "exponent < 0 ? 0"),
+    Change(MATH, "kFarDouble = 524288.0", "kFarDouble = 1024.0"),
+    Change(MATH, "y = bits_of(y) < bits_of(a) ? y : a;", ""),
+    Change(MATH, "0.2757578f", "0.2957578f"),
+    Change(MATH, "y + (z - y * y * y) * (0.33333334f * u)", "y + (z - y * y * y) * (0.3f * u)"),
+    Change(MATH, "2.0 / 9.0 * error", "0.0 * error"),
+    Change(MATH, "difference * (x * sum + threshold.square)", "difference * (x * sum - threshold.square)"),
+    Change(MATH, "P == 2 ? difference * sum", "P == 2 ? sum * sum"),
+    Change(MATH, " - n * (power.p - power.high)", ""),
+    Change(MATH, "if (!(a < INFINITY)) return w;", ""),
+    Change(MATH, "kNanKey = 0x7F800001u", "kNanKey = 0x7F800000u"),
+]
+CPU = [
+    *PREDICATE,
+    *VALUES,
+    Change(MATH, "x > kFarDouble ? a : y", "y"),
+    Change(DTYPE, "(bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16", "(bits + 0x8000u) >> 16"),
+    Change(DTYPE, "value != value ? quiet : rounded", "rounded"),
+    Change(DTYPE, "magnitude >= 0x477FF000u ? 0x7C00u", "magnitude >= 0x47800000u ? 0x7C00u"),
+    Change(DTYPE, "magnitude < 0x400u ? denormal : normal", "normal"),
+    Change(DTYPE, "0xFFFu + ((magnitude >> 13) & 1u)", "0xFFFu"),
+    Change(ELEMENTWISE, "if (t <= 0) return convert", "if (t < 0) return convert"),
+    Change(ELEMENTWISE, "const int64_t end = n - start < kStride ? n :", "const int64_t end = n - start < kStride ? n - 1 :"),
+    Change(ELEMENTWISE, "total += count;", "total = count;"),
+    Change(ELEMENTWISE, "? scaled : gradient", "? gradient : scaled"),
+    Change(ELEMENTWISE, "scale_pruned_grad[1][w][out] = scale_pruned_grad<BFloat16", "scale_pruned_grad[1][w][out] = scale_pruned_grad<Half"),
+    Change(SELECTION, "(key >= low ? 1 : 0)", "(key > low ? 1 : 0)"),
+    Change(SELECTION, "up_to_high += key <= high", "up_to_high += key < high"),
+    Change(SELECTION, "below += key < low ? 1 : 0;", "below += key <= low ? 1 : 0;"),
+    Change(SELECTION, "Scaled ? a * scale : a", "a"),
+    Change("cpu/select.cpp", "below += std::min(row_below, row.cap);", "below += row_below;"),
+    Change("cpu/select.cpp", "keep_smallest(kept, inside, row.cap - row_below)", "keep_smallest(kept, inside, row.cap)"),
+    Change("cpu/select.cpp", "rank_ + (has_next ? 1 : 0) >= below + kept", "rank_ >= below + kept"),
+    Change("cpu/select.cpp", "if (rank_ < below || ", "if ("),
+    Change("cpu/select.cpp", "std::min_element(first + 1, end)", "std::min_element(first, end)"),
+    Change("cpu/histogram.cpp", "up_to[bin] += std::min(sum, row.cap);", "up_to[bin] += sum;"),
+    Change("cpu/histogram.cpp", "if (mine.at_most < row.cap) next", "next"),
+    Change("cpu/histogram.cpp", "rank + 1 < at_most", "rank + 1 <= at_most"),
+    Change("cpu/histogram.cpp", "keys[i] > key && keys[i]", "keys[i] >= key && keys[i]"),
+    Change("cpu/groups.cpp", "row.n += w.n;", "row.n = w.n;"),
+    Change("cpu/elementwise.cpp", "special || !(t > 0)", "special"),
+    Change("cpu/parallel.h", "blocks / parts * (index + 1) + (blocks % parts) * (index + 1) / parts",
+           "blocks / parts * (index + 1) + (blocks % parts) * index / parts"),
+]  # fmt: skip
+CUDA = [
+    *PREDICATE,
+    *VALUES,
+    Change("cuda/elementwise.cuh", "i < head; i += stride) one(i);", "i + 1 < head; i += stride) one(i);"),
+    Change("cuda/elementwise.cuh", "i += stride * N) pack(i);", "i += stride) pack(i);"),
+    Change("cuda/elementwise.cuh", "is_pruned(load<T>(weight), bound) ? value * scale : value;\n  });",
+           "is_pruned(load<T>(weight), bound) ? value : value * scale;\n  });"),
+    Change("cuda/chunks.cuh", "magnitude_key(scale * w)", "magnitude_key(w)"),
+    Change("cuda/chunks.cuh", "scales[chunk.array]", "scales[chunk.row]"),
+    Change("cuda/count.cuh", "thresholds[chunk.array]", "thresholds[chunk.row]"),
+    Change("cuda/block.cuh", "lane >= distance", "lane > distance"),
+    Change("cuda/block.cuh", "int distance = 16; distance > 0", "int distance = 16; distance > 1"),
+    Change("cuda/block.cuh", "if (i < warp) sums.before", "if (i <= warp) sums.before"),
+    Change("cuda/radix.cuh", "through < cap ? through : cap", "through"),
+    Change("cuda/radix.cuh", "before + equal < cap_of(scan, row)", "before + equal <= cap_of(scan, row)"),
+    Change("cuda/radix.cuh", "wanted + 1 < at_most", "wanted + 1 <= at_most"),
+    Change("cuda/radix.cuh", "key > bound && key < least", "key >= bound && key < least"),
+    Change("cuda/radix.cuh", "before += total[i] <= bound;", "before += total[i] < bound;"),
+    Change("cuda/radix.cuh", "    counts[i] = 0;\n", ""),
+    Change("cuda/bracket.cuh", "wanted + 1 < at_most", "wanted + 1 <= at_most"),
+    Change("cuda/bracket.cuh", "place < bins && place != center", "place < bins"),
+    Change("cuda/bracket.cuh", "place >= 0 && place < bins &&", "place >= 0 && place <= bins &&"),
+    Change("cuda/bracket.cuh", "if (start < 0 || wanted < below) return;", "if (start < 0) return;"),
+    Change("cuda/bracket.cuh", "smaller += place < 0;", "smaller += place <= 0;"),
+    Change("cuda/bracket.cuh", "(next == kBracketRow)", "(false)"),
+    Change("cuda/selection.cu", "bits == begin, shift == 0", "true, shift == 0"),
+    Change("cuda/selection.cu", "sizeof(T) == sizeof(double) ? 63 : 31;", "sizeof(T) == sizeof(double) ? 62 : 31;"),
+    *dict.fromkeys(
+        [bug.change for bug in test_cuda_ptx.BUGS] + [change for change, *_ in test_cuda_shim.PLANTED.values()]
+    ),
+]  # fmt: skip
+
+
+def planted(csrc: Path, change: Change) -> str:
+    """Make the change; returns the source as it was."""
+    path = csrc / change.path
+    source = path.read_text()
+    assert source.count(change.old) == 1, f"{change.path} must hold the text to change once: {change.old!r}"
+    path.write_text(source.replace(change.old, change.new))
+    return source
+
+
+def cpu_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
+    """Each change with the program of ctest that fails on it, and how; empty for a survivor."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder)
+        shutil.copytree(ROOT / "csrc", copy / "csrc")
+        shutil.copy(ROOT / "CMakeLists.txt", copy)
+        (copy / "feather_kernels").mkdir()
+        shutil.copy(ROOT / "feather_kernels" / "_version.py", copy / "feather_kernels")
+        _tool("cmake", "-S", copy, "-B", copy / "build", "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release")
+        assert _failed_test(copy / "build") == "", "the unchanged sources fail"
+        for change in changes:
+            source = planted(copy / "csrc", change)
+            failed = _failed_test(copy / "build")
+            (copy / "csrc" / change.path).write_text(source)
+            yield change, failed, "ctest" if failed else ""
+
+
+def _failed_test(build: Path) -> str:
+    """Build and run ctest; the name of the first test that fails."""
+    _tool("cmake", "--build", build)
+    command = ["ctest", "--test-dir", str(build), "--stop-on-failure", "--timeout", "120"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    words = [line.split(" - ")[1] for line in done.stdout.splitlines() if " - " in line and done.returncode]
+    assert done.returncode == 0 or words, done.stdout + done.stderr
+    return words[0] if words else ""
+
+
+def _tool(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=_environment())
+    assert done.returncode == 0, f"{' '.join(map(str, command))}:\n{(done.stdout + done.stderr)[-3000:]}"
+
+
+def _environment() -> dict[str, str]:
+    """cmake, ctest and ninja of the environment that runs this, else of the system."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}

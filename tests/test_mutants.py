@@ -1,0 +1,69 @@
+"""The mutation test's own tests; the mutation test itself is `make mutants`."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import mutant_cases
+import mutants
+import source_mutants
+import torch
+from mutants import Result
+
+KILLED = Result("triton", "count_kernel", "add.s32 a, b, 1", "add.s32 a, b, 2", "count float32", "AssertionError")
+SURVIVOR = KILLED._replace(killed_by="", how="")
+EXPLANATION = "| count_kernel | `add.s32 a, b, 1` | `add.s32 a, b, 2` | nobody reads it |"
+
+
+@pytest.mark.parametrize(
+    ("results", "document", "good"),
+    [
+        ([KILLED] * 9, "", True),
+        ([KILLED] * 9 + [SURVIVOR], EXPLANATION, True),
+        ([KILLED] * 9 + [SURVIVOR], "", False),
+        ([KILLED] * 8 + [SURVIVOR], EXPLANATION, False),
+    ],
+    ids=["all killed", "one explained", "one not explained", "too few"],
+)
+def test_what_is_good_enough(results: list[Result], document: str, good: bool) -> None:
+    lines, enough = mutants.summary(results, document)
+    assert enough == good
+    killed = results.count(KILLED)
+    assert lines[0].startswith(f"triton: {killed} of {len(results)} mutants killed")
+    assert any("not explained" in line for line in lines) == (SURVIVOR in results and not document)
+
+
+@pytest.mark.parametrize("weak", [False, True], ids=["a check", "a check that sees nothing"])
+def test_mutants_of_a_compiled_kernel_run(monkeypatch: pytest.MonkeyPatch, weak: bool) -> None:
+    def check(launches: list) -> None:
+        counts = torch.ops.feather_kernels.count_pruned([torch.ones(40), torch.zeros(9)], [torch.tensor(0.5)] * 2)
+        assert weak or counts.tolist() == [0, 9]
+
+    monkeypatch.setattr(mutant_cases, "CASES", [mutant_cases.Case("two counts", check)])
+    results = list(mutants.ptx_results("triton", 12, "count"))
+    assert len(results) == 12
+    assert {result.kernel for result in results} == {"count_kernel"}
+    wrong_values = [result for result in results if result.how == "AssertionError"]
+    assert bool(wrong_values) != weak
+    assert all(result.killed_by == "two counts" for result in wrong_values)
+
+
+def test_a_case_that_fails_without_a_mutant_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(launches: list) -> None:
+        assert torch.ops.feather_kernels.count_pruned([torch.zeros(9)], [torch.tensor(0.5)]).tolist() == [8]
+
+    monkeypatch.setattr(mutant_cases, "CASES", [mutant_cases.Case("wrong", check)])
+    with pytest.raises(AssertionError, match="wrong fails on unchanged kernels"):
+        list(mutants.ptx_results("triton", 1, ""))
+
+
+@pytest.mark.parametrize("change", dict.fromkeys([*source_mutants.CPU, *source_mutants.CUDA]), ids=str)
+def test_every_change_of_a_source_still_applies(change: source_mutants.Change) -> None:
+    assert (source_mutants.ROOT / "csrc" / change.path).read_text().count(change.old) == 1
+    assert change.old != change.new
