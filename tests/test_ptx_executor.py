@@ -134,6 +134,42 @@ def test_shuffle_from_an_absent_lane() -> None:
         run_kernel(body, np.zeros(32, np.uint32))
 
 
+def test_a_warp_instruction_waits_for_a_lane_that_comes_back_in_a_loop() -> None:
+    """Lane 0 takes a way round, behind the others in time and ahead of them in the code."""
+    out = np.zeros(32, np.uint32)
+    body = f"""{LANE}
+    mov.u32 %r2, 0; mov.u32 %r4, 0; mov.u32 %r5, 100;
+    $AGAIN:
+    shfl.sync.idx.b32 %r3, %r5, 0, 31, -1;
+    add.u32 %r4, %r4, %r3;
+    add.u32 %r2, %r2, 1;
+    setp.eq.u32 %p1, %r2, 3;
+    @%p1 bra $END;
+    setp.ne.u32 %p2, %r0, 0;
+    @%p2 bra $AGAIN;
+    add.u32 %r5, %r5, 1;
+    bra.uni $AGAIN;
+    $END:
+    st.global.u32 [%rd10], %r4;"""
+    run_kernel(body, out)
+    assert (out == 100 + 101 + 102).all()
+
+
+def test_a_warp_instruction_does_not_wait_for_lanes_outside_of_its_mask() -> None:
+    out = np.zeros(32, np.uint32)
+    body = f"""{LANE}
+    setp.lt.u32 %p1, %r0, 16;
+    @!%p1 bra $OTHERS;
+    shfl.sync.idx.b32 %r1, %r0, 5, 31, 65535;
+    bra.uni $END;
+    $OTHERS:
+    shfl.sync.idx.b32 %r1, %r0, 21, 31, -65536;
+    $END:
+    st.global.u32 [%rd10], %r1;"""
+    run_kernel(body, out)
+    assert out.tolist() == [5] * 16 + [21] * 16
+
+
 def test_lanes_of_a_shuffle_wait_for_those_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "RANDOM_EVERY", 1)  # any thread may run ahead
     out = np.zeros(32, np.uint32)

@@ -15,8 +15,8 @@ import numpy as np
 from ptx import parsing as p
 from ptx.errors import BarrierDeadlockError, EndlessLoopError, UnknownInstructionError
 from ptx.instructions import Rule, link
-from ptx.instructions.control import BRANCHES, WARP_OPCODES, is_barrier
-from ptx.lanes import Geometry, Lanes, Threads
+from ptx.instructions.control import BRANCHES, WARP_OPCODES, is_barrier, mask_operand
+from ptx.lanes import WARP_SIZE, Geometry, Lanes, Threads
 from ptx.memory import GlobalMemory, SharedMemory
 from ptx.scalar_types import Array, bits
 
@@ -24,6 +24,7 @@ MAX_THREADS_AT_ONCE = 1 << 15
 MAX_STEPS = 2_000_000
 MEMORY_OPCODES = frozenset({"ld", "st", "atom", "red", "ldmatrix", "stmatrix", "cp"})
 RANDOM_EVERY = 256  # steps
+ALL_LANES = (1 << WARP_SIZE) - 1
 RUNNING, EXITED = -1, -2  # states of a thread; otherwise the number of the barrier at which it waits
 
 
@@ -127,6 +128,7 @@ class _Run:
         self.counter = np.zeros(threads.count, np.int64)
         self.state = np.full(threads.count, RUNNING, np.int64)
         self.expected = np.full(threads.count, threads.geometry.block_threads, np.int64)
+        self.waiting = np.zeros(threads.count, bool)  # at a warp instruction, for other lanes of its mask
 
     def run(self) -> None:
         for step in range(MAX_STEPS):
@@ -135,18 +137,22 @@ class _Run:
                 if (self.state == EXITED).all():
                     return
                 self._deadlock()
-            counters = self.counter[running]
-            chosen = int(counters.min() if step % RANDOM_EVERY else self.threads.rng.choice(counters))
-            selected = running & (self.counter == chosen)
-            self._advance(chosen, None if selected.all() else np.nonzero(selected)[0])
+            ready = running & ~self.waiting
+            stuck = not ready.any()  # lanes of the masks never come: the first go on without them
+            if stuck:
+                ready, self.waiting[:] = running, False
+            counters = self.counter[ready]
+            chosen = int(counters.min() if step % RANDOM_EVERY or stuck else self.threads.rng.choice(counters))
+            selected = ready & (self.counter == chosen)
+            self._advance(chosen, None if selected.all() else np.nonzero(selected)[0], wait=not stuck)
         raise EndlessLoopError(f"kernel {self.program.kernel.name}: more than {MAX_STEPS} steps")
 
-    def _advance(self, counter: int, index: Array | None) -> None:
+    def _advance(self, counter: int, index: Array | None, wait: bool) -> None:
         """Run the threads ``index`` from ``counter`` to the next branch, barrier or label."""
         while counter < len(self.code):
             ins = self.code[counter]
-            if "sync" in ins.modifiers and ins.opcode in WARP_OPCODES and index is not None:
-                index = self._wait_for_warp(counter, index)
+            if wait and "sync" in ins.modifiers and ins.opcode in WARP_OPCODES and index is not None:
+                index = self._gather(ins, counter, index)
                 if not len(index):
                     return
             lanes = self._lanes(ins, index)
@@ -166,12 +172,22 @@ class _Run:
         self.state[... if index is None else index] = EXITED
         self._open_barriers()
 
-    def _wait_for_warp(self, counter: int, index: Array) -> Array:
-        """Leave lanes at ``counter`` whose warp has running lanes behind; returns the others."""
-        behind = (self.state == RUNNING) & (self.counter < counter)
-        behind[index] = False
-        waits = np.isin(self.threads.warp_row[index], self.threads.warp_row[behind])
-        self.counter[index[waits]] = counter
+    def _gather(self, ins: p.Instruction, counter: int, index: Array) -> Array:
+        """The lanes here whose mask is complete, those that waited among them; the others wait.
+
+        A lane waits for those that run anywhere else: one that is ahead may come back in a loop.
+        """
+        here = self.waiting & (self.counter == counter)
+        here[index] = True
+        elsewhere = (self.state == RUNNING) & ~here
+        index = np.nonzero(here)[0]
+        lane = np.uint32(1) << (self.threads.thread % WARP_SIZE).astype(np.uint32)
+        missing = np.zeros(self.threads.warp_row.max() + 1, np.uint32)
+        np.bitwise_or.at(missing, self.threads.warp_row[elsewhere], lane[elsewhere])
+        mask = mask_operand(ins)
+        members = np.uint32(ALL_LANES) if mask is None else Lanes(self.threads, ins, index).read_full(mask, "u32")
+        waits = missing[self.threads.warp_row[index]] & members != 0
+        self.waiting[index], self.counter[index] = waits, counter
         return index[~waits]
 
     def _lanes(self, ins: p.Instruction, index: Array | None) -> Lanes:

@@ -7,7 +7,7 @@ import numpy as np
 from ptx.errors import PtxError
 from ptx.instructions.registry import instruction
 from ptx.lanes import Lanes
-from ptx.parsing import Instruction
+from ptx.parsing import Instruction, Operand
 
 BRANCHES = frozenset({"bra", "ret", "exit"})
 WARP_OPCODES = frozenset({"shfl", "vote", "redux", "elect", "ldmatrix", "stmatrix", "bar"})
@@ -44,3 +44,10 @@ def trap(lanes: Lanes, ins: Instruction) -> None:
 def is_barrier(ins: Instruction) -> bool:
     """Whether threads wait here for the rest of their program."""
     return ins.opcode in ("bar", "barrier") and "warp" not in ins.modifiers
+
+
+def mask_operand(ins: Instruction) -> Operand | None:
+    """The lanes that must arrive at a warp instruction; None for all of the warp."""
+    if ins.opcode == "bar":
+        return ins.operands[0]
+    return ins.operands[-1] if ins.opcode in ("shfl", "vote", "redux", "elect") else None
