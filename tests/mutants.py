@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import random
 import re
 import sys
@@ -56,14 +57,14 @@ class Result(NamedTuple):
 
 @contextmanager
 def recorded() -> Iterator[tuple[list[LaunchReport], Counter[Program]]]:
-    """The reports of launches, and how often each program was launched."""
+    """The reports of launches, and how many blocks of each program were launched."""
     reports: list[LaunchReport] = []
     programs: Counter[Program] = Counter()
     launch = Program.launch
 
     def launch_and_record(self: Program, *arguments: Any, **options: Any) -> LaunchReport:
-        programs[self] += 1
         report = launch(self, *arguments, **options)
+        programs[self] += math.prod(report.grid)
         reports.append(report)
         return report
 
@@ -94,10 +95,10 @@ def error_of(case: Case, reports: list[LaunchReport]) -> Exception | None:
     return None
 
 
-def cases_of_programs(reports: list[LaunchReport], programs: Counter[Program]) -> dict[Program, list[Case]]:
-    """Of each program the cases that launch it, each of which passes; those with the fewest launches first."""
+def cases_of_programs(kind: str, reports: list[LaunchReport], programs: Counter[Program]) -> dict[Program, list[Case]]:
+    """Of each program the cases that launch it, each of which passes; those with the fewest blocks first."""
     found: dict[Program, list[tuple[int, str, Case]]] = defaultdict(list)
-    for case in mutant_cases.CASES:
+    for case in cases_for(kind):
         programs.clear()
         if error := error_of(case, reports):
             raise AssertionError(f"{case.name} fails on unchanged kernels") from error
@@ -106,10 +107,14 @@ def cases_of_programs(reports: list[LaunchReport], programs: Counter[Program]) -
     return {program: [case for *_, case in sorted(found[program])] for program in found}
 
 
+def cases_for(backend: str) -> list[Case]:
+    return [case for case in mutant_cases.CASES if backend in case.backends]
+
+
 def ptx_results(kind: str, each: int, only: str) -> Iterator[Result]:
     """Draw the mutants of every program of a backend and run them."""
     with executor(kind), recorded() as (reports, programs):
-        for program, cases in cases_of_programs(reports, programs).items():
+        for program, cases in cases_of_programs(kind, reports, programs).items():
             name = plain_name(program.kernel.name)
             if only in name:
                 possible = mutations(program)
@@ -154,7 +159,7 @@ def cuda_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
         with TemporaryDirectory() as folder:
             build = cuda_build.changed(change, ARCHITECTURE, Path(folder))
         with executor("cuda", *build), recorded() as (reports, _):
-            yield change, *killed_by(mutant_cases.CASES, reports)
+            yield change, *killed_by(cases_for("cuda"), reports)
 
 
 def plain_name(name: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ptx import parsing as p
 from ptx.errors import DataRaceError, PtxError, UnknownInstructionError
-from ptx.memory import GlobalMemory, SharedMemory, Space
+from ptx.memory import POISON, GlobalMemory, SharedMemory, Space
 from ptx.races import NOBODY, WARP_EPOCH_BITS, describe
 from ptx.scalar_types import FLOAT, SIGNED, UNSIGNED, Array, as_type, bits, split
 
@@ -91,14 +91,18 @@ class Threads:
 
 
 class _Registers(dict[str, Array]):
-    """Registers by name, each an array over the threads, made when it is first used: kernels declare far more."""
+    """Registers by name, each an array over the threads, made when it is first used: kernels declare far more.
+
+    What a register holds before it is written is not defined: here bits that no kernel means.
+    """
 
     def __init__(self, widths: dict[str, int], count: int) -> None:
         self.widths, self.count = widths, count
 
     def __missing__(self, name: str) -> Array:
         width = self.widths[name]
-        self[name] = np.zeros(self.count, bool if width == 1 else UNSIGNED[width])
+        poison = np.full(self.count * max(width // 8, 1), POISON, np.uint8)
+        self[name] = poison.view(UNSIGNED[width]) if width > 1 else np.arange(self.count) % 3 == 0
         return self[name]
 
 

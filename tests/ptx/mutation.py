@@ -29,8 +29,7 @@ _OTHER_COMPARISON = {
     "lo": ("ls",), "ls": ("lo",), "hi": ("hs",), "hs": ("hi",),
     "ltu": ("leu",), "leu": ("ltu",), "gtu": ("geu",), "geu": ("gtu",), "equ": ("neu",), "neu": ("equ",),
 }  # fmt: skip
-_OTHER_SIGN = {"s32": "u32", "u32": "s32"}  # 64-bit integers are offsets and sizes, never negative
-_SIGN_MATTERS = frozenset({"setp", "shr", "min", "max"})
+_OTHER_SIGN = {"s32": ("u32",), "u32": ("s32",)}  # 64-bit integers are offsets and sizes, never negative
 _ORDER_MATTERS = frozenset({"sub", "selp", "div"})
 _REMOVABLE = frozenset({"st", "atom", "red", "ld", "bar", "barrier"})
 REMOVED = "(removed)"
@@ -111,8 +110,8 @@ def _other_names(ins: p.Instruction) -> Iterator[str]:
         others: tuple[str, ...] = ()
         if opcode in ("setp", "set"):
             others = _OTHER_COMPARISON.get(token, ())
-        if opcode in _SIGN_MATTERS and token in _OTHER_SIGN:
-            others = (_OTHER_SIGN[token],)
+            if not {"eq", "ne"} & set(tokens):
+                others = others or _OTHER_SIGN.get(token, ())
         if opcode == "cvt" and token == "rn":
             others = ("rz",)
         for other in others:
@@ -137,9 +136,11 @@ def _other_operands(ins: p.Instruction) -> Iterator[p.Instruction]:
 
 
 def _other_constant(constant: p.Immediate, is_mask: bool) -> p.Immediate:
-    """An integer one larger, a mask without its lowest bit; a float twice as large, 1 for 0."""
+    """An integer one larger, a mask without its highest bit; a float twice as large, 1 for 0."""
     if not constant.float_width:
-        return p.Immediate(constant.value & (constant.value - 1) if is_mask else constant.value + 1)
+        return p.Immediate(
+            constant.value ^ 1 << constant.value.bit_length() - 1 if is_mask and constant.value else constant.value + 1
+        )
     mantissa, one = {32: (23, 0x3F800000), 64: (52, 0x3FF0000000000000)}[constant.float_width]
     return p.Immediate(constant.value + (1 << mantissa) if constant.value else one, constant.float_width)
 

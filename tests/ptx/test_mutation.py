@@ -26,9 +26,9 @@ def mutants(line: str) -> set[str]:
     [
         ("add.s32 %r2, %r1, 7;", {"sub.s32 %r2, %r1, 7", "add.s32 %r2, %r1, 8"}),
         ("sub.s64 %rd2, %rd0, %rd1;", {"add.s64 %rd2, %rd0, %rd1", "sub.s64 %rd2, %rd1, %rd0"}),
-        ("and.b32 %r2, %r1, 12;", {"or.b32 %r2, %r1, 12", "and.b32 %r2, %r1, 8"}),
+        ("and.b32 %r2, %r1, 12;", {"or.b32 %r2, %r1, 12", "and.b32 %r2, %r1, 4"}),
         ("shl.b32 %r2, %r1, 3;", {"shr.b32 %r2, %r1, 3", "shl.b32 %r2, %r1, 4"}),
-        ("min.s32 %r2, %r1, %r3;", {"max.s32 %r2, %r1, %r3", "min.u32 %r2, %r1, %r3"}),
+        ("min.s32 %r2, %r1, %r3;", {"max.s32 %r2, %r1, %r3"}),
         ("cvt.rn.bf16.f32 %h1, %r1;", {"cvt.rz.bf16.f32 %h1, %r1"}),
         ("fma.rn.f32 %r2, %r1, 0f3F000000, %r3;", {"fma.rn.f32 %r2, %r1, 0f3F800000, %r3"}),
         ("mul.f32 %r2, %r1, 0f00000000;", {"mul.f32 %r2, %r1, 0f3F800000"}),
