@@ -3,7 +3,7 @@
     python tests/mutants.py [triton] [cuda] [sources-cpu] [sources-cuda] [--each N] [--only TEXT] [--csv FILE]
 
 ``triton`` and ``cuda``: one-instruction mutants of the compiled PTX (``ptx/mutation.py``), N of each kernel that is
-launched, drawn with a fixed seed; each runs through every check of ``mutant_cases.py`` that launches its kernel until
+launched, drawn with a fixed seed; each runs through every check of ``CASES`` that launches its kernel until
 one fails. ``sources-...``: changes of csrc by hand (``source_mutants.py``). A mutant that no check fails on is a
 survivor. Exit status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu.md.
 """
@@ -25,7 +25,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
-import mutant_cases
+import mutant_elementwise
+import mutant_lists
 import ptx.execution
 import torch
 from conftest import ptx_executor
@@ -37,6 +38,7 @@ from ptx.mutation import Mutation, mutations, planted
 import feather_kernels as fk
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
+CASES = [*mutant_elementwise.CASES, *mutant_lists.CASES]
 ARCHITECTURE = 90
 EACH = 10  # mutants of a kernel
 SEED = 2023
@@ -108,7 +110,7 @@ def cases_of_programs(kind: str, reports: list[LaunchReport], programs: Counter[
 
 
 def cases_for(backend: str) -> list[Case]:
-    return [case for case in mutant_cases.CASES if backend in case.backends]
+    return [case for case in CASES if backend in case.backends]
 
 
 def ptx_results(kind: str, each: int, only: str) -> Iterator[Result]:

@@ -1,7 +1,7 @@
 """Mutants of csrc by hand: mistakes that a person could make there, and the tests that should see them.
 
 ``CPU``: through the programs of ctest (csrc/tests; no Python). ``CUDA``: compiled by nvcc, through the checks of
-``mutant_cases.py`` in ring 4, together with the bugs planted in test_cuda_ptx.py and test_cuda_shim.py.
+``mutants.py`` in ring 4, together with the bugs planted in test_cuda_ptx.py and test_cuda_shim.py.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ CPU = [
     Change(DTYPE, "magnitude < 0x400u ? denormal : normal", "normal"),
     Change(DTYPE, "0xFFFu + ((magnitude >> 13) & 1u)", "0xFFFu"),
     Change(ELEMENTWISE, "if (t <= 0) return convert", "if (t < 0) return convert"),
-    Change(ELEMENTWISE, "const int64_t end = n - start < kStride ? n :", "const int64_t end = n - start < kStride ? n - 1 :"),
+    Change(ELEMENTWISE, "end = n - start < kStride ? n :", "end = n - start < kStride ? n - 1 :"),
     Change(ELEMENTWISE, "total += count;", "total = count;"),
     Change(ELEMENTWISE, "? scaled : gradient", "? gradient : scaled"),
-    Change(ELEMENTWISE, "scale_pruned_grad[1][w][out] = scale_pruned_grad<BFloat16", "scale_pruned_grad[1][w][out] = scale_pruned_grad<Half"),
+    Change(ELEMENTWISE, "[1][w][out] = scale_pruned_grad<BFloat16", "[1][w][out] = scale_pruned_grad<Half"),
     Change(SELECTION, "(key >= low ? 1 : 0)", "(key > low ? 1 : 0)"),
     Change(SELECTION, "up_to_high += key <= high", "up_to_high += key < high"),
     Change(SELECTION, "below += key < low ? 1 : 0;", "below += key <= low ? 1 : 0;"),
     Change(SELECTION, "Scaled ? a * scale : a", "a"),
     Change("cpu/select.cpp", "below += std::min(row_below, row.cap);", "below += row_below;"),
-    Change("cpu/select.cpp", "keep_smallest(kept, inside, row.cap - row_below)", "keep_smallest(kept, inside, row.cap)"),
+    Change("cpu/select.cpp", "(kept, inside, row.cap - row_below)", "(kept, inside, row.cap)"),
     Change("cpu/select.cpp", "rank_ + (has_next ? 1 : 0) >= below + kept", "rank_ >= below + kept"),
     Change("cpu/select.cpp", "if (rank_ < below || ", "if ("),
     Change("cpu/select.cpp", "std::min_element(first + 1, end)", "std::min_element(first, end)"),

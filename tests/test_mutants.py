@@ -45,7 +45,7 @@ def test_mutants_of_a_compiled_kernel_run(monkeypatch: pytest.MonkeyPatch, weak:
         counts = torch.ops.feather_kernels.count_pruned([torch.ones(40), torch.zeros(9)], [torch.tensor(0.5)] * 2)
         assert weak or counts.tolist() == [0, 9]
 
-    monkeypatch.setattr(mutant_cases, "CASES", [mutant_cases.Case("two counts", check)])
+    monkeypatch.setattr(mutants, "CASES", [mutant_cases.Case("two counts", check)])
     results = list(mutants.ptx_results("triton", 12, "count"))
     assert len(results) == 12
     assert {result.kernel for result in results} == {"count_kernel"}
@@ -58,7 +58,7 @@ def test_a_case_that_fails_without_a_mutant_is_an_error(monkeypatch: pytest.Monk
     def check(launches: list) -> None:
         assert torch.ops.feather_kernels.count_pruned([torch.zeros(9)], [torch.tensor(0.5)]).tolist() == [8]
 
-    monkeypatch.setattr(mutant_cases, "CASES", [mutant_cases.Case("wrong", check)])
+    monkeypatch.setattr(mutants, "CASES", [mutant_cases.Case("wrong", check)])
     with pytest.raises(AssertionError, match="wrong fails on unchanged kernels"):
         list(mutants.ptx_results("triton", 1, ""))
 

@@ -1,0 +1,166 @@
+"""Checks of the elementwise kernels that a mutant should fail, see mutant_cases.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple
+
+import numpy as np
+import oracle
+import samples
+import torch
+from mutant_cases import BFLOAT16, CPU, FLOAT16, FLOAT32, FLOAT64, INF, NAN, TAILS, Case, most_bytes
+from ptx.execution import LaunchReport
+from torch import Tensor
+
+ops = torch.ops.feather_kernels
+LENGTH = 2011  # two blocks, one of them not full
+ALIGNED, MISALIGNED = "aligned", "misaligned"
+
+
+@cache
+def weights(value: float, dtype: torch.dtype) -> Tensor:
+    """61 weights with all that is special, over and over: each comes to every place of a thread.
+
+    Kernels are unrolled, so that every place has instructions of its own, in whole and in cut blocks.
+    """
+    t = samples.scalar(value if 0 < value < INF else 0.3, dtype, CPU).to(dtype)
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    near = (t.view(integer) + torch.tensor([-2, -1, 0, 1, 2, 3, 9, 100], dtype=integer)).view(dtype)
+    info = torch.finfo(dtype)
+    tiny = info.smallest_normal
+    special = torch.tensor([0.0, tiny * info.eps, tiny, 1.0, info.max, INF, NAN], dtype=FLOAT64).to(dtype)
+    far = t * torch.tensor([1.1, 1.5, 2.0, 7.0, 500.0, 520.0, 16000.0, 17000.0]).to(dtype)
+    chosen = torch.cat([near, special, far])
+    chosen = torch.cat([chosen, -chosen, samples.boundary_weights(t, dtype)[45:60]])
+    return chosen.repeat(LENGTH // len(chosen) + 1)[:LENGTH]
+
+
+@cache
+def boundary(value: float, dtype: torch.dtype) -> Tensor:
+    """Every float around T, and magnitudes up to far beyond it."""
+    return samples.boundary_weights(samples.scalar(value, dtype, CPU), dtype)[:-1]
+
+
+class Form(NamedTuple):
+    """The first ``length`` elements of a list, inputs and output aligned to 16 bytes or not."""
+
+    length: int | None
+    inputs: str
+    output: str
+
+    def laid_out(self, tensor: Tensor, layout: str) -> Tensor:
+        return samples.LAYOUTS[MISALIGNED](tensor[: self.length]) if layout == MISALIGNED else tensor[: self.length]
+
+
+WHOLE = [Form(None, ALIGNED, ALIGNED), Form(None, MISALIGNED, MISALIGNED)]
+FORMS = [
+    Form(None, ALIGNED, MISALIGNED),
+    *(Form(length, layout, layout) for length in TAILS for layout in (ALIGNED, MISALIGNED)),
+]
+
+
+@cache
+def exact_values(make: Callable[..., Tensor], value: float, dtype: torch.dtype, p: float) -> np.ndarray:
+    return oracle.threshold(make(value, dtype), samples.scalar(value, dtype, CPU), p)
+
+
+def threshold(
+    launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtype, p: float, values: tuple[float, ...]
+) -> None:
+    bound = 2.0 if out_dtype in (FLOAT32, FLOAT64) else 0.55
+    calls = [(weights, form, value) for form in WHOLE for value in values]
+    calls += [(boundary, form, values[0]) for form in WHOLE]
+    calls += [(weights, form, values[0]) for form in FORMS]
+    for make, form, value in calls:
+        w, t = form.laid_out(make(value, dtype), form.inputs), samples.scalar(value, dtype, CPU)
+        out = form.laid_out(torch.full((len(make(value, dtype)),), NAN, dtype=out_dtype), form.output)
+        launches.clear()
+        ops.threshold.out(w, t, p, out=out)
+        most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
+        assert oracle.ulp_error(out, exact_values(make, value, dtype, p)[: form.length]) <= bound
+        assert not out[torch.from_numpy(oracle.pruned(w, t))].signbit().any(), "pruned weights give +0"
+        if value <= 0:
+            assert oracle.same_bits(out, w.to(out_dtype)), "a threshold of 0 or less changes nothing"
+        elif out_dtype in (FLOAT16, BFLOAT16):
+            assert oracle.same_bits(out, ops.threshold(w.float(), t, p).to(out_dtype)), "the float32 result, rounded"
+
+
+def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    calls = [
+        (form, value, factor) for form in WHOLE for value, factor in ((0.3, 0.3), (0.0, 0.5), (-1.0, 0.5), (NAN, 0.5))
+    ]
+    for form, value, factor in [*calls, *((form, 0.3, 0.3) for form in FORMS)]:
+        w = weights(value, dtype)
+        g = form.laid_out(samples.gradients(w, gradient_dtype), form.output)
+        w = form.laid_out(w, form.inputs)
+        t, scale = (samples.scalar(number, dtype, CPU) for number in (value, factor))
+        launches.clear()
+        out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=dtype)
+        most_bytes(launches, w.numel() * (2 * dtype.itemsize + gradient_dtype.itemsize))
+        assert oracle.ulp_error(out, oracle.scaled_gradient(g, w, t, scale.item())) <= 0.5, "one rounding"
+
+
+def round_the_grid(launches: list[LaunchReport], op: str) -> None:
+    """More elements than the largest grid of the CUDA backend handles at once: its threads go round."""
+    blocks, threads = 1 << 13, 256
+    w = torch.randn(blocks * threads * (1 if op == "any" else 4) + 5003, generator=torch.Generator().manual_seed(0))
+    t, half = torch.tensor(0.3), torch.tensor(0.5)
+    pruned = torch.from_numpy(oracle.pruned(w, t))
+    if op == "scale":
+        assert ops.scale_pruned_grad(w, w, t, half).equal(torch.where(pruned, 0.5 * w, w))
+    else:
+        out = ops.threshold(w, t, INF, out_dtype=FLOAT64 if op == "any" else FLOAT32)
+        assert out.equal(torch.where(pruned, 0.0, w).to(out.dtype))
+
+
+ORDINARY = (0.3, 1e-42, 1.9999, 1e30, INF, 0.0, -1.0, NAN)
+CASES = [
+    *(
+        Case(
+            f"threshold {str(dtype)[6:]}, p = {p}", partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t)
+        )
+        for dtype, all_t in ((FLOAT32, ORDINARY), (BFLOAT16, (0.3, 0.0, NAN)), (FLOAT64, (0.3, 1e-310, 0.0, NAN)))
+        for p in (1.0, 2.0, 3.0, INF)
+    ),
+    *(
+        Case(
+            f"threshold {str(dtype)[6:]} to {str(out)[6:]}",
+            partial(threshold, dtype=dtype, out_dtype=out, p=3.0, values=(0.3, 0.0, NAN)),
+        )
+        for dtype, out in ((FLOAT32, BFLOAT16), (FLOAT32, FLOAT16), (FLOAT16, FLOAT16))
+    ),
+    *(
+        Case(
+            f"threshold {str(dtype)[6:]} to {str(out)[6:]}, p = {p}",
+            partial(threshold, dtype=dtype, out_dtype=out, p=p, values=(0.3, 0.0, -1.0, NAN)),
+        )
+        for dtype, out, p in (
+            (BFLOAT16, FLOAT32, 3.0),
+            (FLOAT16, FLOAT32, 2.0),
+            (FLOAT32, FLOAT64, 1.0),
+            (BFLOAT16, FLOAT16, INF),
+            (FLOAT64, FLOAT32, 3.0),
+            (FLOAT64, FLOAT32, 2.0),
+            (FLOAT64, FLOAT32, 1.0),
+            (FLOAT64, FLOAT32, INF),
+        )
+    ),
+    Case("threshold float32, p = 4.5", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=4.5, values=ORDINARY)),
+    Case("threshold float32, p = 1.1", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=1.1, values=(0.3, 1e30))),
+    Case("threshold bfloat16, p = 4.5", partial(threshold, dtype=BFLOAT16, out_dtype=BFLOAT16, p=4.5, values=(0.3,))),
+    *(
+        Case(f"gradient {str(g)[6:]} of {str(w)[6:]}", partial(gradient, gradient_dtype=g, dtype=w))
+        for g, w in (
+            (FLOAT32, FLOAT32),
+            (BFLOAT16, FLOAT32),
+            (BFLOAT16, BFLOAT16),
+            (FLOAT64, FLOAT64),
+            (FLOAT16, BFLOAT16),
+            (FLOAT64, FLOAT32),
+            (FLOAT16, FLOAT64),
+        )
+    ),
+    *(Case(f"round the grid: {op}", partial(round_the_grid, op=op), ("cuda",)) for op in ("threshold", "scale", "any")),
+]

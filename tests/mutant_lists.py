@@ -1,0 +1,253 @@
+"""Checks of selection, histograms and counts that a mutant should fail, see mutant_cases.py."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
+from typing import Any
+from unittest import mock
+
+import oracle
+import samples
+import torch
+from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, TAILS, Case, most_bytes
+from ptx.execution import LaunchReport
+from torch import Tensor
+
+ops = torch.ops.feather_kernels
+
+
+@cache
+def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False) -> list[Tensor]:
+    """More than a chunk, a misaligned one, one smaller than an access, an empty one, special values and ties.
+
+    coarse: few distinct values. dense: most keys are among a few hundred around 1, as close as in a large net.
+    """
+    g = torch.Generator().manual_seed(3)
+    special = torch.tensor([0.0, -0.0, INF, -INF, NAN, -NAN, 1e-40, 0.5, -0.5, 0.5])
+    made = [torch.randn(n, generator=g) for n in (9001, 1031, 0, 3)]
+    flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
+    flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
+    flat += [torch.cat([torch.randn(n - 1, generator=g), torch.zeros(1)]) for n in TAILS]
+    if dense:
+        near = [1 + torch.randint(-300, 300, w.shape, generator=g) * 2.0**-23 for w in flat]
+        flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
+    cast = [w.to(dtypes[i % len(dtypes)]) for i, w in enumerate(flat)]
+    return [samples.LAYOUTS["misaligned"](w) if i == 1 else w for i, w in enumerate(cast)]
+
+
+def payload_of(listed: Sequence[Tensor]) -> int:
+    return sum(w.numel() * w.element_size() for w in listed)
+
+
+def count(launches: list[LaunchReport], listed: Sequence[Tensor], thresholds: Sequence[float]) -> None:
+    bounds = [samples.scalar(value, w.dtype, w.device) for w, value in zip(listed, thresholds, strict=True)]
+    expected = [int(oracle.pruned(w, t).sum()) for w, t in zip(listed, bounds, strict=True)]
+    found = ops.count_pruned(listed, bounds)
+    assert found.tolist() == expected, "wrong counts"
+    most_bytes(launches, payload_of(listed) + 8 * len(listed) * len(launches))
+
+
+def counts_of(launches: list[LaunchReport], dtypes: Sequence[torch.dtype]) -> None:
+    """Ties with T in every place of an access, and T that prune nothing where there are zeros."""
+    listed, coarse = weight_list(*dtypes), weight_list(*dtypes, coarse=True)
+    rest = [0.25] * len(TAILS)
+    for weights, thresholds in (
+        (listed, [0.3, 1.0, 1.0, NAN, 0.5, 0.25, *rest]),
+        (coarse, [0.5, 0.25, 1.0, 1.0, 0.0, 1.0, *rest]),
+        (coarse, [0.25, -1.0, 1.0, 1.0, INF, 0.0, *rest]),
+    ):
+        launches.clear()
+        count(launches, weights, thresholds)
+
+
+COUNTS = [
+    *(Case(f"count {str(dtype)[6:]}", partial(counts_of, dtypes=(dtype,))) for dtype in samples.DTYPES),
+    *(
+        Case(f"count mixed, {str(dtypes[0])[6:]} first", partial(counts_of, dtypes=dtypes))
+        for dtypes in ((FLOAT32, FLOAT64), (BFLOAT16, FLOAT64), (FLOAT16, FLOAT64), (FLOAT64, FLOAT32))
+    ),
+]
+
+
+class Selection:
+    """Calls of magnitude_select for many ranks. groups, scales and caps repeat themselves over the list."""
+
+    FRACTIONS = (-1.0, 0.0, 0.3, 0.77, 0.95, 1.0)  # of each group's last rank; and the rank behind it
+
+    def __init__(
+        self,
+        listed: list[Tensor],
+        groups: Sequence[int],
+        scales: Sequence[float] | None = None,
+        caps: Sequence[int] | None = None,
+    ) -> None:
+        def repeated(values: Sequence[Any]) -> list[Any]:
+            return [values[i % len(values)] for i in range(len(listed))]
+
+        self.listed, self.groups = listed, repeated(groups)
+        self.scales = None if scales is None else repeated(scales)
+        self.caps = None if caps is None else repeated(caps)
+        self.group_count = max(groups) + 1
+
+    def scores(self, group: int) -> tuple[list[Tensor], list[int] | None]:
+        """Of a group: the scores of its weights, and how many each may lose."""
+        members = [i for i, own in enumerate(self.groups) if own == group]
+        parts = [oracle.scores(self.listed[i], self.scales and self.scales[i]) for i in members]
+        return parts, self.caps and [min(self.caps[i], self.listed[i].numel()) for i in members]
+
+    def expected(self) -> list[tuple[list[int], Tensor]]:
+        """The ranks of each call and what sorting finds there."""
+        groups = [self.scores(group) for group in range(self.group_count)]
+        totals = [sum(caps) if caps else sum(map(len, parts)) for parts, caps in groups]
+        calls = [[int((total - 1) * fraction) for total in totals] for fraction in self.FRACTIONS]
+        return [(ranks, self._sorted(groups, ranks)) for ranks in [*calls, totals]]
+
+    @staticmethod
+    def _sorted(groups: list[tuple[list[Tensor], list[int] | None]], ranks: list[int]) -> Tensor:
+        found = [oracle.order_statistics(parts, rank, caps) for (parts, caps), rank in zip(groups, ranks, strict=True)]
+        return torch.stack(found)
+
+    def select(self, ranks: Sequence[int], hint: Tensor | None = None) -> Tensor:
+        """The call."""
+        compute = samples.compute_dtype(self.listed[0].dtype)
+        return ops.magnitude_select(
+            self.listed,
+            self.groups,
+            torch.tensor(ranks),
+            scales=None if self.scales is None else torch.tensor(self.scales, dtype=compute),
+            caps=None if self.caps is None else torch.tensor(self.caps),
+            hint=hint,
+        )
+
+
+@cache
+def selection(name: str) -> tuple[Selection, list[tuple[list[int], Tensor]]]:
+    """A selection by its name, and its calls with their results."""
+    made = SELECTIONS[name]()
+    return made, made.expected()
+
+
+def cold(launches: list[LaunchReport], name: str) -> None:
+    made, calls = selection(name)
+    for ranks, values in calls:
+        assert oracle.same_bits(made.select(ranks), values), f"ranks {ranks}"
+
+
+def steady(launches: list[LaunchReport], name: str) -> None:
+    """With the result as hint, where keys are close: every byte once, and the passes behind exit at once."""
+    made, calls = selection(name)
+    for ranks, values in calls[2:4]:
+        launches.clear()
+        assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
+        for report in launches:
+            if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
+                most_bytes([report], 0)
+
+
+HINTS = (NAN, 0.0, INF)
+
+
+def misled(launches: list[LaunchReport], name: str) -> None:
+    """A hint that is wrong costs time, never correctness."""
+    made, calls = selection(name)
+    ranks, values = calls[3]
+    for hint in (*HINTS, float(values[0, 0]) * 1.0001):
+        given = torch.full_like(values, hint)
+        assert oracle.same_bits(made.select(ranks, given), values), f"hint {hint}"
+
+
+def edges(launches: list[LaunchReport], around: float, bins: int) -> None:
+    """Keys at chosen places of the bracket, which holds what is wanted or just does not."""
+    middle, last = bins // 2, bins - 1
+    first = min(max(int(torch.tensor(around).view(torch.int32)) - middle, 0), 0x7F800001 - bins)
+    at = [0, 1, ROW - 1, ROW, ROW + 1, middle - 1, middle, middle, middle, middle + 3, last - ROW, last - 1, last, last]
+    inside = (first + torch.tensor(sorted(at), dtype=torch.int32)).view(torch.float32)
+    weight = torch.cat([inside.flip(0), torch.zeros(9), torch.full((7,), -INF)])
+    hint, scores = torch.full((1, 2), around), oracle.scores(weight)
+    for rank in (8, 9, 10, 13, 14, 17, 18, 21, 22):
+        launches.clear()
+        with as_in_a_net_of(16 * bins):
+            values = ops.magnitude_select([weight], [0], torch.tensor([rank]), hint=hint)
+        assert oracle.same_bits(values[0], oracle.order_statistics([scores], rank)), f"rank {rank}"
+        passes = [report.bytes_read for report in launches if report.kernel == "histogram_kernel"]
+        found, keys = max(passes) <= ROOM, values.view(torch.int32)
+        assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"rank {rank}: found={found}"
+
+
+ROW = 512  # keys whose counts the brackets of both backends sum
+
+
+@contextmanager
+def as_in_a_net_of(elements: int) -> Iterator[None]:
+    """The brackets are as wide as for a selection from that many: one key for 16."""
+    backends = ["cuda", *(["triton.select"] if importlib.util.find_spec("triton") else [])]
+    with ExitStack() as stack:
+        for backend in backends:
+            name = f"feather_kernels.backends.{backend}.element_count"
+            stack.enter_context(mock.patch(name, return_value=elements))
+        yield
+
+
+def histogram(launches: list[LaunchReport], dtype: torch.dtype, bits: int) -> None:
+    listed = weight_list(dtype)
+    groups = [1 - i % 2 for i in range(len(listed))]
+    width = 63 if dtype == FLOAT64 else 31
+    keys = [oracle.scores(w).view(torch.int64 if dtype == FLOAT64 else torch.int32).long() for w in listed]
+    nan = 0x7FF0000000000001 if dtype == FLOAT64 else 0x7F800001
+    members = [
+        torch.cat([k for k, g in zip(keys, groups, strict=True) if g == group]).clamp(max=nan) for group in (0, 1)
+    ]
+    for shift in (width - bits, width - bits - 6):
+        prefixes = [int(own[5] >> (shift + bits)) for own in members]
+        launches.clear()
+        counts = ops.magnitude_histogram(listed, groups, torch.tensor([prefixes[0], prefixes[1]]), shift, bits)
+        for own, prefix, row in zip(members, prefixes, counts, strict=True):
+            below = own[own >> (shift + bits) == prefix] >> shift & (1 << bits) - 1
+            assert row.equal(torch.bincount(below, minlength=1 << bits)), "wrong counts"
+    done = ops.magnitude_histogram(listed, groups, torch.tensor([-1, -1]), width - bits, bits)
+    assert not done.any(), "a group that is done counts nothing"
+
+
+SELECTIONS: dict[str, Callable[[], Selection]] = {
+    "float32": lambda: Selection(weight_list(FLOAT32), [0, 0, 1, 1, 0, 2]),
+    "ties": lambda: Selection(weight_list(FLOAT32, coarse=True), [0] * 6),
+    "bfloat16": lambda: Selection(weight_list(BFLOAT16), [0, 1, 0, 0, 1, 0]),
+    "float16": lambda: Selection(weight_list(FLOAT16), [0, 1, 0, 0, 1, 0]),
+    "mixed": lambda: Selection(weight_list(FLOAT32, BFLOAT16, FLOAT16), [0, 1, 0, 0, 1, 0]),
+    "scaled": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7]),
+    "bfloat16 ties": lambda: Selection(weight_list(BFLOAT16, coarse=True), [0, 1, 0, 0, 1, 0]),
+    "dense": lambda: Selection(weight_list(FLOAT32, dense=True), [0, 1, 0, 0, 1, 0]),
+    "dense, scaled": lambda: Selection(
+        weight_list(FLOAT32, dense=True), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 0.5, 3.0, 3.0, 0.5]
+    ),
+    "float64": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 0, 1, 0]),
+    "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=[0.5, 3, 1, 0.1, 1, 1.7]),
+    "capped": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
+    "capped ties": lambda: Selection(
+        weight_list(FLOAT32, coarse=True), [0, 1, 0, 1, 0, 1], caps=[900, 7, 0, 3, 2, 650]
+    ),
+    "capped, scaled": lambda: Selection(
+        weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7], caps=[5000, 800, 0, 2, 4, 300]
+    ),
+    "float64, capped": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
+}
+CASES = [
+    *COUNTS,
+    *(
+        Case(f"histogram of {bits} bits, {str(dtype)[6:]}", partial(histogram, dtype=dtype, bits=bits))
+        for dtype, bits in ((FLOAT32, 1), (FLOAT32, 8), (FLOAT32, 12), (BFLOAT16, 7), (FLOAT64, 8))
+    ),
+    *(Case(f"cold: {name}", partial(cold, name=name)) for name in SELECTIONS),
+    *(
+        Case(f"steady: {name}", partial(steady, name=name))
+        for name in ("dense", "ties", "bfloat16 ties", "dense, scaled")
+    ),
+    Case("misled: float32", partial(misled, name="float32")),
+    *(
+        Case(f"edges of {bins} keys around {around}", partial(edges, around=around, bins=bins))
+        for around, bins in ((1.0, 1 << 10), (0.0, 1 << 10), (INF, 1 << 10), (1.0, 1 << 14))
+    ),
+]
