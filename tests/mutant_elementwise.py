@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
@@ -92,9 +93,11 @@ def threshold(
 
 def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: torch.dtype) -> None:
     calls = [
-        (form, value, factor) for form in WHOLE for value, factor in ((0.3, 0.3), (0.0, 0.5), (-1.0, 0.5), (NAN, 0.5))
+        (form, value, factor)
+        for form in WHOLE
+        for value, factor in ((EXACT, 0.3), (0.3, 0.3), (0.0, 0.5), (-1.0, 0.5), (NAN, 0.5))
     ]
-    for form, value, factor in [*calls, *((form, 0.3, 0.3) for form in FORMS)]:
+    for form, value, factor in [*calls, *((form, EXACT, 0.3) for form in FORMS)]:
         w = weights(value, dtype)
         g = form.laid_out(samples.gradients(w, gradient_dtype), form.output)
         w = form.laid_out(w, form.inputs)
@@ -105,6 +108,26 @@ def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: t
         assert oracle.ulp_error(out, oracle.scaled_gradient(g, w, t, scale.item())) <= 0.51, (
             "one rounding, of a float32 product"
         )
+
+
+def every_pair(launches: list[LaunchReport]) -> None:
+    """Every dtype of weights with every one of results, and in scaling of gradients."""
+    t_value = EXACT
+    for dtype, out_dtype in itertools.product(samples.DTYPES, repeat=2):
+        w, t = weights(t_value, dtype)[:122], samples.scalar(t_value, dtype, CPU)
+        narrower = out_dtype if out_dtype != FLOAT64 else t.dtype
+        for p in (1.0, 2.0, 3.0, INF):
+            out = ops.threshold(w, t, p, out_dtype=out_dtype)
+            exact = exact_values(weights, t_value, dtype, p)[:122]
+            assert oracle.ulp_error(out.to(narrower), exact) <= (0.55 if out_dtype.itemsize == 2 else 2)
+        for gradient_dtype in samples.DTYPES:
+            g = samples.gradients(w, gradient_dtype)
+            scaled = ops.scale_pruned_grad(g, w, t, t, out_dtype=out_dtype)
+            product = torch.promote_types(gradient_dtype, t.dtype)
+            wanted = torch.where(torch.from_numpy(oracle.pruned(w, t)), g.to(product) * t.to(product), g.to(product))
+            assert oracle.same_bits(
+                scaled, wanted.float().to(out_dtype) if out_dtype.itemsize == 2 else wanted.to(out_dtype)
+            )
 
 
 def round_the_grid(launches: list[LaunchReport], op: str) -> None:
@@ -120,26 +143,31 @@ def round_the_grid(launches: list[LaunchReport], op: str) -> None:
         assert out.equal(torch.where(pruned, 0.0, w).to(out.dtype))
 
 
+EXACT = 0.3125  # of every dtype, so that weights tie with it
 ORDINARY = (0.3, 1e-42, 1.9999, 1e30, INF, 0.0, -1.0, NAN)
 CASES = [
     *(
         Case(
             f"threshold {str(dtype)[6:]}, p = {p}", partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t)
         )
-        for dtype, all_t in ((FLOAT32, ORDINARY), (BFLOAT16, (0.3, 0.0, NAN)), (FLOAT64, (0.3, 1e-310, 0.0, NAN)))
+        for dtype, all_t in (
+            (FLOAT32, ORDINARY),
+            (BFLOAT16, (EXACT, 0.3, 0.0, NAN)),
+            (FLOAT64, (0.3, 1e-310, 0.0, NAN)),
+        )
         for p in (1.0, 2.0, 3.0, INF)
     ),
     *(
         Case(
             f"threshold {str(dtype)[6:]} to {str(out)[6:]}",
-            partial(threshold, dtype=dtype, out_dtype=out, p=3.0, values=(0.3, 0.0, NAN)),
+            partial(threshold, dtype=dtype, out_dtype=out, p=3.0, values=(EXACT, 0.3, 0.0, NAN)),
         )
         for dtype, out in ((FLOAT32, BFLOAT16), (FLOAT32, FLOAT16), (FLOAT16, FLOAT16))
     ),
     *(
         Case(
             f"threshold {str(dtype)[6:]} to {str(out)[6:]}, p = {p}",
-            partial(threshold, dtype=dtype, out_dtype=out, p=p, values=(0.3, 0.0, -1.0, NAN)),
+            partial(threshold, dtype=dtype, out_dtype=out, p=p, values=(EXACT, 0.3, 0.0, -1.0, NAN)),
         )
         for dtype, out, p in (
             (BFLOAT16, FLOAT32, 3.0),
@@ -154,7 +182,7 @@ CASES = [
     ),
     Case("threshold float32, p = 4.5", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=4.5, values=ORDINARY)),
     Case("threshold float32, p = 1.1", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=1.1, values=(0.3, 1e30))),
-    Case("threshold bfloat16, p = 4.5", partial(threshold, dtype=BFLOAT16, out_dtype=BFLOAT16, p=4.5, values=(0.3,))),
+    Case("threshold bfloat16, p = 4.5", partial(threshold, dtype=BFLOAT16, out_dtype=BFLOAT16, p=4.5, values=(EXACT,))),
     *(
         Case(f"gradient {str(g)[6:]} of {str(w)[6:]}", partial(gradient, gradient_dtype=g, dtype=w))
         for g, w in (
@@ -167,5 +195,6 @@ CASES = [
             (FLOAT16, FLOAT64),
         )
     ),
+    Case("every pair of dtypes", every_pair),
     *(Case(f"round the grid: {op}", partial(round_the_grid, op=op), ("cuda",)) for op in ("threshold", "scale", "any")),
 ]

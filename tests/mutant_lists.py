@@ -30,7 +30,8 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     made = [torch.randn(n, generator=g) for n in (9001, 1031, 0, 3)]
     flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
     flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
-    flat += [torch.cat([torch.randn(n - 1, generator=g), torch.zeros(1)]) for n in TAILS]
+    ends = [torch.tensor([0.0 if i % 2 else 5.0]) for i in range(len(TAILS))]  # pruned and kept where a tail is alone
+    flat += [torch.cat([torch.randn(n - 1, generator=g), end]) for n, end in zip(TAILS, ends, strict=True)]
     if dense:
         near = [1 + torch.randint(-300, 300, w.shape, generator=g) * 2.0**-23 for w in flat]
         flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
