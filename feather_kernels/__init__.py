@@ -8,17 +8,21 @@ magnitude threshold that follows a schedule.
     sparsifier.finalize()     # plain modules, zeros in the weights
 """
 
+from typing import TYPE_CHECKING, Any
+
 from feather_kernels import functional, nn, ops
 from feather_kernels._version import __version__
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.ops.dispatch import use_backend
-from feather_kernels.sparsify import (
-    ConstantSchedule,
-    CubicSchedule,
-    LambdaSchedule,
-    Report,
-    Sparsifier,
-)
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify import (
+        ConstantSchedule,
+        CubicSchedule,
+        LambdaSchedule,
+        Report,
+        Sparsifier,
+    )
 
 __all__ = [
     "BackendUnavailableError",
@@ -33,3 +37,17 @@ __all__ = [
     "ops",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The sparsifier and what belongs to it, imported when first named: half of what all imports take."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from feather_kernels import sparsify
+
+    value = globals()[name] = getattr(sparsify, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -261,5 +261,14 @@ new = {name.split(".")[0] for name in set(sys.modules) - before}
 heavy = new & {"triton", "numpy", "torchvision", "sklearn", "matplotlib", "rich", "safetensors"}
 assert not heavy, heavy
 assert "torch._inductor" not in set(sys.modules) - before
+assert "feather_kernels.sparsify" not in sys.modules
+assert feather_kernels.Sparsifier.__name__ in dir(feather_kernels)
+assert "feather_kernels.sparsify" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_name_that_the_package_does_not_have() -> None:
+    with pytest.raises(AttributeError, match="module 'feather_kernels' has no attribute 'Sparsifer'"):
+        _ = fk.Sparsifer
+    assert all(hasattr(fk, name) for name in fk.__all__)
