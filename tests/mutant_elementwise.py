@@ -110,24 +110,26 @@ def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: t
         )
 
 
-def every_pair(launches: list[LaunchReport]) -> None:
-    """Every dtype of weights with every one of results, and in scaling of gradients."""
-    t_value = EXACT
-    for dtype, out_dtype in itertools.product(samples.DTYPES, repeat=2):
-        w, t = weights(t_value, dtype)[:122], samples.scalar(t_value, dtype, CPU)
-        narrower = out_dtype if out_dtype != FLOAT64 else t.dtype
+def pair(launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    """Weights of one dtype and results of another; in scaling, gradients of every dtype."""
+    narrower = out_dtype if out_dtype != FLOAT64 else torch.promote_types(dtype, FLOAT32)
+    bound = 0.55 if out_dtype.itemsize == 2 else 2.0
+    aligned = Form(543, ALIGNED, ALIGNED)
+    forms = [*((aligned, value) for value in (EXACT, 0.0, -1.0, NAN)), (Form(543, MISALIGNED, MISALIGNED), EXACT)]
+    for form, value in [*forms, (Form(543, ALIGNED, MISALIGNED), EXACT)]:
+        w, t = form.laid_out(weights(value, dtype), form.inputs), samples.scalar(value, dtype, CPU)
+        pruned = torch.from_numpy(oracle.pruned(w, t))
         for p in (1.0, 2.0, 3.0, INF):
-            out = ops.threshold(w, t, p, out_dtype=out_dtype)
-            exact = exact_values(weights, t_value, dtype, p)[:122]
-            assert oracle.ulp_error(out.to(narrower), exact) <= (0.55 if out_dtype.itemsize == 2 else 2)
+            out = form.laid_out(torch.full((LENGTH,), NAN, dtype=out_dtype), form.output)
+            ops.threshold.out(w, t, p, out=out)
+            assert oracle.ulp_error(out.to(narrower), exact_values(weights, value, dtype, p)[: form.length]) <= bound
         for gradient_dtype in samples.DTYPES:
-            g = samples.gradients(w, gradient_dtype)
-            scaled = ops.scale_pruned_grad(g, w, t, t, out_dtype=out_dtype)
-            product = torch.promote_types(gradient_dtype, t.dtype)
-            wanted = torch.where(torch.from_numpy(oracle.pruned(w, t)), g.to(product) * t.to(product), g.to(product))
-            assert oracle.same_bits(
-                scaled, wanted.float().to(out_dtype) if out_dtype.itemsize == 2 else wanted.to(out_dtype)
-            )
+            g = form.laid_out(samples.gradients(weights(value, dtype), gradient_dtype), form.output)
+            scaled = ops.scale_pruned_grad(g, w, t, samples.scalar(EXACT, dtype, CPU), out_dtype=out_dtype)
+            wanted = g.to(torch.promote_types(gradient_dtype, t.dtype))
+            wanted = torch.where(pruned, wanted * EXACT, wanted)
+            wanted = wanted.float() if out_dtype.itemsize == 2 else wanted  # by way of float32, as torch converts
+            assert oracle.same_bits(scaled, wanted.to(out_dtype))
 
 
 def round_the_grid(launches: list[LaunchReport], op: str) -> None:
@@ -195,6 +197,9 @@ CASES = [
             (FLOAT16, FLOAT64),
         )
     ),
-    Case("every pair of dtypes", every_pair),
+    *(
+        Case(f"{str(dtype)[6:]} to {str(out)[6:]}", partial(pair, dtype=dtype, out_dtype=out))
+        for dtype, out in itertools.product(samples.DTYPES, repeat=2)
+    ),
     *(Case(f"round the grid: {op}", partial(round_the_grid, op=op), ("cuda",)) for op in ("threshold", "scale", "any")),
 ]

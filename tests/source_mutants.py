@@ -97,7 +97,7 @@ CUDA = [
     Change("cuda/bracket.cuh", "if (start < 0 || wanted < below) return;", "if (start < 0) return;"),
     Change("cuda/bracket.cuh", "smaller += place < 0;", "smaller += place <= 0;"),
     Change("cuda/bracket.cuh", "(next == kBracketRow)", "(false)"),
-    Change("cuda/selection.cu", "bits == begin, shift == 0", "true, shift == 0"),
+    Change("cuda/selection.cu", "scan, bits == begin", "scan, true"),
     Change("cuda/selection.cu", "sizeof(T) == sizeof(double) ? 63 : 31;", "sizeof(T) == sizeof(double) ? 62 : 31;"),
     *dict.fromkeys(
         [bug.change for bug in test_cuda_ptx.BUGS] + [change for change, *_ in test_cuda_shim.PLANTED.values()]

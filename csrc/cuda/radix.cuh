@@ -81,9 +81,9 @@ __device__ __forceinline__ int64_t first_beyond(const int64_t (&total)[EACH], in
 }
 
 // Sets what follows from a digit for one row, and its counts to zero. open: more of the key is to be found.
-template <int EACH>
+template <int EACH, bool LAST>
 __device__ __forceinline__ void extend_row(const Scan& scan, int64_t row, int64_t digit, int64_t extended, bool open,
-                                           bool last, int64_t* warp_sums) {
+                                           int64_t* warp_sums) {
   int64_t* counts = scan.counts + row * (EACH * kThreads) + threadIdx.x * EACH;
   int64_t smaller = 0, equal = 0;
 #pragma unroll
@@ -97,18 +97,17 @@ __device__ __forceinline__ void extend_row(const Scan& scan, int64_t row, int64_
   equal = block_sums(equal, warp_sums).total;
   if (threadIdx.x > 0) return;
   const int64_t before = scan.below[row] + smaller;
-  if (last && scan.caps != nullptr) open = open && before + equal < cap_of(scan, row);
+  if (LAST && scan.caps != nullptr) open = open && before + equal < cap_of(scan, row);
   scan.below[row] = before;
   scan.prefixes[row] = open ? extended : -1;
 }
 
-// One block a group: the next `BITS` bits of the key of its rank, from the counts of its rows.
+// One block a group: the next BITS bits of the key of its rank, from the counts of its rows.
 //
-// After the last pass keys hold what was found; where the neighbour lies under another prefix its place holds nan_key
+// After the last pass (LAST) keys hold what was found; where the neighbour lies under another prefix its place holds nan_key
 // and prefixes keep the whole key.
-template <int BITS>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
-    scan_kernel(Scan scan, bool first, bool last, int64_t nan_key) {
+template <int BITS, bool LAST>
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads) scan_kernel(Scan scan, bool first, int64_t nan_key) {
   constexpr int kBins = 1 << BITS, kEach = kBins / kThreads;
   FEATHER_SHARED(int64_t, warp_sums, kWarps);
   FEATHER_SHARED(int64_t, at_digit, 1);
@@ -123,7 +122,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const int64_t extended = (prefix << BITS) | digit;
   if (first && threadIdx.x == kThreads - 1) scan.sizes[group] = total[kEach - 1];
   if (threadIdx.x == 0) scan.keys[2 * group] = scan.keys[2 * group + 1] = nan_key;
-  if (last && known) {
+  if (LAST && known) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       if (static_cast<int64_t>(threadIdx.x) * kEach + i == digit) *at_digit = total[i];
@@ -140,7 +139,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     known = !same && following == kBins;
   }
   for (int64_t row = start; row < stop; ++row) {
-    extend_row<kEach>(scan, row, digit, extended, known, last, warp_sums);
+    extend_row<kEach, LAST>(scan, row, digit, extended, known, warp_sums);
   }
 }
 

@@ -1,5 +1,6 @@
 // Launches of the ops over lists of arrays: selection, histograms, counts.
 #include <algorithm>
+#include <iterator>
 
 #include "cuda/bracket.cuh"
 #include "cuda/count.cuh"
@@ -12,6 +13,8 @@ namespace {
 // Bits of the passes, most significant first: 31 and 63 together.
 constexpr int kNarrowPasses[] = {11, 10, 10};
 constexpr int kWidePasses[] = {11, 11, 11, 10, 10, 10};
+static_assert(*(std::end(kNarrowPasses) - 1) == kDigitBits - 1 && *(std::end(kWidePasses) - 1) == kDigitBits - 1,
+              "the last pass has a kernel of its own");
 constexpr int kScanBins = 1 << kDigitBits;
 
 // Calls f with a value of the storage type of the chunks, or throws.
@@ -100,8 +103,9 @@ void select(const Selection& s, const Scratch& scratch, void* stream) {
   for (const int* bits = begin; bits != end; ++bits) {
     shift -= *bits;
     count_digits(kSelect, s.chunks, s.scales, scratch.prefixes, shift, *bits, scratch.counts, stream);
-    launch(kSelect, s.groups, stream, *bits == kDigitBits ? scan_kernel<kDigitBits> : scan_kernel<kDigitBits - 1>, scan,
-           bits == begin, shift == 0, nan_key);
+    const auto inner = *bits == kDigitBits ? scan_kernel<kDigitBits, false> : scan_kernel<kDigitBits - 1, false>;
+    launch(kSelect, s.groups, stream, shift == 0 ? scan_kernel<kDigitBits - 1, true> : inner, scan, bits == begin,
+           nan_key);
   }
   for (const Chunks& chunks : s.chunks) {
     with_type(chunks.dtype, [&](auto weight) {
