@@ -12,7 +12,7 @@ from benchmarks.results import MEMORY, TIME, Figures, Key, Row
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 FEATHER, TO_BFLOAT16 = "float32, p = 3", "float32 to bfloat16, p = 3"
-PEERS = ("paper", "torch.compile", "kthvalue", "topk", "global_unstructured", "plain PyTorch")
+PEERS = ("paper", "torch.compile", "kthvalue", "topk", "global_unstructured", "plain PyTorch", "add_")
 
 
 @dataclass(frozen=True)

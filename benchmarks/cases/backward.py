@@ -49,9 +49,9 @@ def trials(setting: Setting) -> Iterator[Trial]:
 
 
 def in_place_trial(setting: Setting, distribution: str, sparsity: float) -> Trial:
-    """Gradients overwritten; the limit is ``mul_``, which need not read the weights."""
+    """Gradients overwritten; the limit is ``mul_``, which need not read the weights. ``add_`` moves as much as ours."""
     with_peers = (distribution, sparsity) == PEER_INPUT
-    variants: dict[str, Any] = {"mul_": mul, **backends.ours(setting.device, ours, only_default=not with_peers)}
+    variants: dict[str, Any] = {"mul_": mul, "add_": add, **backends.ours(setting.device, ours, only_default=not with_peers)}
     if with_peers:
         variants |= {"paper": partial(peer, compile_it=False), "torch.compile": partial(peer, compile_it=True)}
     prepare = partial(prepare_gradients, setting, distribution, sparsity, torch.float32)
@@ -84,6 +84,16 @@ def mul(data: Data) -> Variant:
             gradient.mul_(data.grad_scale)
 
     return Variant(run, 2 * data.inputs.bytes, accept, data.restore)
+
+
+def add(data: Data) -> Variant:
+    """The weights added to every gradient in place: the bytes of gradient scaling."""
+
+    def run() -> None:
+        for gradient, weight in zip(data.written, data.inputs.weights, strict=True):
+            gradient.add_(weight)
+
+    return Variant(run, 3 * data.inputs.bytes, accept, data.restore)
 
 
 def ours(data: Data, backend: str) -> Variant:
