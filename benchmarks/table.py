@@ -12,7 +12,7 @@ from benchmarks.results import MEMORY, TIME, Figures, Key, Row
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 FEATHER, TO_BFLOAT16 = "float32, p = 3", "float32 to bfloat16, p = 3"
-PEERS = ("paper", "torch.compile", "kthvalue", "topk", "global_unstructured", "plain PyTorch", "add_")
+PEERS = ("paper", "torch.compile", "kthvalue", "topk", "global_unstructured", "plain PyTorch")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ LINES = (
     Line("forward, float32", "threshold", FEATHER, "{}", threshold.LIMIT),
     Line("forward, float32 to bfloat16", "threshold", TO_BFLOAT16, "{}", threshold.LIMIT),
     Line("gradient scaling, in place", "backward", backward.IN_PLACE, "{}", "mul_"),
+    Line("gradient scaling, in place, beside the same bytes", "backward", backward.IN_PLACE, "{}", "add_"),
     Line("gradient scaling, bfloat16 to float32", "backward", backward.FROM_BFLOAT16, "{}", "to"),
     Line("exact threshold, every step", "select", "float32", "{} steady", "sum"),
     Line("exact threshold, the first", "select", "float32", "{} cold", "sum"),

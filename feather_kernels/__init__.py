@@ -8,6 +8,7 @@ magnitude threshold that follows a schedule.
     sparsifier.finalize()     # plain modules, zeros in the weights
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from feather_kernels import functional, nn, ops
@@ -40,11 +41,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The sparsifier and what belongs to it, imported when first named: half of what all imports take."""
-    if name not in __all__:
+    """The sparsifier and what belongs to it, imported when first named: half of the package's import time."""
+    if name not in __all__ and name != "sparsify":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from feather_kernels import sparsify
-
+    sparsify = importlib.import_module("feather_kernels.sparsify")
+    if name == "sparsify":
+        return sparsify
     value = globals()[name] = getattr(sparsify, name)
     return value
 

@@ -104,13 +104,11 @@ def ptx(architecture: int, csrc: Path = CSRC, sources: Sequence[str] = KERNELS) 
 def changed(change: Change, architecture: int, folder: Path) -> tuple[Path, list[Path]]:
     """Module and PTX of the sources with a change in a kernel, in the code that launches it, or in the bindings.
 
-    Headers hold kernels alone, so that a change there leaves the objects of the host as they are.
+    A change of a header leaves the objects of the host as they are: it must be in a kernel.
     """
     shutil.copytree(CSRC, folder / "csrc")
-    csrc, path = folder / "csrc", folder / "csrc" / change.path
-    text = path.read_text()
-    assert text.count(change.old) == 1, f"{change.path} must hold the text to change once: {change.old!r}"
-    path.write_text(text.replace(change.old, change.new))
+    csrc = folder / "csrc"
+    change.apply(csrc)
     touched = [kernel for kernel in KERNELS if uses(csrc, kernel, change.path)]
     kept = [kernel for kernel in KERNELS if kernel not in touched]
     code = [*ptx(architecture, CSRC, kept), *ptx(architecture, csrc, touched)]

@@ -49,6 +49,13 @@ class Change(NamedTuple):
     old: str
     new: str
 
+    def apply(self, csrc: Path) -> None:
+        """Make it in a copy of the sources."""
+        path = csrc / self.path
+        source = path.read_text()
+        assert source.count(self.old) == 1, f"{self.path} must hold the text to change once: {self.old!r}"
+        path.write_text(source.replace(self.old, self.new))
+
 
 def compiler() -> str:
     """The C++ compiler; skips the test where there is none."""
@@ -67,10 +74,7 @@ def test_program(build: Build) -> Path:
 def changed_program(build: Build, change: Change, folder: Path) -> Path:
     """The program with one kernel source changed; everything else as in ``test_program``."""
     shutil.copytree(ROOT / "csrc", folder / "csrc")
-    path = folder / "csrc" / change.path
-    source = path.read_text()
-    assert source.count(change.old) == 1, f"{change.path} must hold the text to change once: {change.old!r}"
-    path.write_text(source.replace(change.old, change.new))
+    change.apply(folder / "csrc")
     touched = [kernel for kernel in KERNELS if uses(folder / "csrc", kernel, change.path)]
     objects = _objects(build, ROOT / "csrc", [*(kernel for kernel in KERNELS if kernel not in touched), *TESTS])
     return _link(build, [*objects, *_objects(build, folder / "csrc", touched)], folder / "tests")

@@ -45,11 +45,14 @@ def boundary(value: float, dtype: torch.dtype) -> Tensor:
 
 
 class Form(NamedTuple):
-    """The first ``length`` elements of a list, inputs and output aligned to 16 bytes or not."""
+    """The first ``length`` elements of lists: of weights and of what is written (a gradient, a result).
+
+    16 bytes divide their addresses (ALIGNED) or not.
+    """
 
     length: int | None
-    inputs: str
-    output: str
+    weights: str
+    written: str
 
     def laid_out(self, tensor: Tensor, layout: str) -> Tensor:
         return samples.LAYOUTS[MISALIGNED](tensor[: self.length]) if layout == MISALIGNED else tensor[: self.length]
@@ -75,8 +78,8 @@ def threshold(
     calls += [(boundary, form, values[0]) for form in WHOLE]
     calls += [(weights, form, values[0]) for form in FORMS]
     for make, form, value in calls:
-        w, t = form.laid_out(make(value, dtype), form.inputs), samples.scalar(value, dtype, CPU)
-        out = form.laid_out(torch.full((len(make(value, dtype)),), NAN, dtype=out_dtype), form.output)
+        w, t = form.laid_out(make(value, dtype), form.weights), samples.scalar(value, dtype, CPU)
+        out = form.laid_out(torch.full((len(make(value, dtype)),), NAN, dtype=out_dtype), form.written)
         launches.clear()
         ops.threshold.out(w, t, p, out=out)
         most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
@@ -99,8 +102,8 @@ def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: t
     ]
     for form, value, factor in [*calls, *((form, EXACT, 0.3) for form in FORMS)]:
         w = weights(value, dtype)
-        g = form.laid_out(samples.gradients(w, gradient_dtype), form.output)
-        w = form.laid_out(w, form.inputs)
+        g = form.laid_out(samples.gradients(w, gradient_dtype), form.written)
+        w = form.laid_out(w, form.weights)
         t, scale = (samples.scalar(number, dtype, CPU) for number in (value, factor))
         launches.clear()
         out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=dtype)
@@ -117,14 +120,15 @@ def pair(launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtyp
     aligned = Form(543, ALIGNED, ALIGNED)
     forms = [*((aligned, value) for value in (EXACT, 0.0, -1.0, NAN)), (Form(543, MISALIGNED, MISALIGNED), EXACT)]
     for form, value in [*forms, (Form(543, ALIGNED, MISALIGNED), EXACT)]:
-        w, t = form.laid_out(weights(value, dtype), form.inputs), samples.scalar(value, dtype, CPU)
+        w, t = form.laid_out(weights(value, dtype), form.weights), samples.scalar(value, dtype, CPU)
         pruned = torch.from_numpy(oracle.pruned(w, t))
         for p in (1.0, 2.0, 3.0, INF):
-            out = form.laid_out(torch.full((LENGTH,), NAN, dtype=out_dtype), form.output)
+            out = form.laid_out(torch.full((LENGTH,), NAN, dtype=out_dtype), form.written)
             ops.threshold.out(w, t, p, out=out)
+            assert not out[pruned].signbit().any(), "pruned weights give +0"
             assert oracle.ulp_error(out.to(narrower), exact_values(weights, value, dtype, p)[: form.length]) <= bound
         for gradient_dtype in samples.DTYPES:
-            g = form.laid_out(samples.gradients(weights(value, dtype), gradient_dtype), form.output)
+            g = form.laid_out(samples.gradients(weights(value, dtype), gradient_dtype), form.written)
             scaled = ops.scale_pruned_grad(g, w, t, samples.scalar(EXACT, dtype, CPU), out_dtype=out_dtype)
             wanted = g.to(torch.promote_types(gradient_dtype, t.dtype))
             wanted = torch.where(pruned, wanted * EXACT, wanted)
@@ -137,12 +141,14 @@ def round_the_grid(launches: list[LaunchReport], op: str) -> None:
     blocks, threads = 1 << 13, 256
     w = torch.randn(blocks * threads * (1 if op == "any" else 4) + 5003, generator=torch.Generator().manual_seed(0))
     t, half = torch.tensor(0.3), torch.tensor(0.5)
+    launches.clear()
     pruned = torch.from_numpy(oracle.pruned(w, t))
     if op == "scale":
         assert ops.scale_pruned_grad(w, w, t, half).equal(torch.where(pruned, 0.5 * w, w))
     else:
         out = ops.threshold(w, t, INF, out_dtype=FLOAT64 if op == "any" else FLOAT32)
         assert out.equal(torch.where(pruned, 0.0, w).to(out.dtype))
+    assert launches[-1].grid[0] == blocks, "the largest grid"
 
 
 EXACT = 0.3125  # of every dtype, so that weights tie with it
@@ -198,7 +204,7 @@ CASES = [
         )
     ),
     *(
-        Case(f"{str(dtype)[6:]} to {str(out)[6:]}", partial(pair, dtype=dtype, out_dtype=out))
+        Case(f"{str(dtype)[6:]} to {str(out)[6:]}", partial(pair, dtype=dtype, out_dtype=out), ("cuda",))
         for dtype, out in itertools.product(samples.DTYPES, repeat=2)
     ),
     *(Case(f"round the grid: {op}", partial(round_the_grid, op=op), ("cuda",)) for op in ("threshold", "scale", "any")),

@@ -23,7 +23,7 @@ ops = torch.ops.feather_kernels
 def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False) -> list[Tensor]:
     """More than a chunk, a misaligned one, one smaller than an access, an empty one, special values and ties.
 
-    coarse: few distinct values. dense: most keys are among a few hundred around 1, as close as in a large net.
+    coarse: few distinct values. dense: most keys are among a thousand from 1 on, as close as in a large net.
     """
     g = torch.Generator().manual_seed(3)
     special = torch.tensor([0.0, -0.0, INF, -INF, NAN, -NAN, 1e-40, 0.5, -0.5, 0.5])
@@ -33,7 +33,8 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     ends = [torch.tensor([0.0 if i % 2 else 5.0]) for i in range(len(TAILS))]  # pruned and kept where a tail is alone
     flat += [torch.cat([torch.randn(n - 1, generator=g), end]) for n, end in zip(TAILS, ends, strict=True)]
     if dense:
-        near = [1 + torch.randint(-300, 300, w.shape, generator=g) * 2.0**-23 for w in flat]
+        spacing = torch.finfo(dtypes[0]).eps
+        near = [1 + torch.randint(0, 1000, w.shape, generator=g).double() * spacing for w in flat]
         flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
     cast = [w.to(dtypes[i % len(dtypes)]) for i, w in enumerate(flat)]
     return [samples.LAYOUTS["misaligned"](w) if i == 1 else w for i, w in enumerate(cast)]
@@ -178,6 +179,36 @@ def edges(launches: list[LaunchReport], around: float, bins: int) -> None:
         assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"rank {rank}: found={found}"
 
 
+def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool) -> None:
+    """In each group one weight alone lies above the rank, at every place of a thread, in a tail and in a head.
+
+    With the right hint and the widest brackets, or without one. Nearly all weights tie with the rank.
+    """
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    one = torch.ones((), dtype=dtype).view(integer)
+    low, middle, high = ((one + step).view(dtype) for step in ((0, 1, 2) if steady else (0, 1, one.item() // 8)))
+    second = 256 * 16 // dtype.itemsize  # elements of the CUDA kernels' first round
+    listed = []
+    for place in (*range(40, 48), *range(second + 24, second + 32), -1, 0):
+        w = torch.full((2 * second + 9,), low.item(), dtype=dtype)
+        w[::5], w[place] = high, middle
+        listed.append(samples.LAYOUTS["misaligned"](w) if place == 0 else w)
+    groups_at_once = 3 if steady else len(listed)  # as many as have the widest brackets
+    for first in range(0, len(listed), groups_at_once):
+        part = listed[first : first + groups_at_once]
+        ranks = [int((w == low).sum()) - 1 for w in part]
+        values = torch.stack([oracle.order_statistics([oracle.scores(w)], r) for w, r in zip(part, ranks, strict=True)])
+        launches.clear()
+        with as_in_a_net_of(1 << 40):
+            hint = values if steady else None
+            found = ops.magnitude_select(part, list(range(len(part))), torch.tensor(ranks), hint=hint)
+        assert oracle.same_bits(found, values)
+        if steady:
+            for report in launches:
+                if report.kernel == "histogram_kernel":
+                    most_bytes([report], 0)
+
+
 ROW = 512  # keys whose counts the brackets of both backends sum
 
 
@@ -203,7 +234,6 @@ def histogram(launches: list[LaunchReport], dtype: torch.dtype, bits: int) -> No
     ]
     for shift in (width - bits, width - bits - 6):
         prefixes = [int(own[5] >> (shift + bits)) for own in members]
-        launches.clear()
         counts = ops.magnitude_histogram(listed, groups, torch.tensor([prefixes[0], prefixes[1]]), shift, bits)
         for own, prefix, row in zip(members, prefixes, counts, strict=True):
             below = own[own >> (shift + bits) == prefix] >> shift & (1 << bits) - 1
@@ -225,6 +255,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
         weight_list(FLOAT32, dense=True), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 0.5, 3.0, 3.0, 0.5]
     ),
     "float64": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 0, 1, 0]),
+    "float64, dense": lambda: Selection(weight_list(FLOAT64, dense=True), [0, 1, 0, 0, 1, 0]),
     "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=[0.5, 3, 1, 0.1, 1, 1.7]),
     "capped": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
     "capped ties": lambda: Selection(
@@ -245,6 +276,15 @@ CASES = [
     *(
         Case(f"steady: {name}", partial(steady, name=name))
         for name in ("dense", "ties", "bfloat16 ties", "dense, scaled")
+    ),
+    *(
+        Case(
+            f"neighbours: {str(dtype)[6:]}, {'steady' if steady else 'cold'}",
+            partial(neighbours, dtype=dtype, steady=steady),
+        )
+        for dtype in samples.DTYPES
+        for steady in (False, True)
+        if dtype != FLOAT64 or not steady
     ),
     Case("misled: float32", partial(misled, name="float32")),
     *(

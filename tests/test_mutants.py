@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-
-import pytest
-
-pytest.importorskip("triton", reason="triton is not installed")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 import mutant_cases
 import mutants
+import pytest
 import source_mutants
 import torch
 from mutants import Result
 
+compiles = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="needs Triton's compiler",
+)
 KILLED = Result("triton", "count_kernel", "add.s32 a, b, 1", "add.s32 a, b, 2", "count float32", "AssertionError")
 SURVIVOR = KILLED._replace(killed_by="", how="")
 EXPLANATION = "| count_kernel | `add.s32 a, b, 1` | `add.s32 a, b, 2` | nobody reads it |"
@@ -39,6 +39,7 @@ def test_what_is_good_enough(results: list[Result], document: str, good: bool) -
     assert any("not explained in" in line for line in lines) == (SURVIVOR in results and not document)
 
 
+@compiles
 @pytest.mark.parametrize("weak", [False, True], ids=["a check", "a check that sees nothing"])
 def test_mutants_of_a_compiled_kernel_run(monkeypatch: pytest.MonkeyPatch, weak: bool) -> None:
     def check(launches: list) -> None:
@@ -54,6 +55,7 @@ def test_mutants_of_a_compiled_kernel_run(monkeypatch: pytest.MonkeyPatch, weak:
     assert all(result.killed_by == "two counts" for result in wrong_values)
 
 
+@compiles
 def test_a_case_that_fails_without_a_mutant_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def check(launches: list) -> None:
         assert torch.ops.feather_kernels.count_pruned([torch.zeros(9)], [torch.tensor(0.5)]).tolist() == [8]

@@ -155,6 +155,44 @@ def test_a_warp_instruction_waits_for_a_lane_that_comes_back_in_a_loop() -> None
     assert (out == 100 + 101 + 102).all()
 
 
+def test_a_warp_instruction_goes_on_when_the_last_missing_lane_has_exited() -> None:
+    """Half of the lanes wait at a loop's head for the others, these further down for one that leaves."""
+    out = np.zeros(32, np.uint32)
+    body = f"""{LANE}
+    mov.u32 %r2, 0;
+    $AGAIN:
+    shfl.sync.idx.b32 %r3, %r0, 3, 31, 65535;
+    setp.eq.u32 %p1, %r0, 31;
+    @%p1 exit;
+    setp.ge.u32 %p2, %r0, 16;
+    @%p2 bra $LATE;
+    add.u32 %r2, %r2, 1;
+    setp.lt.u32 %p3, %r2, 3;
+    @%p3 bra $AGAIN;
+    bra.uni $END;
+    $LATE:
+    shfl.sync.idx.b32 %r3, %r0, 20, 31, -65536;
+    $END:
+    st.global.u32 [%rd10], %r3;"""
+    body = body.replace("$AGAIN:\n    shfl", "setp.ge.u32 %p4, %r0, 16;\n    $AGAIN:\n    @!%p4 shfl")
+    run_kernel(body, out)
+    assert out.tolist() == [3] * 16 + [20] * 15 + [0]
+
+
+@pytest.mark.parametrize("instruction", ["shfl.sync.idx.b32 %r1, %r0, 5, 31, -1;", "bar.warp.sync -1;"])
+def test_lanes_of_a_mask_that_never_come_are_reported(instruction: str) -> None:
+    """On a device this hangs."""
+    body = f"""{LANE} setp.lt.u32 %p1, %r0, 16; @!%p1 bra $OTHERS; {instruction} $OTHERS: bar.sync 0;"""
+    with pytest.raises(ConvergenceError, match="waits for lanes of its mask that never come"):
+        run_kernel(body, np.zeros(32, np.uint32))
+
+
+def test_what_was_never_written_is_no_zero() -> None:
+    out = np.zeros(32, np.uint32)
+    run_kernel(f"{LANE} selp.u32 %r2, 1, 0, %p3; add.u32 %r2, %r2, %r7; st.global.u32 [%rd10], %r2;", out)
+    assert set(out.tolist()) == {0xFFFFFFFF, 0}
+
+
 def test_a_warp_instruction_does_not_wait_for_lanes_outside_of_its_mask() -> None:
     out = np.zeros(32, np.uint32)
     body = f"""{LANE}

@@ -10,7 +10,7 @@ import oracle
 import pytest
 import samples
 import torch
-from conftest import SLOW_DEVICE, BackendUnderTest
+from conftest import CUDA_MODULE, SLOW_DEVICE, BackendUnderTest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
@@ -176,6 +176,8 @@ def test_rows_of_a_wide_bracket(
     """Keys at chosen places of a bracket of 2^bits keys: a value and its neighbour in any two of its rows."""
     if backend.name not in ("triton", "cuda"):
         pytest.skip("has no such bracket")
+    if CUDA_MODULE:
+        pytest.skip("this build has narrower brackets: csrc/tests/cuda tries its widest")
     module = "feather_kernels.backends." + {"triton": "triton.select", "cuda": "cuda"}[backend.name]
     monkeypatch.setattr(f"{module}.element_count", lambda weights: 2 * 16 << bits)  # 16 elements a key, 2 groups
     hint = torch.tensor([[1.0, 1.0], [0.5, 0.5]])

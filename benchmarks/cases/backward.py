@@ -49,9 +49,13 @@ def trials(setting: Setting) -> Iterator[Trial]:
 
 
 def in_place_trial(setting: Setting, distribution: str, sparsity: float) -> Trial:
-    """Gradients overwritten; the limit is ``mul_``, which need not read the weights. ``add_`` moves as much as ours."""
+    """Gradients overwritten; the limit is ``mul_``, which need not read the weights; ``add_`` moves the same bytes."""
     with_peers = (distribution, sparsity) == PEER_INPUT
-    variants: dict[str, Any] = {"mul_": mul, "add_": add, **backends.ours(setting.device, ours, only_default=not with_peers)}
+    variants: dict[str, Any] = {
+        "mul_": mul,
+        "add_": add,
+        **backends.ours(setting.device, ours, only_default=not with_peers),
+    }
     if with_peers:
         variants |= {"paper": partial(peer, compile_it=False), "torch.compile": partial(peer, compile_it=True)}
     prepare = partial(prepare_gradients, setting, distribution, sparsity, torch.float32)

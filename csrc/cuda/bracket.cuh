@@ -14,13 +14,13 @@ namespace feather::cuda {
 constexpr int kBracketRow = 2 * kThreads;                    // keys whose counts are summed, to find a place in two steps
 constexpr int kWidestBracket = kBracketRow * kThreads;       // 2^17 keys: 0.4 % to 0.8 % of the hint to both sides
 constexpr int64_t kNarrowestBracket = 1 << 10;
-constexpr int64_t kElementsAKey = 16;                        // at least, where wider: 8 bytes of counts for 16 weights
+constexpr int64_t kElementsAKey = 16;  // at least, in a bracket that is wider than the narrowest
 constexpr int64_t kBracketBudget = 4 * int64_t{kWidestBracket};  // keys of all groups: 4 MB of counts
 
 // Keys of each group's bracket, a power of two, for as many elements of all groups together; 0 where there are too many
 // groups for brackets to be of use.
 inline int64_t bracket_keys(int64_t groups, int64_t elements) {
-  if (groups * kNarrowestBracket > kBracketBudget) return 0;
+  if (groups <= 0 || groups * kNarrowestBracket > kBracketBudget) return 0;
   const int64_t affordable = std::max(elements / kElementsAKey / groups, kNarrowestBracket);
   int64_t keys = kWidestBracket;
   while (keys > affordable || keys * groups > kBracketBudget) keys /= 2;

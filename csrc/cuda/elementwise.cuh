@@ -88,15 +88,21 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
 // Pairs of dtypes that no training step meets often, and general powers, take the dtypes as numbers.
 template <class T>
 __device__ __forceinline__ T load_any(const void* data, int64_t i, DType dtype) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return load<T>(static_cast<const Half*>(data)[i]);
-    case DType::kBFloat16:
-      return load<T>(static_cast<const BFloat16*>(data)[i]);
-    case DType::kFloat32:
-      return static_cast<T>(static_cast<const float*>(data)[i]);
-    default:
-      return static_cast<T>(static_cast<const double*>(data)[i]);
+  if (dtype == DType::kFloat16) return load<T>(static_cast<const Half*>(data)[i]);
+  if (dtype == DType::kBFloat16) return load<T>(static_cast<const BFloat16*>(data)[i]);
+  if constexpr (sizeof(T) == sizeof(double)) {  // a float holds no double
+    if (dtype == DType::kFloat64) return static_cast<const double*>(data)[i];
+  }
+  return static_cast<const float*>(data)[i];
+}
+
+// A weight in its compute type, which is double for float64 storage alone.
+template <class T>
+__device__ __forceinline__ T load_weight(const void* data, int64_t i, DType dtype) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    return static_cast<const double*>(data)[i];
+  } else {
+    return load_any<T>(data, i, dtype);
   }
 }
 
@@ -120,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     any_threshold_kernel(const void* w, DType w_dtype, const T* t, int power, void* out, DType out_dtype, int64_t n) {
   const Threshold<T> threshold = make_threshold(*t);
   const auto one = [&](int64_t i) {
-    const T weight = load_any<T>(w, i, w_dtype);
+    const T weight = load_weight<T>(w, i, w_dtype);
     T y;
     if (power == 3) {
       y = threshold_value<3>(weight, threshold);
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const Power power{p, high};
   const T bound = *t;
   const auto one = [&](int64_t i) {
-    const T weight = load_any<T>(w, i, w_dtype);
+    const T weight = load_weight<T>(w, i, w_dtype);
     T y = weight;
     if (bound > 0) {
       y = static_cast<T>(general_power(static_cast<double>(weight), static_cast<double>(bound), power));
@@ -166,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const Product scale = *grad_scale;
   const auto one = [&](int64_t i) {
     const Product value = load_any<Product>(g, i, g_dtype);
-    store_any(out, i, out_dtype, is_pruned(load_any<T>(w, i, w_dtype), bound) ? value * scale : value);
+    store_any(out, i, out_dtype, is_pruned(load_weight<T>(w, i, w_dtype), bound) ? value * scale : value);
   };
   for_each_element<1>(n, n, one, one);
 }

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ptx import parsing as p
-from ptx.errors import BarrierDeadlockError, EndlessLoopError, UnknownInstructionError
+from ptx.errors import BarrierDeadlockError, ConvergenceError, EndlessLoopError, UnknownInstructionError
 from ptx.instructions import Rule, link
-from ptx.instructions.control import BRANCHES, WARP_OPCODES, is_barrier, mask_operand
+from ptx.instructions.control import BRANCHES, is_barrier, is_for_warp, mask_operand
 from ptx.lanes import WARP_SIZE, Geometry, Lanes, Threads
 from ptx.memory import GlobalMemory, SharedMemory
 from ptx.scalar_types import Array, bits
@@ -138,23 +138,34 @@ class _Run:
                     return
                 self._deadlock()
             ready = running & ~self.waiting
-            stuck = not ready.any()  # lanes of the masks never come: the first go on without them
-            if stuck:
-                ready, self.waiting[:] = running, False
+            if not ready.any():
+                self._go_on()
+                continue
             counters = self.counter[ready]
-            chosen = int(counters.min() if step % RANDOM_EVERY or stuck else self.threads.rng.choice(counters))
+            chosen = int(counters.min() if step % RANDOM_EVERY else self.threads.rng.choice(counters))
             selected = ready & (self.counter == chosen)
-            self._advance(chosen, None if selected.all() else np.nonzero(selected)[0], wait=not stuck)
+            self._advance(chosen, None if selected.all() else np.nonzero(selected)[0])
         raise EndlessLoopError(f"kernel {self.program.kernel.name}: more than {MAX_STEPS} steps")
 
-    def _advance(self, counter: int, index: Array | None, wait: bool) -> None:
+    def _go_on(self) -> None:
+        """All lanes that run wait for others of their masks: those go on for whom the last missing ones have exited."""
+        for counter in map(int, np.unique(self.counter[self.waiting])):
+            index = self._gather(self.code[counter], counter, np.nonzero(self.waiting & (self.counter == counter))[0])
+            if len(index):
+                return self._advance(counter, index, gathered=True)
+        counter = int(self.counter[self.waiting].min())
+        lanes = Lanes(self.threads, self.code[counter], np.nonzero(self.waiting & (self.counter == counter))[0])
+        raise lanes.fault(ConvergenceError, "waits for lanes of its mask that never come", 0)
+
+    def _advance(self, counter: int, index: Array | None, gathered: bool = False) -> None:
         """Run the threads ``index`` from ``counter`` to the next branch, barrier or label."""
         while counter < len(self.code):
             ins = self.code[counter]
-            if wait and "sync" in ins.modifiers and ins.opcode in WARP_OPCODES and index is not None:
+            if index is not None and not gathered and is_for_warp(ins):
                 index = self._gather(ins, counter, index)
                 if not len(index):
                     return
+            gathered = False
             lanes = self._lanes(ins, index)
             counter += 1
             self.report.instructions[ins.name] += lanes.count
@@ -175,11 +186,11 @@ class _Run:
     def _gather(self, ins: p.Instruction, counter: int, index: Array) -> Array:
         """The lanes here whose mask is complete, those that waited among them; the others wait.
 
-        A lane waits for those that run anywhere else: one that is ahead may come back in a loop.
+        A lane waits for those anywhere else that have not exited: one that is ahead may come back in a loop.
         """
         here = self.waiting & (self.counter == counter)
         here[index] = True
-        elsewhere = (self.state == RUNNING) & ~here
+        elsewhere = (self.state != EXITED) & ~here
         index = np.nonzero(here)[0]
         lane = np.uint32(1) << (self.threads.thread % WARP_SIZE).astype(np.uint32)
         missing = np.zeros(self.threads.warp_row.max() + 1, np.uint32)

@@ -93,7 +93,8 @@ class Threads:
 class _Registers(dict[str, Array]):
     """Registers by name, each an array over the threads, made when it is first used: kernels declare far more.
 
-    What a register holds before it is written is not defined: here bits that no kernel means.
+    What a register holds before it is written is not defined: here all bits are set, and predicates differ by lane, so
+    that a kernel that relies on either value is seen.
     """
 
     def __init__(self, widths: dict[str, int], count: int) -> None:
@@ -101,8 +102,10 @@ class _Registers(dict[str, Array]):
 
     def __missing__(self, name: str) -> Array:
         width = self.widths[name]
-        poison = np.full(self.count * max(width // 8, 1), POISON, np.uint8)
-        self[name] = poison.view(UNSIGNED[width]) if width > 1 else np.arange(self.count) % 3 == 0
+        if width == 1:
+            self[name] = np.arange(self.count) % 3 == 0
+        else:
+            self[name] = np.full(self.count * width // 8, POISON, np.uint8).view(UNSIGNED[width])
         return self[name]
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 FIRST_ADDRESS = 4096  # numpy takes a null data pointer as "allocate": start one page up
 ADDRESS_BITS = 47
 SHARED_ALIGNMENT = 128
-POISON = 0xFF  # uninitialised shared memory reads as NaN
+POISON = 0xFF  # each byte of what was not written: shared memory and registers; NaN as floats
 
 
 class GlobalMemory:

@@ -29,7 +29,6 @@ _OTHER_COMPARISON = {
     "lo": ("ls",), "ls": ("lo",), "hi": ("hs",), "hs": ("hi",),
     "ltu": ("leu",), "leu": ("ltu",), "gtu": ("geu",), "geu": ("gtu",), "equ": ("neu",), "neu": ("equ",),
 }  # fmt: skip
-_OTHER_SIGN = {"s32": ("u32",), "u32": ("s32",)}  # 64-bit integers are offsets and sizes, never negative
 _ORDER_MATTERS = frozenset({"sub", "selp", "div"})
 _REMOVABLE = frozenset({"st", "atom", "red", "ld", "bar", "barrier"})
 REMOVED = "(removed)"
@@ -105,13 +104,12 @@ def _mutants(ins: p.Instruction) -> Iterator[p.Instruction]:
 def _other_names(ins: p.Instruction) -> Iterator[str]:
     opcode, *tokens = ins.name.split(".")
     if opcode in _OTHER_OPCODE:
-        yield ".".join([_OTHER_OPCODE[opcode], *tokens])
+        other = _OTHER_OPCODE[opcode]
+        yield ".".join([other, *(f"b{token[1:]}" if other == "shl" else token for token in tokens)])
     for place, token in enumerate(tokens):
         others: tuple[str, ...] = ()
         if opcode in ("setp", "set"):
             others = _OTHER_COMPARISON.get(token, ())
-            if not {"eq", "ne"} & set(tokens):
-                others = others or _OTHER_SIGN.get(token, ())
         if opcode == "cvt" and token == "rn":
             others = ("rz",)
         for other in others:
@@ -123,10 +121,10 @@ def _other_operands(ins: p.Instruction) -> Iterator[p.Instruction]:
     first = 0 if ins.opcode == "st" else 1  # behind the destination
     for place, operand in enumerate(ins.operands[first:], first):
         if isinstance(operand, p.Immediate):
-            other = _other_constant(operand, is_mask=ins.opcode == "and")
+            other = _other_constant(operand, bits(ins.type), is_mask=ins.opcode == "and")
             yield _rewritten(ins, operands={place: (other, _constant_text(other))})
         elif isinstance(operand, p.Address):
-            step = bits(ins.type) // 8
+            step = bits(ins.type) // 8 * int(ins.choose("v2", "v4", default="v1")[1:])
             moved = replace(operand, offset=operand.offset + step)
             text = p.split_operands(_operands_text(ins))[place].strip("[]").split("+")[0].strip()
             yield _rewritten(ins, operands={place: (moved, f"[{text}+{moved.offset}]")})
@@ -135,14 +133,15 @@ def _other_operands(ins: p.Instruction) -> Iterator[p.Instruction]:
         yield _rewritten(ins, operands={1: (ins.operands[2], texts[2]), 2: (ins.operands[1], texts[1])})
 
 
-def _other_constant(constant: p.Immediate, is_mask: bool) -> p.Immediate:
-    """An integer one larger, a mask without its highest bit; a float twice as large, 1 for 0."""
+def _other_constant(constant: p.Immediate, width: int, is_mask: bool) -> p.Immediate:
+    """An integer one larger, a mask without its highest bit; a float twice as large, 1 for 0, infinity and NaN."""
     if not constant.float_width:
-        return p.Immediate(
-            constant.value ^ 1 << constant.value.bit_length() - 1 if is_mask and constant.value else constant.value + 1
-        )
+        value = constant.value & (1 << width) - 1
+        return p.Immediate(value ^ 1 << value.bit_length() - 1 if is_mask and value else constant.value + 1)
     mantissa, one = {32: (23, 0x3F800000), 64: (52, 0x3FF0000000000000)}[constant.float_width]
-    return p.Immediate(constant.value + (1 << mantissa) if constant.value else one, constant.float_width)
+    exponent = constant.value >> mantissa & (1 << constant.float_width - 1 - mantissa) - 1
+    special = exponent in (0, (1 << constant.float_width - 1 - mantissa) - 1)
+    return p.Immediate(one if special else constant.value + (1 << mantissa), constant.float_width)
 
 
 def _constant_text(constant: p.Immediate) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptx import OutOfBoundsError
+from ptx import OutOfBoundsError, UnknownInstructionError, mutation
 from ptx.execution import Program
+from ptx.instructions.registry import Entry
 from ptx.mutation import REMOVED, mutations, planted
+from ptx.parsing import Instruction
 from ptx.snippets import KERNEL
 
 
@@ -32,12 +34,19 @@ def mutants(line: str) -> set[str]:
         ("cvt.rn.bf16.f32 %h1, %r1;", {"cvt.rz.bf16.f32 %h1, %r1"}),
         ("fma.rn.f32 %r2, %r1, 0f3F000000, %r3;", {"fma.rn.f32 %r2, %r1, 0f3F800000, %r3"}),
         ("mul.f32 %r2, %r1, 0f00000000;", {"mul.f32 %r2, %r1, 0f3F800000"}),
+        ("mul.f32 %r2, %r1, 0fFF800000;", {"mul.f32 %r2, %r1, 0f3F800000"}),
+        ("and.b32 %r2, %r1, -12;", {"or.b32 %r2, %r1, -12", "and.b32 %r2, %r1, 2147483636"}),
+        ("shr.s32 %r2, %r1, 3;", {"shl.b32 %r2, %r1, 3", "shr.s32 %r2, %r1, 4"}),
         (
             "setp.lt.s32 %p1, %r1, %r2;",
-            {"setp.le.s32 %p1, %r1, %r2", "setp.ge.s32 %p1, %r1, %r2", "setp.lt.u32 %p1, %r1, %r2"},
+            {"setp.le.s32 %p1, %r1, %r2", "setp.ge.s32 %p1, %r1, %r2"},
         ),
         ("selp.b32 %r2, %r3, %r4, %p1;", {"selp.b32 %r2, %r4, %r3, %p1"}),
         ("ld.global.b32 %r2, [%rd0];", {REMOVED, "ld.global.b32 %r2, [%rd0+4]"}),
+        (
+            "ld.global.v4.b32 {%r2, %r3, %r4, %r5}, [%rd0];",
+            {REMOVED, "ld.global.v4.b32 {%r2, %r3, %r4, %r5}, [%rd0+16]"},
+        ),
         ("st.global.b64 [%rd0+8], %rd1;", {REMOVED, "st.global.b64 [%rd0+16], %rd1"}),
         ("@%p1 st.global.b32 [%rd0], 5;", {
             REMOVED, "@!%p1 st.global.b32 [%rd0], 5", "@%p1 st.global.b32 [%rd0+4], 5", "@%p1 st.global.b32 [%rd0], 6",
@@ -52,10 +61,16 @@ def test_mutants_of_an_instruction(line: str, expected: set[str]) -> None:
     assert mutants(line) == expected
 
 
-def test_a_mutant_that_the_executor_cannot_run_is_left_out() -> None:
-    """xor has a form for predicates, and so has or; no minimum of bits has a sign."""
-    assert mutants("xor.pred %p1, %p2, %p3;") == {"or.pred %p1, %p2, %p3"}
-    assert mutants("max.f32 %r1, %r2, %r3;") == {"min.f32 %r1, %r2, %r3"}
+def test_a_mutant_that_the_executor_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = mutation.find
+
+    def find_no_sub(kernel: str, instruction: Instruction) -> Entry:
+        if instruction.opcode == "sub":
+            raise UnknownInstructionError("sub")
+        return find(kernel, instruction)
+
+    monkeypatch.setattr(mutation, "find", find_no_sub)
+    assert mutants("add.s32 %r2, %r1, 7;") == {"add.s32 %r2, %r1, 8"}
 
 
 def run(chosen: Program, array: np.ndarray) -> None:

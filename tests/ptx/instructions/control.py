@@ -46,6 +46,11 @@ def is_barrier(ins: Instruction) -> bool:
     return ins.opcode in ("bar", "barrier") and "warp" not in ins.modifiers
 
 
+def is_for_warp(ins: Instruction) -> bool:
+    """Whether lanes wait here for others of their warp."""
+    return "sync" in ins.modifiers and ins.opcode in WARP_OPCODES and not is_barrier(ins)
+
+
 def mask_operand(ins: Instruction) -> Operand | None:
     """The lanes that must arrive at a warp instruction; None for all of the warp."""
     if ins.opcode == "bar":
