@@ -122,7 +122,7 @@ def pair(launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtyp
     for form, value in [*forms, (Form(543, ALIGNED, MISALIGNED), EXACT)]:
         w, t = form.laid_out(weights(value, dtype), form.weights), samples.scalar(value, dtype, CPU)
         pruned = torch.from_numpy(oracle.pruned(w, t))
-        for p in (1.0, 2.0, 3.0, INF):
+        for p in (1.0, 2.0, 3.0, 4.5, INF):
             out = form.laid_out(torch.full((LENGTH,), NAN, dtype=out_dtype), form.written)
             ops.threshold.out(w, t, p, out=out)
             assert not out[pruned].signbit().any(), "pruned weights give +0"
@@ -188,9 +188,18 @@ CASES = [
             (FLOAT64, FLOAT32, INF),
         )
     ),
-    Case("threshold float32, p = 4.5", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=4.5, values=ORDINARY)),
-    Case("threshold float32, p = 1.1", partial(threshold, dtype=FLOAT32, out_dtype=FLOAT32, p=1.1, values=(0.3, 1e30))),
-    Case("threshold bfloat16, p = 4.5", partial(threshold, dtype=BFLOAT16, out_dtype=BFLOAT16, p=4.5, values=(EXACT,))),
+    *(
+        Case(
+            f"threshold {str(dtype)[6:]}, p = {p}", partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t)
+        )
+        for dtype, p, all_t in (
+            (FLOAT32, 4.5, ORDINARY),
+            (FLOAT32, 1.1, (0.3, 1e30)),
+            (FLOAT32, 30.0, (0.3, 1e-42)),
+            (FLOAT64, 4.5, (0.3, 1e-310)),
+            (BFLOAT16, 4.5, (EXACT,)),
+        )  # fmt: skip
+    ),
     *(
         Case(f"gradient {str(g)[6:]} of {str(w)[6:]}", partial(gradient, gradient_dtype=g, dtype=w))
         for g, w in (

@@ -30,8 +30,8 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     made = [torch.randn(n, generator=g) for n in (9001, 1031, 0, 3)]
     flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
     flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
-    ends = [torch.tensor([0.0 if i % 2 else 5.0]) for i in range(len(TAILS))]  # pruned and kept where a tail is alone
-    flat += [torch.cat([torch.randn(n - 1, generator=g), end]) for n, end in zip(TAILS, ends, strict=True)]
+    for end in (0.0, 5.0):  # pruned and kept
+        flat += [torch.cat([torch.randn(n - 1, generator=g), torch.tensor([end])]) for n in TAILS]
     if dense:
         spacing = torch.finfo(dtypes[0]).eps
         near = [1 + torch.randint(0, 1000, w.shape, generator=g).double() * spacing for w in flat]
@@ -55,7 +55,7 @@ def count(launches: list[LaunchReport], listed: Sequence[Tensor], thresholds: Se
 def counts_of(launches: list[LaunchReport], dtypes: Sequence[torch.dtype]) -> None:
     """Ties with T in every place of an access, and T that prune nothing where there are zeros."""
     listed, coarse = weight_list(*dtypes), weight_list(*dtypes, coarse=True)
-    rest = [0.25] * len(TAILS)
+    rest = [0.25] * (len(listed) - 6)
     for weights, thresholds in (
         (listed, [0.3, 1.0, 1.0, NAN, 0.5, 0.25, *rest]),
         (coarse, [0.5, 0.25, 1.0, 1.0, 0.0, 1.0, *rest]),

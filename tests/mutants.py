@@ -42,7 +42,7 @@ import feather_kernels as fk
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
 CASES = [*mutant_elementwise.CASES, *mutant_lists.CASES]
 ARCHITECTURE = 90
-EACH = 40  # mutants of a kernel
+EACH = 25  # mutants of a kernel
 SEED = 2023
 WANTED = 0.9  # of the mutants killed
 MOST_STEPS = 20_000  # of a launch; the longest of the unchanged kernels takes a fifth of it

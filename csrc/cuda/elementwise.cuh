@@ -163,7 +163,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   for_each_element<1>(n, n, one, one);
 }
 
-// T: compute type of w. Product: the wider of it and g's.
+// T: compute type of w. Product: the wider of it and g's; wider than T only where g is double.
 template <class Product, class T>
 __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     any_scale_kernel(const void* g, DType g_dtype, const void* w, DType w_dtype, const T* t, const T* grad_scale,
@@ -171,7 +171,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const T bound = *t;
   const Product scale = *grad_scale;
   const auto one = [&](int64_t i) {
-    const Product value = load_any<Product>(g, i, g_dtype);
+    Product value;
+    if constexpr (sizeof(Product) > sizeof(T)) {
+      value = static_cast<const double*>(g)[i];
+    } else {
+      value = load_any<Product>(g, i, g_dtype);
+    }
     store_any(out, i, out_dtype, is_pruned(load_weight<T>(w, i, w_dtype), bound) ? value * scale : value);
   };
   for_each_element<1>(n, n, one, one);

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const int bins = 1 << part_bits;
   const int parts = 1 << (bits - part_bits);
   for (int part = 0; part < parts; ++part) {
-    for (int bin = static_cast<int>(threadIdx.x); bin < bins; bin += kThreads) found[bin] = 0;
+    for (int bin = static_cast<int>(threadIdx.x); bin < 1 << kDigitBits; bin += kThreads) found[bin] = 0;
     __syncthreads();
     const K upper = (static_cast<K>(prefix) << (bits - part_bits)) + static_cast<K>(part);
     for_each_key(chunk, scales, [&](K key) {
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     });
     __syncthreads();
     int64_t* row = counts + (chunk.row << bits) + static_cast<int64_t>(part) * bins;
-    for (int bin = static_cast<int>(threadIdx.x); bin < bins; bin += kThreads) {  // a thread's own bins, as above
+    for (int bin = static_cast<int>(threadIdx.x); bin < 1 << kDigitBits; bin += kThreads) {  // its own bins, as above
       if (found[bin] > 0) add_to(row + bin, found[bin]);
     }
   }
