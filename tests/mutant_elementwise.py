@@ -198,7 +198,7 @@ CASES = [
             (FLOAT32, 30.0, (0.3, 1e-42)),
             (FLOAT64, 4.5, (0.3, 1e-310)),
             (BFLOAT16, 4.5, (EXACT,)),
-        )  # fmt: skip
+        )
     ),
     *(
         Case(f"gradient {str(g)[6:]} of {str(w)[6:]}", partial(gradient, gradient_dtype=g, dtype=w))
