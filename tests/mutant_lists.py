@@ -19,6 +19,9 @@ from torch import Tensor
 ops = torch.ops.feather_kernels
 
 
+ROUNDS = (2600, 3600, 4700, 7000)  # with the others every number of rounds of a CUDA block, modulo 4, in every dtype
+
+
 @cache
 def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False) -> list[Tensor]:
     """More than a chunk, a misaligned one, one smaller than an access, an empty one, special values and ties.
@@ -30,6 +33,7 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     made = [torch.randn(n, generator=g) for n in (9001, 1031, 0, 3)]
     flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
     flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
+    flat += [torch.randn(n, generator=g) for n in ROUNDS]
     for end in (0.0, 5.0):  # pruned and kept
         flat += [torch.cat([torch.randn(n - 1, generator=g), torch.tensor([end])]) for n in TAILS]
     if dense:
@@ -185,8 +189,8 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool) -
     With the right hint and the widest brackets, or without one. Nearly all weights tie with the rank.
     """
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    one = torch.ones((), dtype=dtype).view(integer)
-    low, middle, high = ((one + step).view(dtype) for step in ((0, 1, 2) if steady else (0, 1, one.item() // 8)))
+    four = torch.full((), 4.0, dtype=dtype).view(integer)  # whose exponent has its highest bit
+    low, middle, high = ((four + step).view(dtype) for step in ((0, 1, 2) if steady else (0, 1, four.item() // 8)))
     second = 256 * 16 // dtype.itemsize  # elements of the CUDA kernels' first round
     listed = []
     for place in (*range(40, 48), *range(second + 24, second + 32), -1, 0):
