@@ -19,6 +19,10 @@ from torch import Tensor
 ops = torch.ops.feather_kernels
 
 
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 ROUNDS = (2600, 3600, 4700, 7000)  # with the others every number of rounds of a CUDA block, modulo 4, in every dtype
 
 
@@ -28,7 +32,7 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
 
     coarse: few distinct values. dense: most keys are among a thousand from 1 on, as close as in a large net.
     """
-    g = torch.Generator().manual_seed(3)
+    g = seeded(3)
     special = torch.tensor([0.0, -0.0, INF, -INF, NAN, -NAN, 1e-40, 0.5, -0.5, 0.5])
     made = [torch.randn(n, generator=g) for n in (9001, 1031, 0, 3)]
     flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
@@ -250,6 +254,7 @@ def histogram(launches: list[LaunchReport], dtype: torch.dtype, bits: int) -> No
 
 SELECTIONS: dict[str, Callable[[], Selection]] = {
     "float32": lambda: Selection(weight_list(FLOAT32), [0, 0, 1, 1, 0, 2]),
+    "many groups": lambda: Selection(list(torch.randn(150, 3, generator=seeded(4))), range(150)),
     "ties": lambda: Selection(weight_list(FLOAT32, coarse=True), [0] * 6),
     "bfloat16": lambda: Selection(weight_list(BFLOAT16), [0, 1, 0, 0, 1, 0]),
     "float16": lambda: Selection(weight_list(FLOAT16), [0, 1, 0, 0, 1, 0]),
