@@ -24,6 +24,7 @@ import feather_kernels as fk
 from feather_kernels import cli
 from feather_kernels.ops import dispatch, eager
 
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 COMPILERS = ("aot_eager", "inductor")
 STEPS = 100
 ring_3 = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="counts what Triton compiles: ring 3")
@@ -103,6 +104,8 @@ def test_threshold_has_the_bits_of_eager(
 @pytest.mark.parametrize("compiler", COMPILERS)
 @inductor_config.patch(emulate_precision_casts=True)  # else fused bfloat16 sums round less often, in dense models too
 def test_training_has_the_bits_of_eager(backend: BackendUnderTest, compiler: str, autocast: bool) -> None:
+    if autocast and compiler == "inductor" and TORCH < (2, 12):
+        pytest.skip("inductor of torch 2.11 leaves out roundings of bias gradients under autocast, in dense models too")
     eager_training, compiled_training = Training(4), Training(4, compiler)
     for step in range(4):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):

@@ -40,6 +40,7 @@ INTEGER = [
     case("or.b64 %out, %a, %b;", u64(1 << 63 | 14), u64(1 << 63 | 12), u64(10)),
     case("xor.b64 %out, %a, %b;", u64(1 << 63 | 6), u64(1 << 63 | 12), u64(10)),
     case("bfe.u32 %out, %a, 4, 8;", u32(0xFF, 0x12), u32(0xFF0, 0x123)),
+    case("mad.lo.s32 %out, %a, -3, %b;", s32(-5, 2**31 - 5), s32(2, -(2**31) + 1), s32(1, -2)),
     case("mad.wide.s32 %out, %a, 8, %b;", s64(76, 2**34 - 8), s32(-3, 2**31 - 1), s64(100, 0)),
     case("mad.wide.u32 %out, %a, 8, %b;", u64(8 * ALL + 1), u32(ALL), u64(1)),
     case("max.s64 %out, %a, %b;", s64(1, -1), s64(1, -(2**63)), s64(-(2**40), -1)),
@@ -50,6 +51,7 @@ INTEGER = [
     case("neg.s64 %out, %a;", s64(5, -(2**40), -(2**63)), s64(-5, 2**40, -(2**63))),
     case("shl.b16 %out, %a, %b;", u16(0xF800, 0), u16(0x1F00, 1), u32(3, 16)),
     case("shl.b64 %out, %a, %b;", u64(1 << 63, 0), u64(3, 3), u32(63, 64)),
+    case("shr.u16 %out, %a, %b;", u16(0x0FFF, 0), u16(0xFFF0, 5), u32(4, 16)),
     case("shr.s64 %out, %a, %b;", s64(-2, -1), s64(-(2**60), -8), u32(59, 99)),
     case("shr.u32 %out, %a, %b;", u32(1, 0), u32(1 << 31, ALL), u32(31, 32)),
     case("shr.u64 %out, %a, %b;", u64(1, 0), u64(1 << 63, 5), u32(63, 64)),
@@ -83,6 +85,8 @@ FLOATING = [
     case("sub.rn.f32.bf16 %out, %a, %b;", f32(1.5, 1 - 2**-20), u16(0x4000, 0x3F80), f32(0.5, 2**-20)),
 ]
 CONVERSION = [
+    case("cvt.u16.u32 %out, %a;", u16(0x1234), u32(0xABCD1234)),
+    case("cvt.u16.u64 %out, %a;", u16(0x1234), u64(0xABCD << 32 | 0x1234)),
     case("cvt.f32.bf16 %out, %a;", f32(1, -2, math.inf), u16(0x3F80, 0xC000, 0x7F80)),
     case("cvt.rn.bf16.f32 %out, %a;", u16(0x3F80, 0x3F82, 0x7F80), f32(1 + 2**-8, 1 + 3 * 2**-8, 3.4e38)),
     case("cvt.rn.bf16x2.f32 %out, %a, %b;", u32(0x3F804000), f32(1 + 2**-8), f32(2)),
@@ -108,6 +112,7 @@ CHOICE = [
             ("b64", ("eq", "ne"), u64(1, 2, 1 << 40 | 2), u64(2, 2, 2)),
             ("u32", ("lt",), u32(1, 2, ALL), u32(2, 2, 2)),
             ("s32", ("gt", "lt"), s32(-1, 0, 1), s32(0, 0, 0)),
+            ("u64", ("gt",), u64(1, 2, 1 << 63), u64(2, 2, 2)),
             ("s64", ("gt", "lt", "le", "ge"), s64(-(2**40), 0, 2**40), s64(0, 0, 0)),
         )
         for name in names
@@ -154,6 +159,11 @@ CHOICE = [
     ),
     case("bra.uni $L; mov.u32 %a, 9; $L: mov.u32 %out, %a;", u32(1, 2), u32(1, 2)),
 ]
+REGISTERS = "{%r4, %r5, %r6, %r7}"
+TRANSPOSE = (
+    f"stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r3], {REGISTERS}; bar.warp.sync -1;"
+    f"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {REGISTERS}, [%r3]; bar.warp.sync -1;"
+)
 DIGITS = "mad.lo.u32 %r5, %r5, 10, %r4; mad.lo.u32 %r6, %r6, 100, %r5; mad.lo.u32 %out, %r7, 1000, %r6;"
 FOUR, TWO = u32(1, 2, 3, 4), u64(1, 2)
 FIRST_OF_4 = "and.b32 %r9, %r30, 3; setp.eq.u32 %p1, %r9, 0;"
@@ -185,6 +195,19 @@ WARP_AND_MEMORY = [  # 128 threads, one an element; the inputs repeat themselves
             "b32": "cvt.u32.u64 %r9, %rd10; cvt.u64.u32 %rd10, %r9;",
             "s32": "cvt.u32.u64 %r9, %rd10; cvt.s64.s32 %rd10, %r9;",
         }.items()
+    ),
+    case(
+        f"{SHARED} st.shared.b32 [%r3], %a; atom.shared.add.u32 %r9, [%r3], 1; ld.shared.b32 %r8, [%r3];"
+        "mad.lo.u32 %out, %r9, 10, %r8;",
+        u32(78, 12),
+        u32(7, 1),
+    ),
+    case(f"{SHARED} st.shared.b32 [%r3], %a; ld.shared.s32 %out, [%r3];", s64(-5, 7), s32(-5, 7)),
+    case(  # transposed twice
+        f"{SHARED} mov.u32 %r4, %a; add.u32 %r5, %a, 1; add.u32 %r6, %a, 2; add.u32 %r7, %a, 3;"
+        f"{2 * TRANSPOSE} {DIGITS}",
+        u32(4321, 5432),
+        u32(1, 2),
     ),
     case("ld.global.b16 %out, [%rd0+2];", u16(0xABCD), u32(0xABCD1234)),
     case(f"and.b64 %rd9, %rd0, -16; ld.global.v4.b32 {{%r4, %r5, %r6, %r7}}, [%rd9]; {DIGITS}", u32(*[4321] * 4), FOUR),
