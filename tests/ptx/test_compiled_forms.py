@@ -243,6 +243,12 @@ WARP_AND_MEMORY = [  # 128 threads, one an element; the inputs repeat themselves
         u16(0xCD07),
         u16(0xABCD),
     ),
+    case(
+        f"{SHARED} mov.u16 %h1, 7; st.shared.b16 [%r3], %a; st.shared.b16 [%r3+2], %h1;"
+        "ld.shared.v2.b16 {%h2, %h3}, [%r3]; or.b16 %out, %h2, %h3;",
+        u16(0x1207),
+        u16(0x1200),
+    ),
     case(f"{SHARED} st.shared.b8 [%r3+1], %a; ld.shared.b8 %out, [%r3+1];", u16(0xCD), u16(0xABCD)),
 ]
 FORMS = [*INTEGER, *FLOATING, *CONVERSION, *CHOICE, *WARP_AND_MEMORY]
