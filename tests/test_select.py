@@ -186,7 +186,7 @@ def test_rows_of_a_wide_bracket(
     first = torch.tensor(1.0).view(torch.int32) - middle
     inside = (first + torch.tensor(at, dtype=torch.int32)).view(torch.float32)
     torch.manual_seed(0)
-    weights = [torch.cat([inside.flip(0), -torch.rand(50) * 0.25, 4 + torch.rand(20)]), torch.randn(40)]
+    weights = [torch.cat([inside.flip(0), -torch.rand(50) * 0.25, 4 + torch.rand(20)]), torch.full((40,), -0.5)]
     moved = [w.to(backend.device) for w in weights]
     found = []
     for rank in range(48, 64):
