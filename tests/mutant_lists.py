@@ -208,9 +208,8 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool) -
         values = torch.stack([oracle.order_statistics([oracle.scores(w)], r) for w, r in zip(part, ranks, strict=True)])
         launches.clear()
         with as_in_a_net_of(1 << 40):
-            hint = (
-                values[:, 1:].expand(-1, 2).contiguous() if steady else None
-            )  # one step of bfloat16 is half a bracket
+            # around the upper value: one step of bfloat16 is half a bracket
+            hint = values[:, 1:].expand(-1, 2).contiguous() if steady else None
             found = ops.magnitude_select(part, list(range(len(part))), torch.tensor(ranks), hint=hint)
         assert oracle.same_bits(found, values)
         if steady:
