@@ -20,6 +20,8 @@ struct BracketCount {
 };
 
 struct Kernels {
+  bool fused;  // multiply_add of math.h rounds once; a set that does not may differ in the last bit for p = 3
+
   // out[i] = P(w[i]), any T; out may be w where the dtypes agree.
   void (*threshold[kDTypes][kDTypes][kPowers])(const void* w, void* out, int64_t n, double t);
 

@@ -69,8 +69,8 @@ void sixteen_bit_results_are_rounded_to_nearest_even() {
   }
 }
 
-constexpr float kThresholds[] = {0.0123f, 0.3f, 1.0f,   1.9999f, 7.7f,    1e-6f,
-                                 1e-30f,  1e30f, 3e38f, 1e-38f,  1e-42f, 1.17549435e-38f};
+constexpr float kThresholds[] = {0.0123f, 0.3f,  1.0f,   1.9999f, 7.7f,            1e-6f,           1e-30f, 1e30f,
+                                 3e38f,   1e-38f, 1e-42f, 1e6f,    9.5367431640625e-7f, 1.17549435e-38f};
 
 template <int P>
 double power_of() {
@@ -85,15 +85,18 @@ void check_threshold() {
     const Threshold<float> narrow = make_threshold(t);
     const Threshold<double> wide = make_threshold(static_cast<double>(t));
     for (const float w : weights_around(t, 20000, 7)) {
-      const float y = threshold_value<P>(w, narrow);
-      const double error = float_ulps(y, exact_threshold(w, t, power_of<P>()));
-      CHECK(error <= 2, "P=", P, " T=", t, " w=", w, " gives ", y, ", ", error, " ulp");
-      CHECK(!(std::fabs(y) > std::fabs(w)), "P=", P, " T=", t, " w=", w, " grew to ", y);
-      CHECK(y != 0 || !std::signbit(y) || !(std::fabs(w) <= t), "-0 for w=", w);
+      for (const bool scaled : {true, false}) {
+        if (!scaled && needs_scaling(t)) continue;
+        const float y = scaled ? threshold_value<P>(w, narrow) : threshold_value<P, false>(w, narrow);
+        const double error = float_ulps(y, exact_threshold(w, t, power_of<P>()));
+        CHECK(error <= 2, "P=", P, " T=", t, " w=", w, " scaled=", scaled, " gives ", y, ", ", error, " ulp");
+        CHECK(!(std::fabs(y) > std::fabs(w)), "P=", P, " T=", t, " w=", w, " scaled=", scaled, " grew to ", y);
+        CHECK(y != 0 || !std::signbit(y) || !(std::fabs(w) <= t), "-0 for w=", w);
+        worst = std::max(worst, error);
+      }
       const double y_double = threshold_value<P>(static_cast<double>(w), wide);
       const double error_double = double_ulps(y_double, exact_threshold(w, t, power_of<P>()));
       CHECK(error_double <= 2, "double P=", P, " T=", t, " w=", w, " gives ", y_double, ", ", error_double, " ulp");
-      worst = std::max(worst, error);
       worst_double = std::max(worst_double, error_double);
     }
   }

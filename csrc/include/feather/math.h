@@ -2,7 +2,7 @@
 //
 // Weights come in the compute type (float, or double for float64 storage). Bounds: docs/design/numerics.md. The same
 // formulas stand in feather_kernels/backends/reference.py and feather_kernels/backends/triton/math.py. On a CPU all of
-// it is compiled with -ffp-contract=off: no fused multiply-add, the same bits from every instruction set.
+// it is compiled with -ffp-contract=off: what is fused says so (multiply_add), the same from every compiler.
 #pragma once
 
 #include <math.h>
@@ -62,8 +62,12 @@ struct Threshold {
   T scale;
   T unscale;
   T scaled;
-  T square;  // scaled^2
 };
+
+// Whether P(w), P = 2 or 3, needs these powers. For a float T from 2^-20 to 2^20 its cubes stay in range without them, or
+// overflow where P(w) rounds to w.
+FEATHER_HOST_DEVICE bool needs_scaling(double) { return true; }
+FEATHER_HOST_DEVICE bool needs_scaling(float t) { return !(t >= 9.5367431640625e-7f && t <= 1048576.0f); }
 
 template <class T>
 FEATHER_HOST_DEVICE Threshold<T> make_threshold(T t) {
@@ -73,8 +77,7 @@ FEATHER_HOST_DEVICE Threshold<T> make_threshold(T t) {
   exponent = exponent < 1 ? 1 : exponent > last - 1 ? last - 1 : exponent;  // both powers stay normal
   const T scale = float_of(static_cast<Key<T>>(static_cast<Key<T>>(exponent) << Format::kMantissa));
   const T unscale = float_of(static_cast<Key<T>>(static_cast<Key<T>>(last - exponent) << Format::kMantissa));
-  const T scaled = t * scale;
-  return Threshold<T>{t, scale, unscale, scaled, scaled * scaled};
+  return Threshold<T>{t, scale, unscale, t * scale};
 }
 
 FEATHER_HOST_DEVICE float square_root(float z) {
@@ -93,32 +96,49 @@ FEATHER_HOST_DEVICE double square_root(double z) {
 #endif
 }
 
-// z^(-1/3) to 4e-5 for normal z > 0. Seed t: a third of the bits, subtracted from those of a constant; then t q(c) with
-// c = z t^3 in [0.828, 1] and q(c) the minimax parabola for c^(-1/3) there. No division.
-FEATHER_HOST_DEVICE float inverse_cube_root_start(float z) {
+// Whether a b + c is one instruction, rounded once: everywhere but on x86-64 without FMA.
+#if defined(__CUDA_ARCH__) || defined(__FP_FAST_FMAF) || defined(FEATHER_FUSED)
+constexpr bool kFused = true;
+#else
+constexpr bool kFused = false;
+#endif
+
+FEATHER_HOST_DEVICE float multiply_add(float a, float b, float c) { return kFused ? fmaf(a, b, c) : a * b + c; }
+FEATHER_HOST_DEVICE double multiply_add(double a, double b, double c) { return a * b + c; }
+
+// t ~ z^(-1/3) for normal z > 0, so that 1 - z t^3 is within 0.103: a third of the bits, subtracted from a constant's.
+FEATHER_HOST_DEVICE float inverse_cube_root_seed(float z) {
 #if defined(__CUDA_ARCH__)
   const uint32_t third = __umulhi(bits_of(z), 0x55555556u);  // where conversions are slow
+  return float_of(0x54A20000u - third);
 #else
-  const auto third = static_cast<int32_t>(static_cast<float>(static_cast<int32_t>(bits_of(z))) * 0.33333334f);
+  const float bits = static_cast<float>(static_cast<int32_t>(bits_of(z)));
+  const auto seed = static_cast<uint32_t>(static_cast<int32_t>(multiply_add(bits, -0.33333334f, 0x54A20000)));
+  return float_of(kFused ? seed : seed & 0xFFFFF000u);  // t^2 exact, for one rounding less
 #endif
-  const float t = float_of(static_cast<uint32_t>(0x549C02AA - static_cast<int32_t>(third)));
-  const float c = z * t * t * t;
-  return t * (1.6054522f + c * (0.2757578f * c - 0.88117315f));
 }
 
-// z^(1/3): y = z t^2 with t ~ z^(-1/3), and one Newton step, whose residual z - y^3 is nearly exact.
+// z^(1/3) = y c^(-2/3) with y = z t^2 and c = z t^3, for normal z > 0. With d = 1 - c the power is 1 + d q(d), q minimax
+// of degree 4 (relative error 2e-8). Of the roundings in y a third is left, since c has them too. No division.
 FEATHER_HOST_DEVICE float cube_root(float z) {
-  const float t = inverse_cube_root_start(z);
-  const float u = t * t;
-  const float y = z * u;
-  return y + (z - y * y * y) * (0.33333334f * u);
+  const float t = inverse_cube_root_seed(z);
+  const float y = z * (t * t);
+  const float d = multiply_add(-y, t, 1.0f);
+  float q = multiply_add(d, 0.42729083f, 0.45852828f);
+  q = multiply_add(d, q, 0.49381489f);
+  q = multiply_add(d, q, 0.55553663f);
+  q = multiply_add(d, q, 0.66666669f);
+  return multiply_add(y * d, q, y);
 }
 
-// cube_root for z in float's range, with a third-order step t += t e (1/3 + 2/9 e), e = 1 - z t^3, in double.
+// For z in float's range: two third-order steps t += t d (1/3 + 2/9 d), d = 1 - z t^3, and one Newton step of z t^2, whose
+// residual is nearly exact.
 FEATHER_HOST_DEVICE double cube_root(double z) {
-  double t = inverse_cube_root_start(static_cast<float>(z));
-  const double error = 1.0 - z * t * t * t;
-  t += t * error * (1.0 / 3.0 + 2.0 / 9.0 * error);
+  double t = inverse_cube_root_seed(static_cast<float>(z));
+  for (int step = 0; step < 2; ++step) {
+    const double d = 1.0 - z * t * t * t;
+    t += t * d * (1.0 / 3.0 + 2.0 / 9.0 * d);
+  }
   const double u = t * t;
   const double y = z * u;
   return y + (z - y * y * y) * (1.0 / 3.0 * u);
@@ -130,26 +150,30 @@ FEATHER_HOST_DEVICE double cube_root(double z) {
 // exact. Rounding must not make a weight larger: y is limited to abs(w), as bits, by which a y that is infinite, NaN or
 // negative because z or y^3 overflowed counts as larger too; P(w) rounds to w there. Where w is pruned z may be 0 or
 // negative, which makes no denormals (they would be slow) and no use of y.
-template <int P, class T>
+//
+// kScaled = false (see needs_scaling) saves two products and may change the last bit of P = 3.
+template <int P, bool kScaled = true, class T>
 FEATHER_HOST_DEVICE T threshold_positive(T w, const Threshold<T>& threshold) {
+  static_assert(kScaled || sizeof(T) == sizeof(float), "doubles are scaled");
   const T a = magnitude(w);
   if (P == kInfinitePower) return a <= threshold.t ? T(0) : w;
   if (P == 1) return a <= threshold.t ? T(0) : with_sign(a - threshold.t, w);
-  const T x = a * threshold.scale;
-  const T difference = x - threshold.scaled;
-  const T sum = x + threshold.scaled;
-  const T z = P == 2 ? difference * sum : difference * (x * sum + threshold.square);
+  const T x = kScaled ? a * threshold.scale : a;
+  const T bound = kScaled ? threshold.scaled : threshold.t;
+  const T difference = x - bound;
+  const T sum = x + bound;
+  const T z = P == 2 ? difference * sum : difference * multiply_add(x, sum, bound * bound);
   T y = P == 2 ? square_root(z) : cube_root(z);
-  y *= threshold.unscale;
+  if (kScaled) y *= threshold.unscale;
   if (P == 3 && sizeof(T) == sizeof(double)) y = x > kFarDouble ? a : y;  // the start of the root is a float's
   y = bits_of(y) < bits_of(a) ? y : a;
   return a <= threshold.t ? T(0) : with_sign(y, w);
 }
 
 // P(w) for every T: T <= 0 is the identity, a NaN T gives NaN.
-template <int P, class T>
+template <int P, bool kScaled = true, class T>
 FEATHER_HOST_DEVICE T threshold_value(T w, const Threshold<T>& threshold) {
-  if (threshold.t > 0) return threshold_positive<P>(w, threshold);
+  if (threshold.t > 0) return threshold_positive<P, kScaled>(w, threshold);
   return threshold.t <= 0 ? w : threshold.t;
 }
 
