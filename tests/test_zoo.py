@@ -235,6 +235,7 @@ def test_train_step_finalize_and_reload(name: str) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     case.run(model, x).square().mean().backward()
     assert [w.name for w in sparsifier.weights if w.parameter.grad is None] == []
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)  # batch norms over two samples can make gradients of any size
     optimizer.step()
     sparsifier.step()  # raises if the forward of a sparse layer has not run
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from feather_kernels.autograd.threshold import eager_form, recompute, scale_weight_grad
-
-ops = torch.ops.feather_kernels
+from feather_kernels.ops import calls
 
 
 class SparseConvolution(Function):
@@ -33,8 +32,8 @@ class SparseConvolution(Function):
         dtype: torch.dtype | None,
         *arguments: Any,
     ) -> Tensor:
-        sparse = ops.threshold.default(weight, threshold, power, out_dtype=dtype)
-        return torch.ops.aten.convolution.default(input, sparse, bias, *arguments)
+        sparse = calls.threshold(weight, threshold, power, out_dtype=dtype)
+        return torch.convolution(input, sparse, bias, *arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -10,8 +10,7 @@ from torch.autograd import Function
 from torch.nn import functional as F
 
 from feather_kernels.autograd.threshold import eager_form, recompute, scale_weight_grad
-
-ops = torch.ops.feather_kernels
+from feather_kernels.ops import calls
 
 
 class SparseLinear(Function):
@@ -32,7 +31,7 @@ class SparseLinear(Function):
         power: float,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        return F.linear(input, ops.threshold.default(weight, threshold, power, out_dtype=dtype), bias)
+        return F.linear(input, calls.threshold(weight, threshold, power, out_dtype=dtype), bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-ops = torch.ops.feather_kernels
+from feather_kernels.ops import calls
 
 
 def eager_form(function: type[Function]) -> Callable[..., Any]:
@@ -24,11 +24,7 @@ def eager_form(function: type[Function]) -> Callable[..., Any]:
     class Eager(Function):
         @staticmethod
         def forward(ctx: Any, *args: Any) -> Any:
-            if torch.compiler.is_compiling():
-                output = forward(*args)
-            else:
-                with torch._C._AutoDispatchBelowAutograd():  # past the ops' check for lost gradients: 5 us
-                    output = forward(*args)
+            output = forward(*args)
             setup_context(ctx, args, output)
             return output
 
@@ -59,9 +55,7 @@ class Threshold(Function):
     def forward(
         weight: Tensor, threshold: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
     ) -> Tensor:
-        if out_dtype is None:
-            return ops.threshold.default(weight, threshold, power)
-        return ops.threshold.default(weight, threshold, power, out_dtype=out_dtype)
+        return calls.threshold(weight, threshold, power, out_dtype=out_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -89,7 +83,7 @@ class ScalePrunedGrad(Function):
 
     @staticmethod
     def forward(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
-        return ops.scale_pruned_grad.default(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+        return calls.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -110,7 +104,7 @@ def scale_pruned_grad(
     """``ScalePrunedGrad`` where the result must be differentiable (create_graph, torch.func), else the plain op."""
     if torch.is_grad_enabled():
         return _scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype)
-    return ops.scale_pruned_grad.default(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+    return calls.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
 
 
 def recompute(
@@ -124,7 +118,7 @@ def recompute(
     """P(w) for a backward pass that has received ``grad``: differentiable where its result must be."""
     if torch.is_grad_enabled():
         return _threshold(weight, threshold, grad_scale, power, dtype)
-    return ops.threshold_recompute.default(weight, threshold, power, grad, out_dtype=dtype)
+    return calls.threshold_recompute(weight, threshold, power, grad, out_dtype=dtype)
 
 
 def scale_weight_grad(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor | None) -> Tensor:
@@ -133,7 +127,7 @@ def scale_weight_grad(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scal
         return grad.to(weight.dtype)
     if torch.is_grad_enabled() or grad.dtype != weight.dtype:
         return scale_pruned_grad(grad, weight, threshold, grad_scale, weight.dtype)
-    ops.scale_pruned_grad_.default(grad, weight, threshold, grad_scale)
+    calls.scale_pruned_grad_(grad, weight, threshold, grad_scale)
     return grad
 
 

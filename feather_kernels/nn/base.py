@@ -103,9 +103,11 @@ class SparseLayer(nn.Module):
 def autocast_dtype(input: Tensor, weight: Tensor) -> torch.dtype | None:  # noqa: A002
     """The dtype that autocast gives to input and weight, or None where it is off or leaves them alone."""
     device = input.device.type
-    if device == "meta" or not input.is_floating_point() or torch.float64 in (input.dtype, weight.dtype):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if not input.is_floating_point() or torch.float64 in (input.dtype, weight.dtype):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def cast_for_autocast(

@@ -36,15 +36,16 @@ class FeatherConvNd(CallLayer):
 
     def _convolve(self, input: Tensor, padding: Any, transposed: bool, output_padding: Any) -> Tensor:  # noqa: A002
         layer: Any = self
-        x, bias, dtype = cast_for_autocast(input, layer.bias, layer.weight)
-        batched = x.dim() == len(layer.kernel_size) + 2
+        weight = layer.weight
+        x, bias, dtype = cast_for_autocast(input, layer.bias, weight)
+        batched = x.dim() == weight.dim()
         x = x if batched else x.unsqueeze(0)
         arguments = (layer.stride, padding, layer.dilation, transposed, output_padding, layer.groups)
         t = self.feather.thresholds["weight"]
         if t.keep:
             y = torch.ops.aten.convolution.default(x, self.sparse_weight("weight", dtype), bias, *arguments)
         else:
-            y = autograd.convolution(x, layer.weight, t.threshold, t.grad_scale, bias, t.power, dtype, *arguments)
+            y = autograd.convolution(x, weight, t.threshold, t.grad_scale, bias, t.power, dtype, *arguments)
         return y if batched else y.squeeze(0)
 
 
@@ -54,17 +55,10 @@ class FeatherForwardConv(FeatherConvNd):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        padding, around = layer.padding, layer._reversed_padding_repeated_twice
-        if layer.padding_mode != "zeros":
-            input, padding = F.pad(input, around, mode=layer.padding_mode), _zeros(layer)  # noqa: A001
-        elif padding == "valid":
-            padding = _zeros(layer)
-        elif padding == "same":
-            if around[::2] == around[1::2]:
-                padding = tuple(reversed(around[::2]))
-            else:
-                input, padding = F.pad(input, around), _zeros(layer)  # noqa: A001
-        return self._convolve(input, padding, False, _zeros(layer))
+        padding = layer.padding
+        if layer.padding_mode != "zeros" or isinstance(padding, str):
+            input, padding = _padded(layer, input)  # noqa: A001
+        return self._convolve(input, padding, False, layer.output_padding)
 
 
 class FeatherTransposedConv(FeatherConvNd):
@@ -80,8 +74,14 @@ class FeatherTransposedConv(FeatherConvNd):
         return self._convolve(input, layer.padding, True, output_padding)
 
 
-def _zeros(layer: Any) -> tuple[int, ...]:
-    return (0,) * len(layer.kernel_size)
+def _padded(layer: Any, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:  # noqa: A002
+    """The input, padded where the convolution itself cannot do it, and the padding that is left to it."""
+    around, none = layer._reversed_padding_repeated_twice, (0,) * len(layer.kernel_size)
+    if layer.padding_mode != "zeros":
+        return F.pad(input, around, mode=layer.padding_mode), none
+    if layer.padding == "same" and around[::2] != around[1::2]:
+        return F.pad(input, around), none
+    return input, none if layer.padding == "valid" else tuple(reversed(around[::2]))
 
 
 class FeatherConv1d(FeatherForwardConv, nn.Conv1d):

@@ -59,6 +59,18 @@ def fits(w: Tensor, t: Tensor) -> bool:
     return t.dtype is COMPUTE_DTYPE.get(w.dtype) and t.dim() == 0 and w.layout is torch.strided and t.device == w.device
 
 
+def check_gradient(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
+    """Raise unless these can be the arguments of ``scale_pruned_grad``."""
+    alike = g.dtype in COMPUTE_DTYPE and g.layout is w.layout and g.device == w.device and g.shape == w.shape
+    if alike and fits(w, t) and fits(w, grad_scale):
+        return
+    check_weight("g", g)
+    check_weight("w", w)
+    check_same("g", g, w)
+    check_threshold("t", t, w)
+    check_threshold("grad_scale", grad_scale, w)
+
+
 @_op("threshold(Tensor w, Tensor t, float p, *, ScalarType? out_dtype=None) -> Tensor")
 def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:
     """Thresholding operator ``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)`` where kept, +0.0 where pruned.
@@ -80,9 +92,11 @@ def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None =
 @_op("threshold.out(Tensor w, Tensor t, float p, *, Tensor(a!) out) -> ()")
 def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     """``threshold`` written into ``out``: w's shape, any weight dtype; ``out`` may be w itself."""
-    check_weight("w", w)
-    check_threshold("t", t, w)
-    check_power(p)
+    if not fits(w, t):
+        check_weight("w", w)
+        check_threshold("t", t, w)
+    if not p >= 1:
+        check_power(p)
     check_weight("out", out)
     check_same("out", out, w)
     check_overlap("out", out, w)
@@ -114,11 +128,7 @@ def scale_pruned_grad(
     g: w's shape, any weight dtype, any strides (expanded too). grad_scale: 0-dim, dtype and device of t.
     Result: w's shape and strides, ``out_dtype`` (default w's dtype). Kept entries are g rounded to the result's dtype.
     """
-    check_weight("g", g)
-    check_weight("w", w)
-    check_same("g", g, w)
-    check_threshold("t", t, w)
-    check_threshold("grad_scale", grad_scale, w)
+    check_gradient(g, w, t, grad_scale)
     if out_dtype is not None:
         check_dtype("out_dtype", out_dtype)
     return torch.empty_like(w, dtype=out_dtype)
@@ -127,12 +137,8 @@ def scale_pruned_grad(
 @_op("scale_pruned_grad_(Tensor(a!) g, Tensor w, Tensor t, Tensor grad_scale) -> ()")
 def scale_pruned_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
     """``scale_pruned_grad`` in place on g, in g's own dtype; g must not overlap itself (no expanded g)."""
-    check_weight("g", g)
-    check_weight("w", w)
-    check_same("g", g, w)
-    check_threshold("t", t, w)
-    check_threshold("grad_scale", grad_scale, w)
-    if any(size > 1 and stride == 0 for size, stride in zip(g.shape, g.stride(), strict=True)):
+    check_gradient(g, w, t, grad_scale)
+    if not g.is_contiguous() and any(size > 1 and not stride for size, stride in zip(g.shape, g.stride(), strict=True)):
         raise ValueError(f"g must not be expanded when it is written in place, got strides {tuple(g.stride())}")
 
 

@@ -106,28 +106,28 @@ constexpr bool kFused = false;
 FEATHER_HOST_DEVICE float multiply_add(float a, float b, float c) { return kFused ? fmaf(a, b, c) : a * b + c; }
 FEATHER_HOST_DEVICE double multiply_add(double a, double b, double c) { return a * b + c; }
 
-// t ~ z^(-1/3) for normal z > 0, so that 1 - z t^3 is within 0.103: a third of the bits, subtracted from a constant's.
+// t ~ z^(-1/3) for normal z > 0, so that 1 - z t^3 is in [-0.077, 0.12]: a third of the bits, subtracted from a constant's.
 FEATHER_HOST_DEVICE float inverse_cube_root_seed(float z) {
 #if defined(__CUDA_ARCH__)
   const uint32_t third = __umulhi(bits_of(z), 0x55555556u);  // where conversions are slow
-  return float_of(0x54A20000u - third);
+  return float_of(0x54A08000u - third);
 #else
   const float bits = static_cast<float>(static_cast<int32_t>(bits_of(z)));
-  const auto seed = static_cast<uint32_t>(static_cast<int32_t>(multiply_add(bits, -0.33333334f, 0x54A20000)));
+  const auto seed = static_cast<uint32_t>(static_cast<int32_t>(multiply_add(bits, -0.33333334f, 0x54A08000)));
   return float_of(kFused ? seed : seed & 0xFFFFF000u);  // t^2 exact, for one rounding less
 #endif
 }
 
 // z^(1/3) = y c^(-2/3) with y = z t^2 and c = z t^3, for normal z > 0. With d = 1 - c the power is 1 + d q(d), q minimax
-// of degree 4 (relative error 2e-8). Of the roundings in y a third is left, since c has them too. No division.
+// of degree 4 (relative error 1.4e-8). Of the roundings in y a third is left, since c has them too. No division.
 FEATHER_HOST_DEVICE float cube_root(float z) {
   const float t = inverse_cube_root_seed(z);
   const float y = z * (t * t);
   const float d = multiply_add(-y, t, 1.0f);
-  float q = multiply_add(d, 0.42729083f, 0.45852828f);
-  q = multiply_add(d, q, 0.49381489f);
-  q = multiply_add(d, q, 0.55553663f);
-  q = multiply_add(d, q, 0.66666669f);
+  float q = multiply_add(d, 0.48529533f, 0.45537439f);
+  q = multiply_add(d, q, 0.4933503f);
+  q = multiply_add(d, q, 0.55555135f);
+  q = multiply_add(d, q, 0.6666674f);
   return multiply_add(y * d, q, y);
 }
 
@@ -146,7 +146,7 @@ FEATHER_HOST_DEVICE double cube_root(double z) {
 
 // P(w) for T > 0 and P = 1, 2, 3 or kInfinitePower: sign(w) (abs(w)^P - T^P)^(1/P), +0.0 where pruned.
 //
-// Factored, so that nothing cancels: (x - T)(x + T) and (x - T)(x (x + T) + T^2) with x and T scaled by S, which is
+// Factored, so that nothing cancels: (x - T)(x + T) and (x - T)(x^2 + x T + T^2) with x and T scaled by S, which is
 // exact. Rounding must not make a weight larger: y is limited to abs(w), as bits, by which a y that is infinite, NaN or
 // negative because z or y^3 overflowed counts as larger too; P(w) rounds to w there. Where w is pruned z may be 0 or
 // negative, which makes no denormals (they would be slow) and no use of y.
@@ -160,9 +160,8 @@ FEATHER_HOST_DEVICE T threshold_positive(T w, const Threshold<T>& threshold) {
   if (P == 1) return a <= threshold.t ? T(0) : with_sign(a - threshold.t, w);
   const T x = kScaled ? a * threshold.scale : a;
   const T bound = kScaled ? threshold.scaled : threshold.t;
-  const T difference = x - bound;
-  const T sum = x + bound;
-  const T z = P == 2 ? difference * sum : difference * multiply_add(x, sum, bound * bound);
+  const T other = P == 2 ? x + bound : multiply_add(x, x, multiply_add(x, bound, bound * bound));
+  const T z = (x - bound) * other;
   T y = P == 2 ? square_root(z) : cube_root(z);
   if (kScaled) y *= threshold.unscale;
   if (P == 3 && sizeof(T) == sizeof(double)) y = x > kFarDouble ? a : y;  // the start of the root is a float's
