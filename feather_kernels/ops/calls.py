@@ -1,7 +1,7 @@
 """The ops as autograd's Functions call them: straight, unless something may be listening at the dispatcher.
 
 A call by way of ``torch.ops`` costs 4 us more than the implementation itself, and several times that with cold caches,
-three times a layer and step. Tracers, modes, transforms, tensor subclasses, meta tensors and the profiler get the op.
+three times a layer and step. Tracers, modes, transforms, the profiler and tensors that are not plain get the op.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from feather_kernels.ops.eager import IMPLEMENTATIONS
 
-PLAIN = (Tensor, Parameter)
+KINDS = (Tensor, Parameter)  # no subclasses
 
 
 def unobserved() -> bool:
@@ -24,17 +24,33 @@ def unobserved() -> bool:
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._are_functorch_transforms_active()
-        or torch.autograd._profiler_enabled()
+        or torch._C._autograd._profiler_enabled()
     )
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is a strided tensor with memory of its own: no batch of vmap, no lazy negation, no lazy zeros."""
+    keys = torch._C._dispatch_keys(tensor).raw_repr()
+    if keys in _plain_keys:
+        return True
+    if not tensor.is_meta:
+        _plain_keys.add(torch._C._dispatch_keys(torch.empty(0, device=tensor.device)).raw_repr())
+    return keys in _plain_keys
+
+
+_plain_keys: set[int] = set()  # what the dispatcher sees in plain tensors, by device type
+
+
 def by_shortest_way(name: str) -> Callable[..., Any]:
-    """Op ``name``, for calls where autograd records nothing; its first two arguments are tensors."""
+    """Op ``name``, for calls where autograd records nothing; its first two arguments are tensors.
+
+    Only the first can be lazy: it is the weight, or a gradient for a weight that its forward saw before.
+    """
     op = getattr(torch.ops.feather_kernels, name).default
     implementation = IMPLEMENTATIONS[name]
 
     def call(first: Tensor, second: Tensor, *args: Any, **options: Any) -> Any:
-        if type(first) in PLAIN and type(second) in PLAIN and not first.is_meta and unobserved():
+        if type(first) in KINDS and type(second) in KINDS and unobserved() and is_plain(first):
             return implementation(first, second, *args, **options)
         return op(first, second, *args, **options)
 

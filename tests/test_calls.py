@@ -1,0 +1,114 @@
+"""Functions call the ops' implementations straight, and the ops themselves wherever something may be listening."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import feather_kernels as fk
+from feather_kernels.ops import calls
+
+OPS = ("threshold", "threshold_recompute", "scale_pruned_grad_")  # of one step of a sparse layer
+ALL = (*OPS, "scale_pruned_grad")
+
+
+def sparse_layer() -> nn.Linear:
+    """One sparse layer of a model."""
+    model = nn.Sequential(nn.Linear(6, 5))
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5)
+    return model[0]
+
+
+def step(layer: nn.Linear) -> Tensor:
+    """Forward and backward; the gradient of the weight."""
+    layer.weight.grad = None
+    layer(torch.ones(3, 6, requires_grad=True)).sum().backward()
+    assert layer.weight.grad is not None
+    return layer.weight.grad
+
+
+def forbid(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on a call by that way, "op" or "implementation", fails."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise AssertionError(f"the {way} was called with {len(args)} arguments and {options}")
+
+    for name in ALL:
+        call = getattr(calls, name)
+        cell = dict(zip(call.__code__.co_freevars, call.__closure__, strict=True))[way]
+        monkeypatch.setattr(cell, "cell_contents", fail)
+
+
+def test_no_dispatch_where_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = sparse_layer()
+    expected = step(layer)
+    forbid("op", monkeypatch)
+    assert step(layer).equal(expected)
+
+
+def test_a_dispatch_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    class Listener(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    layer = sparse_layer()
+    expected = step(layer)
+    forbid("implementation", monkeypatch)
+    with Listener():
+        assert step(layer).equal(expected)
+    assert [name for name in seen if name.startswith("feather_kernels")] == [
+        f"feather_kernels.{name}.default" for name in OPS
+    ]
+
+
+def test_the_profiler_names_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = sparse_layer()
+    forbid("implementation", monkeypatch)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step(layer)
+    assert {f"feather_kernels::{name}" for name in OPS} <= {event.key for event in profiled.key_averages()}
+
+
+def meta() -> Tensor:
+    return torch.empty(3, 2, device="meta")
+
+
+def subclass() -> Tensor:
+    class Wrapped(Tensor):
+        pass
+
+    return torch.ones(3, 2).as_subclass(Wrapped)
+
+
+def negated() -> Tensor:
+    return torch.full((3, 2), 1j).conj().imag
+
+
+def zeros() -> Tensor:
+    return torch._efficientzerotensor((3, 2))
+
+
+@pytest.mark.parametrize("make", [meta, subclass, negated, zeros])
+def test_other_tensors_get_the_op(make: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid("implementation", monkeypatch)
+    w = make()
+    y = calls.threshold(w, torch.tensor(0.5, device=w.device), 3.0)
+    assert (y.shape, y.device) == (w.shape, w.device)
+    assert w.is_meta or y.allclose(w * (1 - 0.125) ** (1 / 3))
+
+
+def test_gradients_under_vmap_get_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(4, requires_grad=True)
+    y = fk.functional.threshold(weight, torch.tensor(0.3), grad_scale=torch.tensor(0.5))
+    forbid("implementation", monkeypatch)
+    (rows,) = torch.autograd.grad(y, weight, torch.eye(4), is_grads_batched=True)
+    assert rows.diagonal().equal(torch.where(weight.abs() <= 0.3, 0.5, 1.0))
