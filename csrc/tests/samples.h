@@ -35,6 +35,7 @@ inline std::vector<float> weights_around(float t, size_t normal, uint32_t seed) 
   for (const float special : {0.0f, -0.0f, kInfinity, -kInfinity, kNan, -kNan, std::numeric_limits<float>::max()}) {
     weights.push_back(special);
   }
+  weights.push_back(feather::float_of(0x7FFFFFFFu));  // the NaN that plain rounding to 16 bits would make a zero
   return weights;
 }
 

@@ -112,7 +112,7 @@ void threshold_is_within_two_ulps() {
 
 void doubles_beyond_floats_range() {
   for (const double t : {1e-300, 1e-60, 1e60, 1e300, 5e-324}) {
-    for (const double factor : {1.0, 1 + 1e-15, 1.5, 1e3, 5e5, 6e5, 1e12, 1e15, 1e40, 1e200}) {
+    for (const double factor : {1.0, 1 + 1e-15, 1.5, 1e3, 5e5, 6e5, 1e12, 8e12, 1e13, 1.4e13, 2e13, 1e15, 1e40, 1e200}) {
       const double w = -t * factor;
       if (std::isinf(w)) continue;
       const double y = threshold_value<3>(w, make_threshold(t));

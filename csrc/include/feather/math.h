@@ -114,8 +114,15 @@ FEATHER_HOST_DEVICE float inverse_cube_root_seed(float z) {
 #else
   const float bits = static_cast<float>(static_cast<int32_t>(bits_of(z)));
   const auto seed = static_cast<uint32_t>(static_cast<int32_t>(multiply_add(bits, -0.33333334f, 0x54A08000)));
-  return float_of(kFused ? seed : seed & 0xFFFFF000u);  // t^2 exact, for one rounding less
+  return float_of(kFused ? seed : seed & 0xFFFFF000u);  // 12 bits: t^2 is exact
 #endif
+}
+
+// 1 - y t, rounded once, for y t near 1; without fusing for a t of 12 bits, by the upper 12 of y and the rest.
+FEATHER_HOST_DEVICE float one_minus_product(float y, float t) {
+  if (kFused) return multiply_add(-y, t, 1.0f);
+  const float upper = float_of(bits_of(y) & 0xFFFFF000u);
+  return (1.0f - upper * t) - (y - upper) * t;
 }
 
 // z^(1/3) = y c^(-2/3) with y = z t^2 and c = z t^3, for normal z > 0. With d = 1 - c the power is 1 + d q(d), q minimax
@@ -123,7 +130,7 @@ FEATHER_HOST_DEVICE float inverse_cube_root_seed(float z) {
 FEATHER_HOST_DEVICE float cube_root(float z) {
   const float t = inverse_cube_root_seed(z);
   const float y = z * (t * t);
-  const float d = multiply_add(-y, t, 1.0f);
+  const float d = one_minus_product(y, t);
   float q = multiply_add(d, 0.48529533f, 0.45537439f);
   q = multiply_add(d, q, 0.4933503f);
   q = multiply_add(d, q, 0.55555135f);
