@@ -12,7 +12,7 @@ namespace {
 // Iterations are independent even where out is the input itself.
 #define FEATHER_SIMD _Pragma("omp simd")
 
-constexpr int64_t kStride = 256;  // elements between prefetches
+constexpr int64_t kStride = 512;  // elements between prefetches
 
 // Asks for the kStride elements from `next` on, to be read or written. The loops with much arithmetic hold too few
 // elements in flight to hide the way to memory where the machine's own prefetcher is weak (seen on a virtual machine:

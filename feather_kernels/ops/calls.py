@@ -30,15 +30,17 @@ def unobserved() -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether it is a strided tensor with memory of its own: no batch of vmap, no lazy negation, no lazy zeros."""
-    keys = torch._C._dispatch_keys(tensor).raw_repr()
-    if keys in _plain_keys:
-        return True
-    if not tensor.is_meta:
-        _plain_keys.add(torch._C._dispatch_keys(torch.empty(0, device=tensor.device)).raw_repr())
-    return keys in _plain_keys
+    return torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN
 
 
-_plain_keys: set[int] = set()  # what the dispatcher sees in plain tensors, by device type
+def _keys(device: str) -> int:
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, device))
+    for name in ("ADInplaceOrView", f"Autograd{device}", f"Autocast{device}"):
+        keys = keys.add(getattr(torch._C.DispatchKey, name))
+    return keys.raw_repr()
+
+
+_PLAIN = {_keys("CPU"), _keys("CUDA")}
 
 
 def by_shortest_way(name: str) -> Callable[..., Any]:

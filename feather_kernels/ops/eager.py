@@ -7,7 +7,8 @@ holds the differentiable forms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -144,20 +145,14 @@ def refuse_gradients(name: str) -> Callable:
     in_place = bool(overload) or name.endswith("_")
 
     def autograd_kernel(keyset: torch._C.DispatchKeySet, *args: object, **kwargs: object) -> object:
-        op = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default")
+        redispatch = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default").redispatch
         keys = keyset & torch._C._after_autograd_keyset
-        if not torch.is_grad_enabled():
-            return op.redispatch(keys, *args, **kwargs)
-
-        def run() -> object:
-            return op.redispatch(keys, *args, **kwargs)
-
-        differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
-        if not differentiable:
-            return run()
+        if not torch.is_grad_enabled() or not _any_requires_grad((*args, *kwargs.values())):
+            return redispatch(keys, *args, **kwargs)
         if in_place:
             raise RuntimeError(_NO_DERIVATIVE.format(name))
-        return NoDerivative.apply(name, run, *differentiable)
+        differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
+        return NoDerivative.apply(name, partial(redispatch, keys, *args, **kwargs), *differentiable)
 
     return autograd_kernel
 
@@ -181,6 +176,17 @@ class NoDerivative(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:  # noqa: ARG004
         """Raise RuntimeError."""
         raise RuntimeError(_NO_DERIVATIVE.format(ctx.name))
+
+
+def _any_requires_grad(arguments: Iterable[object]) -> bool:
+    """Of the tensors among them, in lists too."""
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            if argument.requires_grad:
+                return True
+        elif isinstance(argument, (list, tuple)) and _any_requires_grad(argument):
+            return True
+    return False
 
 
 def _tensors(args: tuple[object, ...], kwargs: dict[str, object]) -> Iterator[Tensor]:
