@@ -94,7 +94,9 @@ def threshold(
             assert oracle.same_bits(out, ops.threshold(w.float(), t, p).to(out_dtype)), "the float32 result, rounded"
 
 
-def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: torch.dtype) -> None:
+def gradient(
+    launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: torch.dtype, out_dtype: torch.dtype
+) -> None:
     calls = [
         (form, value, factor)
         for form in WHOLE
@@ -106,8 +108,8 @@ def gradient(launches: list[LaunchReport], gradient_dtype: torch.dtype, dtype: t
         w = form.laid_out(w, form.weights)
         t, scale = (samples.scalar(number, dtype, CPU) for number in (value, factor))
         launches.clear()
-        out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=dtype)
-        most_bytes(launches, w.numel() * (2 * dtype.itemsize + gradient_dtype.itemsize))
+        out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype)
+        most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize + gradient_dtype.itemsize))
         assert oracle.ulp_error(out, oracle.scaled_gradient(g, w, t, scale.item())) <= 0.51, (
             "one rounding, of a float32 product"
         )
@@ -178,6 +180,7 @@ CASES = [
             partial(threshold, dtype=dtype, out_dtype=out, p=p, values=(EXACT, 0.3, 0.0, -1.0, NAN)),
         )
         for dtype, out, p in (
+            *((FLOAT32, out, p) for out in (FLOAT16, BFLOAT16) for p in (1.0, 2.0, INF)),
             (BFLOAT16, FLOAT32, 3.0),
             (FLOAT16, FLOAT32, 2.0),
             (FLOAT32, FLOAT64, 1.0),
@@ -196,20 +199,28 @@ CASES = [
             (FLOAT32, 4.5, ORDINARY),
             (FLOAT32, 1.1, (0.3, 1e30)),
             (FLOAT32, 30.0, (0.3, 1e-42)),
+            *((FLOAT16, p, (EXACT, 0.3, 0.0, NAN)) for p in (1.0, 2.0, INF)),
             (FLOAT64, 4.5, (0.3, 1e-310)),
             (BFLOAT16, 4.5, (EXACT,)),
         )
     ),
     *(
-        Case(f"gradient {str(g)[6:]} of {str(w)[6:]}", partial(gradient, gradient_dtype=g, dtype=w))
-        for g, w in (
-            (FLOAT32, FLOAT32),
-            (BFLOAT16, FLOAT32),
-            (BFLOAT16, BFLOAT16),
-            (FLOAT64, FLOAT64),
-            (FLOAT16, BFLOAT16),
-            (FLOAT64, FLOAT32),
-            (FLOAT16, FLOAT64),
+        Case(
+            f"gradient {str(g)[6:]} of {str(w)[6:]} to {str(out)[6:]}",
+            partial(gradient, gradient_dtype=g, dtype=w, out_dtype=out),
+        )
+        for g, w, out in (
+            (FLOAT32, FLOAT32, FLOAT32),
+            (BFLOAT16, FLOAT32, FLOAT32),
+            (FLOAT16, FLOAT32, FLOAT32),
+            (BFLOAT16, FLOAT32, BFLOAT16),
+            (FLOAT16, FLOAT32, FLOAT16),
+            (BFLOAT16, BFLOAT16, BFLOAT16),
+            (FLOAT16, FLOAT16, FLOAT16),
+            (FLOAT64, FLOAT64, FLOAT64),
+            (FLOAT16, BFLOAT16, BFLOAT16),
+            (FLOAT64, FLOAT32, FLOAT32),
+            (FLOAT16, FLOAT64, FLOAT64),
         )
     ),
     *(

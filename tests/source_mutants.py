@@ -76,8 +76,9 @@ CPU = [
 CUDA = [
     *PREDICATE,
     *VALUES,
-    Change("cuda/elementwise.cuh", "i < head; i += stride) one(i);", "i + 1 < head; i += stride) one(i);"),
-    Change("cuda/elementwise.cuh", "i += stride * N) pack(i);", "i += stride) pack(i);"),
+    Change("cuda/elementwise.cuh", "for_each(thread, head + n - tail", "for_each(thread, n - tail"),
+    Change("cuda/elementwise.cuh", "tail, threads * N, pack", "tail, threads, pack"),
+    Change("cuda/elementwise.cuh", "i < head ? i : i - head + tail", "i <= head ? i : i - head + tail"),
     Change("cuda/elementwise.cuh", "is_pruned(load<T>(weight), bound) ? value * scale : value;\n  });",
            "is_pruned(load<T>(weight), bound) ? value : value * scale;\n  });"),
     Change("cuda/chunks.cuh", "magnitude_key(scale * w)", "magnitude_key(w)"),

@@ -203,7 +203,7 @@ BUGS = [
     ),
     Bug(
         "tail one too long",
-        Change("cuda/elementwise.cuh", "i = tail + first; i < n;", "i = tail + first; i <= n;"),
+        Change("cuda/elementwise.cuh", "head + n - tail, threads", "head + n - tail + 1, threads"),
         gradient,
         "OutOfBoundsError",
         "scale_kernel",
@@ -217,7 +217,7 @@ BUGS = [
     ),
     Bug(
         "tail forgotten",
-        Change("cuda/elementwise.cuh", "i = tail + first; i < n;", "i = n; i < n;"),
+        Change("cuda/elementwise.cuh", "head + n - tail, threads", "head, threads"),
         threshold,
         "AssertionError",
         "assert .* <= 2|different places",

@@ -67,7 +67,7 @@ PLANTED = {
         "CUDA fault",
     ),
     "tail one too long": (
-        Change("cuda/elementwise.cuh", "i = tail + first; i < n;", "i = tail + first; i <= n;"),
+        Change("cuda/elementwise.cuh", "head + n - tail, threads", "head + n - tail + 1, threads"),
         MEMORY,
         "scale",
         "heap-buffer-overflow",
@@ -79,7 +79,7 @@ PLANTED = {
         "heap-buffer-overflow",
     ),
     "tail forgotten": (
-        Change("cuda/elementwise.cuh", "i = tail + first; i < n;", "i = n; i < n;"),
+        Change("cuda/elementwise.cuh", "head + n - tail, threads", "head, threads"),
         MEMORY,
         "scale",
         "scale ",

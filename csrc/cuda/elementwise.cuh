@@ -19,18 +19,31 @@ constexpr int narrowest() {
 template <class... W>
 constexpr int kPackOf = kAccess / narrowest<W...>();
 
-// Calls one(i) for single elements and pack(i) for N elements from i on, in a loop over the grid.
+// Calls f(i) for i = first, first + step, ... below end. Not unrolled: more threads hide latency at less cost.
+template <class F>
+__device__ __forceinline__ void for_each(int64_t first, int64_t end, int64_t step, const F& f) {
+#pragma unroll 1
+  for (int64_t i = first; i < end; i += step) f(i);
+}
+
+__device__ __forceinline__ int64_t thread_of_grid() {
+  return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+}
+__device__ __forceinline__ int64_t threads_of_grid() { return static_cast<int64_t>(gridDim.x) * kThreads; }
+
+// Calls one(i) for every i < n.
+template <class One>
+__device__ __forceinline__ void for_each_element(int64_t n, const One& one) {
+  for_each(thread_of_grid(), n, threads_of_grid(), one);
+}
+
+// Calls one(i) for single elements and pack(i) for N elements from i on.
 template <int N, class One, class Many>
 __device__ __forceinline__ void for_each_element(int64_t n, int64_t head, const One& one, const Many& pack) {
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kThreads;
+  const int64_t thread = thread_of_grid(), threads = threads_of_grid();
   const int64_t tail = n - static_cast<int64_t>(static_cast<uint64_t>(n - head) % N);
-#pragma unroll 1  // more threads hide latency at less cost than registers
-  for (int64_t i = first; i < head; i += stride) one(i);
-#pragma unroll 1
-  for (int64_t i = head + first * N; i < tail; i += stride * N) pack(i);
-#pragma unroll 1
-  for (int64_t i = tail + first; i < n; i += stride) one(i);
+  for_each(head + thread * N, tail, threads * N, pack);
+  for_each(thread, head + n - tail, threads, [&](int64_t i) { one(i < head ? i : i - head + tail); });
 }
 
 // out[i] = f(in[i]) and out[i] = f(in[i], other[i]), by element or by pack.
@@ -139,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     }
     store_any(out, i, out_dtype, y);
   };
-  for_each_element<1>(n, n, one, one);
+  for_each_element(n, one);
 }
 
 // p and what is left of it after 24 bits: see Power. All arithmetic: 40 registers would spill.
@@ -160,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     }
     store_any(out, i, out_dtype, y);
   };
-  for_each_element<1>(n, n, one, one);
+  for_each_element(n, one);
 }
 
 // T: compute type of w. Product: the wider of it and g's; wider than T only where g is double.
@@ -179,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     }
     store_any(out, i, out_dtype, is_pruned(load_weight<T>(w, i, w_dtype), bound) ? value * scale : value);
   };
-  for_each_element<1>(n, n, one, one);
+  for_each_element(n, one);
 }
 
 }  // namespace feather::cuda

@@ -10,6 +10,13 @@ namespace feather::cuda {
 
 constexpr int kDigitBits = 11;  // at most, of one pass: 2,048 bins in shared memory
 
+// Calls f(bin) for the bins of this thread of a block; their number is a constant, so the compiler needs no rest.
+template <class F>
+__device__ __forceinline__ void for_each_bin(const F& f) {
+#pragma unroll
+  for (int i = 0; i < (1 << kDigitBits) / kThreads; ++i) f(static_cast<int>(threadIdx.x) + i * kThreads);
+}
+
 // counts (rows, 2^bits) += the digits of one chunk whose key starts with prefixes[row]. Digits of more than kDigitBits
 // are counted in parts, each of which reads the chunk again.
 template <class W>
@@ -25,7 +32,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const int bins = 1 << part_bits;
   const int parts = 1 << (bits - part_bits);
   for (int part = 0; part < parts; ++part) {
-    for (int bin = static_cast<int>(threadIdx.x); bin < 1 << kDigitBits; bin += kThreads) found[bin] = 0;
+    for_each_bin([&](int bin) { found[bin] = 0; });
     __syncthreads();
     const K upper = (static_cast<K>(prefix) << (bits - part_bits)) + static_cast<K>(part);
     for_each_key(chunk, scales, [&](K key) {
@@ -34,9 +41,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     });
     __syncthreads();
     int64_t* row = counts + (chunk.row << bits) + static_cast<int64_t>(part) * bins;
-    for (int bin = static_cast<int>(threadIdx.x); bin < 1 << kDigitBits; bin += kThreads) {  // its own bins, as above
+    for_each_bin([&](int bin) {  // the same thread's as above: no barrier behind
       if (found[bin] > 0) add_to(row + bin, found[bin]);
-    }
+    });
   }
 }
 

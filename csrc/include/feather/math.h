@@ -195,13 +195,15 @@ inline Power make_power(double p) {
   return Power{p, ldexp(nearbyint(ldexp(fraction, 24)), exponent - 24)};
 }
 
-// z^(1/p) for 0 < z <= 1: with z = m 2^k and k = n p + r the exponential's argument stays below 1.
+// z^(1/p) for normal z <= 1: with z = m 2^k, m in [1/2, 1), and k = n p + r the exponential's argument stays below 1.
 FEATHER_HOST_DEVICE double inverse_power(double z, const Power& power) {
-  int k;
-  const double m = frexp(z, &k);
+  const uint64_t bits = bits_of(z);
+  const double k = static_cast<double>(static_cast<int>(bits >> 52) - 1022);
+  const double m = float_of(static_cast<uint64_t>((bits & 0xFFFFFFFFFFFFFull) | 0x3FE0000000000000ull));
   const double n = floor(k / power.p + 0.5);
   const double rest = k - n * power.high - n * (power.p - power.high);
-  return ldexp(exp(rest / power.p * 0.6931471805599453 + log(m) / power.p), static_cast<int>(n));
+  const double scale = float_of(static_cast<uint64_t>(static_cast<int64_t>(n) + 1023) << 52);
+  return exp(rest / power.p * 0.6931471805599453 + log(m) / power.p) * scale;
 }
 
 // P(w) for T > 0 and any finite power, in double: w (1 - (T/a)^p)^(1/p); log1p and expm1 keep it exact near T.
