@@ -39,13 +39,17 @@ class Options:
 
 @dataclass
 class LaunchReport:
-    """What a launch did: bytes of global memory (see GlobalMemory) and executed instructions, per thread."""
+    """What a launch did: bytes of global memory (see GlobalMemory) and executed instructions, per thread.
+
+    executed: the places of the code where any thread was.
+    """
 
     kernel: str
     grid: tuple[int, int, int]
     bytes_read: int = 0
     bytes_written: int = 0
     instructions: Counter[str] = field(default_factory=Counter)
+    executed: set[int] = field(default_factory=set)
 
 
 class Program:
@@ -167,6 +171,8 @@ class _Run:
                     return
             gathered = False
             lanes = self._lanes(ins, index)
+            if lanes.count:
+                self.report.executed.add(counter)
             counter += 1
             self.report.instructions[ins.name] += lanes.count
             if ins.opcode in BRANCHES or is_barrier(ins):
