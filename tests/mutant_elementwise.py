@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from functools import cache, partial
 from typing import NamedTuple
@@ -70,6 +71,11 @@ def exact_values(make: Callable[..., Tensor], value: float, dtype: torch.dtype, 
     return oracle.threshold(make(value, dtype), samples.scalar(value, dtype, CPU), p)
 
 
+def check_zeros(out: Tensor, pruned: Tensor) -> None:
+    zeros = out[pruned]
+    assert oracle.same_bits(zeros, torch.zeros_like(zeros)), "pruned weights give +0, not the least denormal"
+
+
 def threshold(
     launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtype, p: float, values: tuple[float, ...]
 ) -> None:
@@ -79,7 +85,8 @@ def threshold(
     calls += [(weights, form, values[0]) for form in FORMS]
     for make, form, value in calls:
         w, t = form.laid_out(make(value, dtype), form.weights), samples.scalar(value, dtype, CPU)
-        out = form.laid_out(torch.full((len(make(value, dtype)),), NAN, dtype=out_dtype), form.written)
+        unwritten = torch.full((len(make(value, dtype)),), 7.0 if math.isnan(value) else NAN, dtype=out_dtype)
+        out = form.laid_out(unwritten, form.written)
         launches.clear()
         ops.threshold.out(w, t, p, out=out)
         most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
@@ -87,7 +94,7 @@ def threshold(
             assert oracle.same_bits(out, out.float().double())
             out = out.float()
         assert oracle.ulp_error(out, exact_values(make, value, dtype, p)[: form.length]) <= bound
-        assert not out[torch.from_numpy(oracle.pruned(w, t))].signbit().any(), "pruned weights give +0"
+        check_zeros(out, torch.from_numpy(oracle.pruned(w, t)))
         if value <= 0:
             assert oracle.same_bits(out, w.to(out.dtype)), "a threshold of 0 or less changes nothing"
         elif out_dtype in (FLOAT16, BFLOAT16):
@@ -125,9 +132,10 @@ def pair(launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtyp
         w, t = form.laid_out(weights(value, dtype), form.weights), samples.scalar(value, dtype, CPU)
         pruned = torch.from_numpy(oracle.pruned(w, t))
         for p in (1.0, 2.0, 3.0, 4.5, INF):
-            out = form.laid_out(torch.full((LENGTH,), NAN, dtype=out_dtype), form.written)
+            unwritten = torch.full((LENGTH,), 7.0 if math.isnan(value) else NAN, dtype=out_dtype)
+            out = form.laid_out(unwritten, form.written)
             ops.threshold.out(w, t, p, out=out)
-            assert not out[pruned].signbit().any(), "pruned weights give +0"
+            check_zeros(out, pruned)
             assert oracle.ulp_error(out.to(narrower), exact_values(weights, value, dtype, p)[: form.length]) <= bound
         for gradient_dtype in samples.DTYPES:
             g = form.laid_out(samples.gradients(weights(value, dtype), gradient_dtype), form.written)

@@ -44,7 +44,7 @@ CPU = [
     Change(MATH, "x > kFarDouble ? a : y", "y"),
     Change(DTYPE, "(bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16", "(bits + 0x8000u) >> 16"),
     Change(DTYPE, "value != value ? BFloat16{quiet} : rounded", "rounded"),
-    Change(DTYPE, "magnitude >= 0x477FF000u ? 0x7C00u", "magnitude >= 0x47800000u ? 0x7C00u"),
+    Change(DTYPE, "magnitude >= 0x477FF000u ? 0x7C00u", "magnitude >= 0x49000000u ? 0x7C00u"),
     Change(DTYPE, "magnitude < 0x400u ? denormal : normal", "normal"),
     Change(DTYPE, "0xFFFu + ((magnitude >> 13) & 1u)", "0xFFFu"),
     Change(MATH, "t >= 9.5367431640625e-7f", "t > 0"),

@@ -41,7 +41,7 @@ class Options:
 class LaunchReport:
     """What a launch did: bytes of global memory (see GlobalMemory) and executed instructions, per thread.
 
-    executed: the places of the code where any thread was.
+    executed: the places of the code where any thread was, its guard true or not.
     """
 
     kernel: str
@@ -171,8 +171,7 @@ class _Run:
                     return
             gathered = False
             lanes = self._lanes(ins, index)
-            if lanes.count:
-                self.report.executed.add(counter)
+            self.report.executed.add(counter)
             counter += 1
             self.report.instructions[ins.name] += lanes.count
             if ins.opcode in BRANCHES or is_barrier(ins):
