@@ -18,7 +18,17 @@ from ptx.execution import LaunchReport
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
 NAN, INF = math.nan, math.inf
 CPU = torch.device("cpu")
-TAILS = (1, 2, 5, 6, 7, 8, 516, 521, 527)  # every remainder of 8, on either side of half a block of Triton's
+TAILS = (
+    1,
+    2,
+    5,
+    6,
+    7,
+    8,
+    516,
+    521,
+    1023,
+)  # every remainder of 8, in either half of a block of Triton's, and all but full
 ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
 
 

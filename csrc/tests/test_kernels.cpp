@@ -103,8 +103,12 @@ void threshold_in_place_and_identity() {
       use_instruction_set(name);
       Buffer w = weights_of(dtype);
       Buffer before = w;
-      threshold(w.array(), -1.0, 3.0, w.data(), dtype, 2);
-      for (int64_t i = 0; i < w.n; ++i) CHECK(equal(w.get(i), before.get(i)), name, " element ", i);
+      for (const double t : {-1.0, 0.0}) {
+        for (const double p : {3.0, 4.5}) {
+          threshold(w.array(), t, p, w.data(), dtype, 2);
+          for (int64_t i = 0; i < w.n; ++i) CHECK(equal(w.get(i), before.get(i)), name, " T=", t, " p=", p, " element ", i);
+        }
+      }
       Buffer out(dtype, w.n);
       threshold(w.array(), static_cast<double>(kT), 3.0, out.data(), dtype, 2);
       threshold(w.array(), static_cast<double>(kT), 3.0, w.data(), dtype, 2);
@@ -146,6 +150,8 @@ void counts() {
   std::vector<Buffer> buffers;
   for (const DType dtype : kAll) buffers.push_back(weights_of(dtype));
   buffers.emplace_back(DType::kFloat32, 0);
+  buffers.emplace_back(DType::kFloat16, (1 << 20) + 1001);  // more than is counted in 32 bits at a time
+  for (int64_t i = 0; i < buffers.back().n; ++i) buffers.back().set(i, i % 3 == 0 ? 0.1 : 0.5);
   std::vector<Array> arrays;
   std::vector<int64_t> expected;
   for (Buffer& buffer : buffers) {

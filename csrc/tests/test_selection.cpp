@@ -46,7 +46,8 @@ void check(const Weights& weights, const float* scales, const int64_t* caps, con
   for (const std::string& name : available_instruction_sets()) {
     use_instruction_set(name);
     for (const int threads : {1, 3}) {
-      for (const int64_t rank : {int64_t{-1}, int64_t{0}, size / 10, size / 2, size * 98 / 100, size - 2, size - 1, size}) {
+      for (const int64_t rank : {int64_t{-1}, int64_t{0}, size / 10, size / 2 - 1, size / 2, size * 98 / 100, size - 2,
+                                 size - 1, size}) {
         float found[2] = {-1, -1};
         magnitude_select(scores, &rank, hint.empty() ? nullptr : hint.data(), found, threads);
         for (const int64_t i : {int64_t{0}, int64_t{1}}) {
@@ -95,6 +96,12 @@ void hints_right_and_wrong() {
   }
 }
 
+// What is wanted is the last key in the bracket of the hint, and its neighbour lies beyond.
+void neighbours_outside_the_bracket() {
+  Weights weights = {std::vector<float>(50000, 0.25f), std::vector<float>(50000, 2.0f)};
+  check(weights, nullptr, nullptr, {0.25f, 0.25f});  // tries rank 49,999 too
+}
+
 // More keys inside any bracket than the buffer holds.
 void ties_take_radix_passes() {
   Weights weights = {std::vector<float>(900000, 0.25f), std::vector<float>(400000, -0.5f)};
@@ -114,6 +121,9 @@ void caps_and_scales() {
   }
   Weights ties = {std::vector<float>(900000, 0.25f), std::vector<float>(1000, 0.25f), {0.1f, 0.3f}, {}};
   check(ties, nullptr, std::vector<int64_t>{850000, 10, 2, 0}.data(), {});
+  ties = {std::vector<float>(900000, 0.25f), {10.0f}};
+  ties[0].push_back(3.0f);  // beyond the cap: not the neighbour of the last 0.25
+  check(ties, nullptr, std::vector<int64_t>{900000, 1}.data(), {});
 }
 
 void groups_are_independent() {
@@ -204,6 +214,7 @@ int main() {
   return run_all({{"few elements", few_elements},
                   {"sampled bracket", sampled_bracket},
                   {"hints, right and wrong", hints_right_and_wrong},
+                  {"neighbours outside the bracket", neighbours_outside_the_bracket},
                   {"ties take radix passes", ties_take_radix_passes},
                   {"caps and scales", caps_and_scales},
                   {"groups are independent", groups_are_independent},
