@@ -28,7 +28,7 @@ TAILS = (
     516,
     521,
     1023,
-)  # every remainder of 8, in either half of a block of Triton's, and all but full
+)  # every remainder of 8, in either half of a block, and all but full
 ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
 
 
