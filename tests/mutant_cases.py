@@ -18,17 +18,8 @@ from ptx.execution import LaunchReport
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
 NAN, INF = math.nan, math.inf
 CPU = torch.device("cpu")
-TAILS = (
-    1,
-    2,
-    5,
-    6,
-    7,
-    8,
-    516,
-    521,
-    1023,
-)  # every remainder of 8, in either half of a block, and all but full
+# every remainder of 8 in either half of a block, and all but a full one
+TAILS = (*range(1, 9), *range(514, 522), 1023)
 ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache, partial
 from typing import Any
 from unittest import mock
@@ -39,13 +39,21 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
     flat += [torch.randn(n, generator=g) for n in ROUNDS]
     for end in (0.0, 5.0):  # pruned and kept
-        flat += [torch.cat([torch.randn(n - 1, generator=g), torch.tensor([end])]) for n in TAILS]
+        flat += [torch.cat([torch.randn(n - 1, generator=g), torch.tensor([end])]) for n in TAILS[::2]]
     if dense:
         spacing = torch.finfo(dtypes[0]).eps
         near = [1 + torch.randint(0, 1000, w.shape, generator=g).double() * spacing for w in flat]
         flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
     cast = [w.to(dtypes[i % len(dtypes)]) for i, w in enumerate(flat)]
     return [samples.LAYOUTS["misaligned"](w) if i == 1 else w for i, w in enumerate(cast)]
+
+
+def spread(dtype: torch.dtype) -> Selection:
+    """Keys all over the widest bracket around them, at every place of a thread, in whole rounds and in rest."""
+    steps = {FLOAT32: 60_000, FLOAT16: 7, BFLOAT16: 0}[dtype]  # of the dtype, to one side, in half a bracket
+    at = torch.randint(0, steps + 1, (9001,), generator=seeded(7)).double()
+    near = (1 + at * torch.finfo(dtype).eps).to(dtype)
+    return Selection([near, near[:4700], samples.LAYOUTS["misaligned"](near[:1031]), near[:3], -near[:516]], [0, 1, 0])
 
 
 def payload_of(listed: Sequence[Tensor]) -> int:
@@ -146,12 +154,16 @@ def cold(launches: list[LaunchReport], name: str) -> None:
         assert oracle.same_bits(made.select(ranks), values), f"ranks {ranks}"
 
 
-def steady(launches: list[LaunchReport], name: str) -> None:
-    """With the result as hint, where keys are close: every byte once, and the passes behind exit at once."""
+def steady(launches: list[LaunchReport], name: str, elements: int | None = None) -> None:
+    """With the result as hint, where keys are close: every byte once, and the passes behind exit at once.
+
+    elements: of a net for which the brackets are made.
+    """
     made, calls = selection(name)
-    for ranks, values in calls[2:4]:
+    for ranks, values in calls[1:5] if elements else calls[2:4]:
         launches.clear()
-        assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
+        with as_in_a_net_of(elements) if elements else nullcontext():
+            assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
         for report in launches:
             if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
                 most_bytes([report], 0)
@@ -264,6 +276,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     "dense, scaled": lambda: Selection(
         weight_list(FLOAT32, dense=True), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 0.5, 3.0, 3.0, 0.5]
     ),
+    **{f"spread {str(dtype)[6:]}": partial(spread, dtype) for dtype in (FLOAT32, BFLOAT16, FLOAT16)},
     "float64": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 0, 1, 0]),
     "float64, dense": lambda: Selection(weight_list(FLOAT64, dense=True), [0, 1, 0, 0, 1, 0]),
     "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=[0.5, 3, 1, 0.1, 1, 1.7]),
@@ -276,6 +289,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     ),
     "float64, capped": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
 }
+SPREAD = ("spread float32", "spread bfloat16", "spread float16")
 CASES = [
     *COUNTS,
     *(
@@ -287,6 +301,7 @@ CASES = [
         Case(f"steady: {name}", partial(steady, name=name))
         for name in ("dense", "ties", "bfloat16 ties", "dense, scaled")
     ),
+    *(Case(f"steady: {name}, widest", partial(steady, name=name, elements=1 << 40)) for name in SPREAD),
     *(
         Case(
             f"neighbours: {str(dtype)[6:]}, {'steady' if steady else 'cold'}",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -95,6 +96,45 @@ def negated() -> Tensor:
 
 def zeros() -> Tensor:
     return torch._efficientzerotensor((3, 2))
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_a_traced_graph_holds_the_op(pre_dispatch: bool) -> None:
+    def function(w: Tensor) -> Tensor:
+        return fk.functional.threshold(w, torch.tensor(1.0))
+
+    traced = make_fx(function, pre_dispatch=pre_dispatch)(torch.ones(3))
+    w = torch.tensor([0.5, 2.0, -3.0])
+    assert traced(w).equal(function(w))
+
+
+def test_a_function_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = sparse_layer()
+    forbid("implementation", monkeypatch)
+    with torch.device("cpu"):
+        layer(torch.ones(3, 6))
+
+
+LAZY = {"t": torch.tensor(-1.0), "grad_scale": torch.tensor(-0.25)}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_lazy_scalars(name: str) -> None:
+    """A tensor whose memory holds the negative of its values."""
+    values = {"t": torch.tensor(1.0), "grad_scale": torch.tensor(0.25)}
+    w = torch.tensor([0.5, 2.0, -3.0], requires_grad=True)
+    results = []
+    for scalars in (values, {**values, name: torch._neg_view(LAZY[name])}):
+        w.grad = None
+        y = fk.functional.threshold(w, scalars["t"], grad_scale=scalars["grad_scale"])
+        y.sum().backward()
+        results.append((y, w.grad))
+    assert all(a.equal(b) for a, b in zip(*results, strict=True))
+
+
+def test_a_lazy_zero_as_threshold() -> None:
+    w = torch.tensor([0.5, 2.0, -3.0])
+    assert calls.threshold(w, torch._efficientzerotensor(()), 2.0).equal(w)
 
 
 @pytest.mark.parametrize("make", [meta, subclass, negated, zeros])

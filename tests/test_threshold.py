@@ -32,6 +32,16 @@ def rounded_to(dtype: torch.dtype, result: torch.Tensor) -> torch.Tensor:
     return result.to(dtype) if result.dtype == torch.float64 else result
 
 
+@pytest.mark.parametrize("exponent", [0, 3, 8, 10, 14, 30])
+def test_denormal_thresholds_of_doubles(backend: BackendUnderTest, exponent: int) -> None:
+    """T and the weights just above it are a few of the least steps that a double can make."""
+    least = torch.tensor(5e-324, dtype=torch.float64)
+    t = (least * 2**exponent).to(backend.device)
+    weights = t + least.to(backend.device) * torch.tensor([0.0, 1, 2, 3, 5, 9, 1000, -1]).to(t)
+    y = ops.threshold(weights, t, 3.0)
+    assert oracle.ulp_error(y, oracle.threshold(weights, t, 3.0)) <= 2
+
+
 @pytest.mark.parametrize("p", [*samples.POWERS, 1.1])
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
 @pytest.mark.parametrize("t", samples.THRESHOLDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -124,9 +125,10 @@ def keep_freed_memory() -> None:
     """From here on glibc gives no freed memory back to the system, as jemalloc and tcmalloc do not.
 
     By default it returns the top of its heap when that is large, and how often a step hits that limit is luck: 0 to
-    50,000 page faults, up to 5 % of a step, on either side of the comparison.
+    50,000 page faults, up to 5 % of a step, on either side of the comparison. It holds for the process: the cases that
+    come later (call, import) allocate next to nothing.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
@@ -143,7 +145,10 @@ def prunable_layers(model: nn.Module) -> list[Any]:
 
 
 def prepare_batch(network: Network, device: torch.device) -> Data:
-    """A random batch, and the oracle: a dense model that holds P(w), its weights' gradients scaled afterwards."""
+    """A random batch, and the oracle: a dense model that holds P(w), its weights' gradients scaled afterwards.
+
+    Sets how memory is freed from here on.
+    """
     keep_freed_memory()
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(network.batch, 3, network.size, network.size, generator=generator).to(device)

@@ -60,7 +60,7 @@ void threshold_loop(const W* w, Out* out, int64_t n, const Threshold<Compute<W>>
     const int64_t end = n - start < kStride ? n : start + kStride;
     prefetch<0>(w, end, n);
     prefetch<1>(out, end, n);
-    if (kChecksNan<Out> && has_nan(w + start, end - start)) {
+    if (kChecksNan<Out> && sizeof(T) == sizeof(float) && has_nan(w + start, end - start)) {
       FEATHER_SIMD
       for (int64_t i = start; i < end; ++i) store(out[i], threshold_positive<P, kScaled>(load<T>(w[i]), threshold));
     } else {

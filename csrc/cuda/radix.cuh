@@ -13,6 +13,7 @@ constexpr int kDigitBits = 11;  // at most, of one pass: 2,048 bins in shared me
 // Calls f(bin) for the bins of this thread of a block; their number is a constant, so the compiler needs no rest.
 template <class F>
 __device__ __forceinline__ void for_each_bin(const F& f) {
+  static_assert((1 << kDigitBits) % kThreads == 0, "every bin has a thread");
 #pragma unroll
   for (int i = 0; i < (1 << kDigitBits) / kThreads; ++i) f(static_cast<int>(threadIdx.x) + i * kThreads);
 }

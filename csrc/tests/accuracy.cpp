@@ -1,9 +1,9 @@
 // Largest error of P(w) over float32 magnitudes: `accuracy [--every N] [--threads N]`, csv on stdout.
 //
 // The kernels run over the magnitudes 0, N, 2 N, ... as bit patterns, up to inf; with --every 1 that is all of them but
-// the NaNs. The exact value is computed in long double. Instruction sets that must give the same bits share a row: all of
-// them, but for p = 3 those that fuse a product and a sum and those that do not. Exits with 1 beyond 2 ulp or where bits
-// differ.
+// the NaNs. The exact value is computed in long double. Instruction sets that must give the same bits share a row: all
+// of them, but for p = 3 those that fuse a product and a sum and those that do not. Exits with 1 beyond 2 ulp or where
+// bits differ.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -39,7 +39,8 @@ std::vector<Group> groups_for(int power) {
   std::vector<Group> groups;
   for (const std::string& name : available_instruction_sets()) {
     use_instruction_set(name);
-    if (groups.empty() || (power == kPowerThree && groups.back().sets[0].fused != kernels().fused)) groups.emplace_back();
+    const bool apart = !groups.empty() && power == kPowerThree && groups.back().sets[0].fused != kernels().fused;
+    if (groups.empty() || apart) groups.emplace_back();
     Group& group = groups.back();
     group.names += (group.names.empty() ? "" : "=") + name;
     group.sets.push_back(kernels());

@@ -122,6 +122,17 @@ void doubles_beyond_floats_range() {
   }
 }
 
+void denormal_thresholds() {
+  for (int exponent = 0; exponent <= 60; ++exponent) {
+    const double t = std::ldexp(5e-324, exponent);
+    for (const double more : {1.0, 2.0, 3.0, 5.0, 9.0, 1000.0}) {
+      const double w = t + more * 5e-324;
+      const double y = threshold_value<3>(w, make_threshold(t));
+      CHECK(double_ulps(y, exact_threshold(w, t, 3)) <= 2, "T=", t, " w=", w, " gives ", y);
+    }
+  }
+}
+
 void non_positive_and_nan_thresholds() {
   for (const float t : {0.0f, -0.0f, -1.0f, -kInfinity}) {
     for (const float w : weights_around(1.0f, 10, 1)) {
@@ -166,6 +177,7 @@ int main() {
                   {"16-bit results are rounded to nearest even", sixteen_bit_results_are_rounded_to_nearest_even},
                   {"threshold is within 2 ulp", threshold_is_within_two_ulps},
                   {"doubles beyond float's range", doubles_beyond_floats_range},
+                  {"denormal thresholds of doubles", denormal_thresholds},
                   {"non-positive and NaN thresholds", non_positive_and_nan_thresholds},
                   {"general powers", general_powers},
                   {"keys sort as magnitudes", keys_sort_as_magnitudes}});

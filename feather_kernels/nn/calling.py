@@ -43,7 +43,7 @@ class FeatherConvNd(CallLayer):
         arguments = (layer.stride, padding, layer.dilation, transposed, output_padding, layer.groups)
         t = self.feather.thresholds["weight"]
         if t.keep:
-            y = torch.ops.aten.convolution.default(x, self.sparse_weight("weight", dtype), bias, *arguments)
+            y = torch.convolution(x, self.sparse_weight("weight", dtype), bias, *arguments)
         else:
             y = autograd.convolution(x, weight, t.threshold, t.grad_scale, bias, t.power, dtype, *arguments)
         return y if batched else y.squeeze(0)

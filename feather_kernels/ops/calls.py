@@ -1,7 +1,8 @@
 """The ops as autograd's Functions call them: straight, unless something may be listening at the dispatcher.
 
 A call by way of ``torch.ops`` costs 4 us more than the implementation itself, and several times that with cold caches,
-three times a layer and step. Tracers, modes, transforms, the profiler and tensors that are not plain get the op.
+three times a layer and step. Tracers, modes, transforms, the profiler and tensors that are not plain get the op; an
+``ExecutionTraceObserver`` without a profiler is not noticed.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ def unobserved() -> bool:
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
         or torch._C._are_functorch_transforms_active()
         or torch._C._autograd._profiler_enabled()
     )
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it is a strided tensor with memory of its own: no batch of vmap, no lazy negation, no lazy zeros."""
-    return torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN
+    """Whether it is strided and has memory of its own: no subclass, no batch of vmap, no lazy negation or zeros."""
+    return type(tensor) in KINDS and torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN
 
 
 def _keys(device: str) -> int:
@@ -44,17 +47,18 @@ _PLAIN = {_keys("CPU"), _keys("CUDA")}
 
 
 def by_shortest_way(name: str) -> Callable[..., Any]:
-    """Op ``name``, for calls where autograd records nothing; its first two arguments are tensors.
-
-    Only the first can be lazy: it is the weight, or a gradient for a weight that its forward saw before.
-    """
+    """Op ``name``, for calls where autograd records nothing."""
     op = getattr(torch.ops.feather_kernels, name).default
-    implementation = IMPLEMENTATIONS[name]
+    implementation, in_place = IMPLEMENTATIONS[name], name.endswith("_")
 
-    def call(first: Tensor, second: Tensor, *args: Any, **options: Any) -> Any:
-        if type(first) in KINDS and type(second) in KINDS and unobserved() and is_plain(first):
-            return implementation(first, second, *args, **options)
-        return op(first, second, *args, **options)
+    def call(*args: Any, out_dtype: torch.dtype | None = None) -> Any:
+        options = {} if in_place else {"out_dtype": out_dtype}
+        if unobserved():
+            for argument in args:
+                if isinstance(argument, Tensor) and not is_plain(argument):
+                    return op(*args, **options)
+            return implementation(*args, **options)
+        return op(*args, **options)
 
     return call
 

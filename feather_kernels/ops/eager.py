@@ -7,7 +7,7 @@ holds the differentiable forms.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -147,11 +147,13 @@ def refuse_gradients(name: str) -> Callable:
     def autograd_kernel(keyset: torch._C.DispatchKeySet, *args: object, **kwargs: object) -> object:
         redispatch = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default").redispatch
         keys = keyset & torch._C._after_autograd_keyset
-        if not torch.is_grad_enabled() or not _any_requires_grad((*args, *kwargs.values())):
+        if not torch.is_grad_enabled():
+            return redispatch(keys, *args, **kwargs)
+        differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
+        if not differentiable:
             return redispatch(keys, *args, **kwargs)
         if in_place:
             raise RuntimeError(_NO_DERIVATIVE.format(name))
-        differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
         return NoDerivative.apply(name, partial(redispatch, keys, *args, **kwargs), *differentiable)
 
     return autograd_kernel
@@ -176,17 +178,6 @@ class NoDerivative(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> None:  # noqa: ARG004
         """Raise RuntimeError."""
         raise RuntimeError(_NO_DERIVATIVE.format(ctx.name))
-
-
-def _any_requires_grad(arguments: Iterable[object]) -> bool:
-    """Of the tensors among them, in lists too."""
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            if argument.requires_grad:
-                return True
-        elif isinstance(argument, (list, tuple)) and _any_requires_grad(argument):
-            return True
-    return False
 
 
 def _tensors(args: tuple[object, ...], kwargs: dict[str, object]) -> Iterator[Tensor]:

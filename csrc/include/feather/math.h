@@ -1,8 +1,8 @@
 // The scalar formulas, for the C++ and the CUDA kernels: values in, values out.
 //
 // Weights come in the compute type (float, or double for float64 storage). Bounds: docs/design/numerics.md. The same
-// formulas stand in feather_kernels/backends/reference.py and feather_kernels/backends/triton/math.py. On a CPU all of
-// it is compiled with -ffp-contract=off: what is fused says so (multiply_add), the same from every compiler.
+// functions, by formulas of their own, stand in feather_kernels/backends/reference.py and .../triton/math.py. On a CPU
+// all of it is compiled with -ffp-contract=off: what is fused says so (multiply_add), the same from every compiler.
 #pragma once
 
 #include <math.h>
@@ -64,8 +64,8 @@ struct Threshold {
   T scaled;
 };
 
-// Whether P(w), P = 2 or 3, needs these powers. For a float T from 2^-20 to 2^20 its cubes stay in range without them, or
-// overflow where P(w) rounds to w.
+// Whether P(w), P = 2 or 3, needs these powers. For a float T from 2^-20 to 2^20 its cubes stay in range without them,
+// or overflow where P(w) rounds to w.
 FEATHER_HOST_DEVICE bool needs_scaling(double) { return true; }
 FEATHER_HOST_DEVICE bool needs_scaling(float t) { return !(t >= 9.5367431640625e-7f && t <= 1048576.0f); }
 
@@ -96,8 +96,9 @@ FEATHER_HOST_DEVICE double square_root(double z) {
 #endif
 }
 
-// Whether a b + c is one instruction, rounded once: everywhere but on x86-64 without FMA.
-#if defined(__CUDA_ARCH__) || defined(__FP_FAST_FMAF) || defined(FEATHER_FUSED)
+// Whether a b + c of floats is one instruction, rounded once: everywhere but on x86-64 without FMA. (gcc defines the
+// second macro, clang the third.) Doubles do not need it for 2 ulp.
+#if defined(__CUDA_ARCH__) || defined(__FP_FAST_FMAF) || defined(__FMA__) || defined(FEATHER_FUSED)
 constexpr bool kFused = true;
 #else
 constexpr bool kFused = false;
@@ -106,7 +107,8 @@ constexpr bool kFused = false;
 FEATHER_HOST_DEVICE float multiply_add(float a, float b, float c) { return kFused ? fmaf(a, b, c) : a * b + c; }
 FEATHER_HOST_DEVICE double multiply_add(double a, double b, double c) { return a * b + c; }
 
-// t ~ z^(-1/3) for normal z > 0, so that 1 - z t^3 is in [-0.077, 0.12]: a third of the bits, subtracted from a constant's.
+// t ~ z^(-1/3) for normal z > 0, so that 1 - z t^3 is in [-0.077, 0.12]: a third of the bits, subtracted from those of
+// a constant.
 FEATHER_HOST_DEVICE float inverse_cube_root_seed(float z) {
 #if defined(__CUDA_ARCH__)
   const uint32_t third = __umulhi(bits_of(z), 0x55555556u);  // where conversions are slow
@@ -125,8 +127,8 @@ FEATHER_HOST_DEVICE float one_minus_product(float y, float t) {
   return (1.0f - upper * t) - (y - upper) * t;
 }
 
-// z^(1/3) = y c^(-2/3) with y = z t^2 and c = z t^3, for normal z > 0. With d = 1 - c the power is 1 + d q(d), q minimax
-// of degree 4 (relative error 1.4e-8). Of the roundings in y a third is left, since c has them too. No division.
+// z^(1/3) = y c^(-2/3) with y = z t^2 and c = z t^3, for normal z > 0. With d = 1 - c the power is 1 + d q(d), q
+// minimax of degree 4 (relative error 1.4e-8). Of the roundings in y a third is left, since c has them too. No division.
 FEATHER_HOST_DEVICE float cube_root(float z) {
   const float t = inverse_cube_root_seed(z);
   const float y = z * (t * t);
@@ -138,10 +140,10 @@ FEATHER_HOST_DEVICE float cube_root(float z) {
   return multiply_add(y * d, q, y);
 }
 
-// For z in float's range: two third-order steps t += t d (1/3 + 2/9 d), d = 1 - z t^3, and one Newton step of z t^2, whose
-// residual is nearly exact.
+// For z from 2^-180 (a denormal T) to 2^57: two third-order steps t += t d (1/3 + 2/9 d), d = 1 - z t^3, and one Newton
+// step of z t^2, whose residual is nearly exact. Times 2^60 z is in float's range.
 FEATHER_HOST_DEVICE double cube_root(double z) {
-  double t = inverse_cube_root_seed(static_cast<float>(z));
+  double t = 1048576.0 * inverse_cube_root_seed(static_cast<float>(z * 1152921504606846976.0));
   for (int step = 0; step < 2; ++step) {
     const double d = 1.0 - z * t * t * t;
     t += t * d * (1.0 / 3.0 + 2.0 / 9.0 * d);
@@ -156,7 +158,7 @@ FEATHER_HOST_DEVICE double cube_root(double z) {
 // Factored, so that nothing cancels: (x - T)(x + T) and (x - T)(x^2 + x T + T^2) with x and T scaled by S, which is
 // exact. Rounding must not make a weight larger: y is limited to abs(w), as bits, by which a y that is infinite, NaN or
 // negative because z or y^3 overflowed counts as larger too; P(w) rounds to w there. Where w is pruned z may be 0 or
-// negative, which makes no denormals (they would be slow) and no use of y.
+// negative, which where products are fused makes no denormals (they would be slow), and no use of y.
 //
 // kScaled = false (see needs_scaling) saves two products and may change the last bit of P = 3.
 template <int P, bool kScaled = true, class T>
