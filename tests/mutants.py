@@ -115,10 +115,11 @@ def cases_for(backend: str) -> list[Case]:
     return [case for case in CASES if backend in case.backends]
 
 
-def check_unchanged(case: Case, reports: list[LaunchReport]) -> None:
+def check_unchanged(cases: Iterable[Case], reports: list[LaunchReport]) -> None:
     """Raises if a case fails on kernels without a mutant."""
-    if error := error_of(case, reports):
-        raise AssertionError(f"{case.name} fails on unchanged kernels") from error
+    for case in cases:
+        if error := error_of(case, reports):
+            raise AssertionError(f"{case.name} fails on unchanged kernels") from error
 
 
 def reaches(
@@ -128,7 +129,7 @@ def reaches(
     found: dict[Program, list[Reach]] = defaultdict(list)
     for case in cases_for(kind):
         launches.clear()
-        check_unchanged(case, reports)
+        check_unchanged([case], reports)
         blocks = sum(math.prod(report.grid) for _, report in launches)
         places: dict[Program, set[int]] = defaultdict(set)
         for program, report in launches:
@@ -166,8 +167,7 @@ def ptx_results(kind: str, each: int, only: str) -> Iterator[Result]:
                     case, how = killed_by(cases, reports)
                 launches.clear()
                 yield Result(kind, name, mutation.before, mutation.after, case, how)
-        for case in cases_for(kind):
-            check_unchanged(case, reports)  # no mutant has changed what the checks compare with
+        check_unchanged(cases_for(kind), reports)  # no mutant has changed what the checks compare with
 
 
 def killed_by(cases: Iterable[Case], reports: list[LaunchReport]) -> tuple[str, str]:
@@ -195,8 +195,7 @@ def cuda_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
     import cuda_build
 
     with executor("cuda"), recorded() as (reports, _):
-        for case in cases_for("cuda"):
-            check_unchanged(case, reports)
+        check_unchanged(cases_for("cuda"), reports)
     for change in changes:
         with TemporaryDirectory() as folder:
             build = cuda_build.changed(change, ARCHITECTURE, Path(folder))

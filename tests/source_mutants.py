@@ -49,7 +49,7 @@ CPU = [
     Change(DTYPE, "0xFFFu + ((magnitude >> 13) & 1u)", "0xFFFu"),
     Change(MATH, "t >= 9.5367431640625e-7f", "t > 0"),
     Change(MATH, "t <= 1048576.0f", "true"),
-    Change(ELEMENTWISE, "kChecksNan<Out> && sizeof(T)", "false && sizeof(T)"),
+    Change(ELEMENTWISE, "kChecksNan<T, Out> && has_nan", "false && has_nan"),
     Change(ELEMENTWISE, "if (t <= 0) return convert", "if (t < 0) return convert"),
     Change(ELEMENTWISE, "end = n - start < kStride ? n :", "end = n - start < kStride ? n - 1 :"),
     Change(ELEMENTWISE, "total += count;", "total = count;"),

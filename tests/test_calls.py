@@ -79,25 +79,6 @@ def test_the_profiler_names_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {f"feather_kernels::{name}" for name in OPS} <= {event.key for event in profiled.key_averages()}
 
 
-def meta() -> Tensor:
-    return torch.empty(3, 2, device="meta")
-
-
-def subclass() -> Tensor:
-    class Wrapped(Tensor):
-        pass
-
-    return torch.ones(3, 2).as_subclass(Wrapped)
-
-
-def negated() -> Tensor:
-    return torch.full((3, 2), 1j).conj().imag
-
-
-def zeros() -> Tensor:
-    return torch._efficientzerotensor((3, 2))
-
-
 @pytest.mark.parametrize("pre_dispatch", [False, True])
 def test_a_traced_graph_holds_the_op(pre_dispatch: bool) -> None:
     def function(w: Tensor) -> Tensor:
@@ -115,16 +96,16 @@ def test_a_function_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
         layer(torch.ones(3, 6))
 
 
-LAZY = {"t": torch.tensor(-1.0), "grad_scale": torch.tensor(-0.25)}
+SCALARS = {"t": 1.0, "grad_scale": 0.25}
 
 
-@pytest.mark.parametrize("name", LAZY)
+@pytest.mark.parametrize("name", SCALARS)
 def test_lazy_scalars(name: str) -> None:
     """A tensor whose memory holds the negative of its values."""
-    values = {"t": torch.tensor(1.0), "grad_scale": torch.tensor(0.25)}
+    values = {own: torch.tensor(value) for own, value in SCALARS.items()}
     w = torch.tensor([0.5, 2.0, -3.0], requires_grad=True)
     results = []
-    for scalars in (values, {**values, name: torch._neg_view(LAZY[name])}):
+    for scalars in (values, {**values, name: torch._neg_view(-values[name])}):
         w.grad = None
         y = fk.functional.threshold(w, scalars["t"], grad_scale=scalars["grad_scale"])
         y.sum().backward()
@@ -135,6 +116,25 @@ def test_lazy_scalars(name: str) -> None:
 def test_a_lazy_zero_as_threshold() -> None:
     w = torch.tensor([0.5, 2.0, -3.0])
     assert calls.threshold(w, torch._efficientzerotensor(()), 2.0).equal(w)
+
+
+def meta() -> Tensor:
+    return torch.empty(3, 2, device="meta")
+
+
+def subclass() -> Tensor:
+    class Wrapped(Tensor):
+        pass
+
+    return torch.ones(3, 2).as_subclass(Wrapped)
+
+
+def negated() -> Tensor:
+    return torch.full((3, 2), 1j).conj().imag
+
+
+def zeros() -> Tensor:
+    return torch._efficientzerotensor((3, 2))
 
 
 @pytest.mark.parametrize("make", [meta, subclass, negated, zeros])

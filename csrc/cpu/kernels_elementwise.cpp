@@ -31,10 +31,10 @@ void convert(const W* w, Out* out, int64_t n) {
 }
 
 // Results to bfloat16 take a check for NaN, a fifth of the loop, which a block of weights without one can do without.
-template <class Out>
+template <class T, class Out>
 constexpr bool kChecksNan = false;
 template <>
-constexpr bool kChecksNan<BFloat16> = true;
+constexpr bool kChecksNan<float, BFloat16> = true;
 
 template <class Out, class T>
 FEATHER_HOST_DEVICE void store_number(Out& out, T value) {
@@ -60,7 +60,7 @@ void threshold_loop(const W* w, Out* out, int64_t n, const Threshold<Compute<W>>
     const int64_t end = n - start < kStride ? n : start + kStride;
     prefetch<0>(w, end, n);
     prefetch<1>(out, end, n);
-    if (kChecksNan<Out> && sizeof(T) == sizeof(float) && has_nan(w + start, end - start)) {
+    if (kChecksNan<T, Out> && has_nan(w + start, end - start)) {
       FEATHER_SIMD
       for (int64_t i = start; i < end; ++i) store(out[i], threshold_positive<P, kScaled>(load<T>(w[i]), threshold));
     } else {
@@ -83,9 +83,11 @@ void threshold(const void* w_data, void* out_data, int64_t n, double t_wide) {
     for (int64_t i = 0; i < n; ++i) store(out[i], t);
     return;
   }
-  constexpr bool kRoot = P == 2 || P == 3;
-  if (kRoot && needs_scaling(t)) return threshold_loop<P, true>(w, out, n, make_threshold(t));
-  threshold_loop<P, sizeof(T) == sizeof(double)>(w, out, n, make_threshold(t));
+  const Threshold<T> constants = make_threshold(t);
+  if constexpr (sizeof(T) == sizeof(float) && (P == 2 || P == 3)) {
+    if (!needs_scaling(t)) return threshold_loop<P, false>(w, out, n, constants);
+  }
+  threshold_loop<P, true>(w, out, n, constants);
 }
 
 template <class A, class B>

@@ -49,16 +49,11 @@ _PLAIN = {_keys("CPU"), _keys("CUDA")}
 def by_shortest_way(name: str) -> Callable[..., Any]:
     """Op ``name``, for calls where autograd records nothing."""
     op = getattr(torch.ops.feather_kernels, name).default
-    implementation, in_place = IMPLEMENTATIONS[name], name.endswith("_")
+    implementation = IMPLEMENTATIONS[name]
 
-    def call(*args: Any, out_dtype: torch.dtype | None = None) -> Any:
-        options = {} if in_place else {"out_dtype": out_dtype}
-        if unobserved():
-            for argument in args:
-                if isinstance(argument, Tensor) and not is_plain(argument):
-                    return op(*args, **options)
-            return implementation(*args, **options)
-        return op(*args, **options)
+    def call(*args: Any, **options: Any) -> Any:
+        straight = unobserved() and all(is_plain(argument) for argument in args if isinstance(argument, Tensor))
+        return (implementation if straight else op)(*args, **options)
 
     return call
 

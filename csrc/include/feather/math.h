@@ -66,7 +66,6 @@ struct Threshold {
 
 // Whether P(w), P = 2 or 3, needs these powers. For a float T from 2^-20 to 2^20 its cubes stay in range without them,
 // or overflow where P(w) rounds to w.
-FEATHER_HOST_DEVICE bool needs_scaling(double) { return true; }
 FEATHER_HOST_DEVICE bool needs_scaling(float t) { return !(t >= 9.5367431640625e-7f && t <= 1048576.0f); }
 
 template <class T>
