@@ -86,10 +86,10 @@ def limit(data: Data) -> Variant:
             weight.sum()
         for weight, output in zip(data.inputs.weights, outputs, strict=True):
             output.copy_(weight)
-        for gradient in data.written:
-            gradient.mul_(data.grad_scale)
+        for gradient, weight in zip(data.written, data.inputs.weights, strict=True):
+            gradient.mul_(weight)
 
-    return Variant(run, 5 * data.inputs.bytes, accept, data.restore)
+    return Variant(run, 6 * data.inputs.bytes, accept, data.restore)
 
 
 def ours(data: Data, backend: str) -> Variant:
@@ -98,7 +98,7 @@ def ours(data: Data, backend: str) -> Variant:
     weights, groups = list(inputs.weights), [0] * len(inputs.weights)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
-        with fk.use_backend(backend):
+        with fk.use_backend(backend), torch.no_grad():
             t = interpolate(ops.magnitude_select(weights, groups, inputs.rank, hint=data.hint)[0], inputs.fraction)
             for weight in weights:
                 value = ops.threshold(weight, t, POWER)

@@ -55,6 +55,10 @@ namespace avx512 {
 void fill_elementwise(Kernels& kernels);
 void fill_selection(Kernels& kernels);
 }  // namespace avx512
+namespace avx512bf16 {
+void fill_elementwise(Kernels& kernels);
+void fill_selection(Kernels& kernels);
+}  // namespace avx512bf16
 #endif
 
 }  // namespace feather

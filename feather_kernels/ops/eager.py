@@ -143,9 +143,9 @@ def refuse_gradients(name: str) -> Callable:
     """
     packet, _, overload = name.partition(".")
     in_place = bool(overload) or name.endswith("_")
+    redispatch = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default").redispatch
 
     def autograd_kernel(keyset: torch._C.DispatchKeySet, *args: object, **kwargs: object) -> object:
-        redispatch = getattr(getattr(torch.ops.feather_kernels, packet), overload or "default").redispatch
         keys = keyset & torch._C._after_autograd_keyset
         if not torch.is_grad_enabled():
             return redispatch(keys, *args, **kwargs)

@@ -69,12 +69,6 @@ FEATHER_HOST_DEVICE double float_of(uint64_t bits) {
 
 FEATHER_HOST_DEVICE float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
-// to_bfloat16 of a value that is no NaN.
-FEATHER_HOST_DEVICE BFloat16 number_to_bfloat16(float value) {
-  const uint32_t bits = bits_of(value);
-  return BFloat16{static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16)};
-}
-
 // Round to nearest, ties to even; every NaN becomes the quiet one of its sign. (On a CUDA device the conversions are
 // its instructions, whose NaN has no sign.)
 FEATHER_HOST_DEVICE BFloat16 to_bfloat16(float value) {
@@ -83,9 +77,10 @@ FEATHER_HOST_DEVICE BFloat16 to_bfloat16(float value) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
   return result;
 #else
-  const BFloat16 rounded = number_to_bfloat16(value);
-  const auto quiet = static_cast<uint16_t>((bits_of(value) >> 16) | 0x40u);
-  return value != value ? BFloat16{quiet} : rounded;
+  const uint32_t bits = bits_of(value);
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const uint32_t quiet = (bits >> 16) | 0x40u;
+  return BFloat16{static_cast<uint16_t>(value != value ? quiet : rounded)};
 #endif
 }
 
