@@ -58,15 +58,11 @@ def description() -> list[str]:
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
-    if w.is_contiguous() and out.is_contiguous():
-        _threshold(w, t, p, out)
-    else:
+    if not (w.is_contiguous() and out.is_contiguous()):
         flat_out, flat_w = layouts.flatten(out, w)
-        _threshold(flat_w, t, p, flat_out)
+        threshold(flat_w, t, p, flat_out)
         layouts.write_back(flat_out, out)
-
-
-def _threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
+        return
     _cpu.threshold(
         w.data_ptr(), CODES[w.dtype], out.data_ptr(), CODES[out.dtype], w.numel(), t.data_ptr(), p, get_num_threads()
     )
@@ -74,15 +70,11 @@ def _threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
 
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the scaled gradient."""
-    if g.is_contiguous() and w.is_contiguous() and out.is_contiguous():
-        _scale_pruned_grad(g, w, t, grad_scale, out)
-    else:
+    if not (g.is_contiguous() and w.is_contiguous() and out.is_contiguous()):
         flat_out, flat_g, flat_w = layouts.flatten(out, g, w)
-        _scale_pruned_grad(flat_g, flat_w, t, grad_scale, flat_out)
+        scale_pruned_grad(flat_g, flat_w, t, grad_scale, flat_out)
         layouts.write_back(flat_out, out)
-
-
-def _scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
+        return
     _cpu.scale_pruned_grad(
         g.data_ptr(), CODES[g.dtype], w.data_ptr(), CODES[w.dtype], out.data_ptr(), CODES[out.dtype], w.numel(),
         t.data_ptr(), grad_scale.data_ptr(), get_num_threads(),
