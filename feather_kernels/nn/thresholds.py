@@ -120,7 +120,7 @@ class WeightThreshold:
         key = (weight.device, compute_dtype(weight.dtype))
         self.key = key
         replica = self.thresholds.replica(*key)
-        if weight.device.type == "cpu" and weight.is_shared():
+        if weight.device.type == "cpu" and weight.untyped_storage().is_shared():
             replica.thresholds.share_memory_()
             replica.grad_scales.share_memory_()
         self.threshold, scale = replica.views[self.index]

@@ -298,9 +298,10 @@ class Sparsifier:
         """Select the thresholds from the weights of ``model`` and write them to that model's layers."""
         if model is self.model:
             parameters = [weight.parameter for weight in self.weights]
-            for use in self._uses():
+            uses = self._uses()
+            for use in uses:
                 use.threshold.follow(use.latent)
-            self._thresholds.keep_only({use.threshold.key for use in self._uses()})
+            self._thresholds.keep_only({use.threshold.key for use in uses})
             selected = self._select(parameters)
             self._thresholds.assign(self._per_use(selected), self._scales_now(selected))
             return
