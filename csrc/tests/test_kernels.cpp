@@ -48,47 +48,47 @@ struct Buffer {
   }
 };
 
-Buffer weights_of(DType dtype) {
-  const std::vector<float> values = weights_around(kT, 40001, 11);  // more than one thread's worth, and an odd rest
+Buffer weights_of(DType dtype, float t = kT) {
+  const std::vector<float> values = weights_around(t, 40001, 11);  // more than one thread's worth, and an odd rest
   Buffer buffer(dtype, static_cast<int64_t>(values.size()));
   for (int64_t i = 0; i < buffer.n; ++i) buffer.set(i, values[static_cast<size_t>(i)]);
   return buffer;
 }
 
-double scalar_threshold(double w, DType dtype, double p) {
+double scalar_threshold(double w, DType dtype, float bound, double p) {
   const auto run = [&](auto weight) -> double {
     using T = decltype(weight);
-    const Threshold<T> t = make_threshold(static_cast<T>(kT));
+    const Threshold<T> t = make_threshold(static_cast<T>(bound));
     if (p == 1) return threshold_value<1>(weight, t);
     if (p == 2) return threshold_value<2>(weight, t);
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (p == 3) return threshold_value<3, false>(weight, t);  // kT needs no scaling
+      if (p == 3 && !needs_scaling(bound)) return threshold_value<3, false>(weight, t);
     }
     if (p == 3) return threshold_value<3>(weight, t);
     if (std::isinf(p)) return threshold_value<kInfinitePower>(weight, t);
-    return static_cast<T>(general_power(static_cast<double>(weight), static_cast<double>(static_cast<T>(kT)), make_power(p)));
+    return static_cast<T>(general_power(static_cast<double>(weight), static_cast<double>(static_cast<T>(bound)), make_power(p)));
   };
   return is_wide(dtype) ? run(w) : run(static_cast<float>(w));
 }
 
 bool equal(double a, double b) { return (std::isnan(a) && std::isnan(b)) || bits_of(a) == bits_of(b); }
 
-void threshold_has_the_bits_of_the_formula() {
+void threshold_has_the_bits_of_the_formula(float t) {
   for (const DType dtype : kAll) {
-    Buffer w = weights_of(dtype);
+    Buffer w = weights_of(dtype, t);
     for (const DType out_dtype : kAll) {
       for (const double p : {1.0, 2.0, 3.0, 4.5, static_cast<double>(INFINITY)}) {
         Buffer expected(out_dtype, w.n);
-        for (int64_t i = 0; i < w.n; ++i) expected.set(i, scalar_threshold(w.get(i), dtype, p));
+        for (int64_t i = 0; i < w.n; ++i) expected.set(i, scalar_threshold(w.get(i), dtype, t, p));
         for (const std::string& name : available_instruction_sets()) {
           use_instruction_set(name);
           if (kernels().fused != kFused) continue;
           for (const int threads : {1, 3}) {
             Buffer out(out_dtype, w.n);
-            threshold(w.array(), static_cast<double>(kT), p, out.data(), out_dtype, threads);
+            threshold(w.array(), static_cast<double>(t), p, out.data(), out_dtype, threads);
             for (int64_t i = 0; i < w.n; ++i) {
-              CHECK(equal(out.get(i), expected.get(i)), name, " threads=", threads, " p=", p, " w=", w.get(i), " gives ",
-                    out.get(i), " instead of ", expected.get(i));
+              CHECK(equal(out.get(i), expected.get(i)), name, " threads=", threads, " T=", t, " p=", p, " w=", w.get(i),
+                    " gives ", out.get(i), " instead of ", expected.get(i));
             }
           }
         }
@@ -186,7 +186,8 @@ void bad_arguments_are_refused() {
 
 int main() {
   using namespace feather_tests;
-  return run_all({{"threshold has the bits of the formula", threshold_has_the_bits_of_the_formula},
+  return run_all({{"threshold has the bits of the formula", [] { threshold_has_the_bits_of_the_formula(kT); }},
+                  {"threshold with denormal results", [] { threshold_has_the_bits_of_the_formula(1e-40f); }},
                   {"threshold in place, identity, NaN", threshold_in_place_and_identity},
                   {"gradients have the bits of the formula", gradients_have_the_bits_of_the_formula},
                   {"counts", counts},
