@@ -18,8 +18,8 @@ from ptx.execution import LaunchReport
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
 NAN, INF = math.nan, math.inf
 CPU = torch.device("cpu")
-# every remainder of 8 in either half of a block, and all but a full one
-TAILS = (*range(1, 9), *range(514, 522), 1023)
+# ends at each of a thread's places, of which 8, 4 or 2 follow each other, and a block that lacks one element
+TAILS = (*range(1, 9), 257, 258, *range(514, 522), 769, 770, 1023)
 ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
 
 

@@ -19,23 +19,30 @@ __device__ __forceinline__ void add_warp(int64_t* counter, unsigned count) {
   if (sum > 0 && is_first_of_warp()) add_to(counter, sum);
 }
 
-template <class K>
-__device__ __forceinline__ K warp_minimum(K key) {
+// f over the values of a warp's threads, on each of them; f is associative and commutative.
+template <class T, class F>
+__device__ __forceinline__ T reduce_warp(T value, const F& f) {
 #pragma unroll
   for (int distance = 16; distance > 0; distance /= 2) {
-    const K other = __shfl_xor_sync(kWholeWarp, key, distance);
-    key = other < key ? other : key;
+    value = f(value, __shfl_xor_sync(kWholeWarp, value, distance));
   }
-  return key;
+  return value;
 }
 
-struct Sums {
-  int64_t before;  // of the threads before this one
-  int64_t total;
-};
+// Sums over a block, in warp_sums (kWarps). Barriers before and behind: shared memory that was written is seen, and
+// warp_sums can be used again.
+__device__ __forceinline__ int64_t block_total(int64_t value, int64_t* warp_sums) {
+  const int64_t sum = reduce_warp(value, [](int64_t a, int64_t b) { return a + b; });
+  if (is_first_of_warp()) warp_sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  int64_t total = 0;
+  for (int i = 0; i < kWarps; ++i) total += warp_sums[i];
+  __syncthreads();
+  return total;
+}
 
-// Barriers before and behind: shared memory that was written is seen, and warp_sums (kWarps) can be used again.
-__device__ __forceinline__ Sums block_sums(int64_t value, int64_t* warp_sums) {
+// The sum of the threads before this one.
+__device__ __forceinline__ int64_t sum_before(int64_t value, int64_t* warp_sums) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int64_t through = value;
 #pragma unroll
@@ -45,13 +52,10 @@ __device__ __forceinline__ Sums block_sums(int64_t value, int64_t* warp_sums) {
   }
   if (lane == 31) warp_sums[warp] = through;
   __syncthreads();
-  Sums sums{through - value, 0};
-  for (unsigned i = 0; i < kWarps; ++i) {
-    if (i < warp) sums.before += warp_sums[i];
-    sums.total += warp_sums[i];
-  }
+  int64_t before = through - value;
+  for (unsigned i = 0; i < kWarps; ++i) before += i < warp ? warp_sums[i] : 0;
   __syncthreads();
-  return sums;
+  return before;
 }
 
 }  // namespace feather::cuda

@@ -32,7 +32,7 @@ __device__ __forceinline__ int bracket_start(float hint, int bins) {
   constexpr int kNan = static_cast<int>(FloatFormat<float>::kNanKey);
   const int key = static_cast<int>(clamp_nan<float>(magnitude_key(hint)));
   if (key == kNan) return -1;
-  const int start = key - bins / 2;
+  const int start = key - (bins >> 1);
   return start < 0 ? 0 : start < kNan - bins ? start : kNan - bins;
 }
 
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     const int place = static_cast<int>(key) - start;
     smaller += place < 0;
     ties += place == center;
-    if (place >= 0 && place < bins && place != center) add_to(row + place, 1);
+    if (static_cast<unsigned>(place) < static_cast<unsigned>(bins) && place != center) add_to(row + place, 1);
   });
   add_warp(below + chunk.row, smaller);
   add_warp(row + center, ties);
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
 __global__ void __launch_bounds__(kThreads) bracket_sum_kernel(const int64_t* counts, int64_t* sums) {
   FEATHER_SHARED(int64_t, warp_sums, kWarps);
   const int64_t* row = counts + static_cast<int64_t>(blockIdx.x) * kBracketRow;
-  const int64_t sum = block_sums(row[threadIdx.x] + row[threadIdx.x + kThreads], warp_sums).total;
+  const int64_t sum = block_total(row[threadIdx.x] + row[threadIdx.x + kThreads], warp_sums);
   if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
@@ -86,12 +86,12 @@ struct BracketRow {
 
   __device__ __forceinline__ BracketRow(const int64_t* counts, int64_t before, int64_t* warp_sums) {
     const int64_t* mine = counts + 2 * threadIdx.x;
-    first = before + mine[0] + block_sums(mine[0] + mine[1], warp_sums).before;
+    first = before + mine[0] + sum_before(mine[0] + mine[1], warp_sums);
     second = first + mine[1];
   }
 
   __device__ __forceinline__ int64_t first_beyond(int64_t bound, int64_t* warp_sums) const {
-    return block_sums((first <= bound) + (second <= bound), warp_sums).total;
+    return block_total((first <= bound) + (second <= bound), warp_sums);
   }
 };
 
@@ -102,12 +102,12 @@ __global__ void __launch_bounds__(kThreads) bracket_end_kernel(BracketEnd end) {
   const int64_t group = blockIdx.x, wanted = end.rank[group], below = end.below[group];
   const int start = bracket_start(end.hint[2 * group], end.bins);
   if (start < 0 || wanted < below) return;
-  const int rows = end.bins / kBracketRow;
+  const int rows = static_cast<int>(static_cast<unsigned>(end.bins) / kBracketRow);
   const int64_t* counts = end.counts + group * end.bins;
   const bool has_sum = static_cast<int>(threadIdx.x) < rows;
   const int64_t sum = has_sum ? end.sums[group * rows + threadIdx.x] : 0;
-  const int64_t row_begin = below + block_sums(sum, warp_sums).before, row_end = row_begin + sum;
-  const int64_t row = block_sums(has_sum && row_end <= wanted, warp_sums).total;
+  const int64_t row_begin = below + sum_before(sum, warp_sums), row_end = row_begin + sum;
+  const int64_t row = block_total(has_sum && row_end <= wanted, warp_sums);
   if (row == rows) return;
   if (threadIdx.x == row) shared[0] = row_begin;
   __syncthreads();
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) bracket_end_kernel(BracketEnd end) {
   int64_t next = places.first_beyond(at_most, warp_sums);
   int64_t next_row = row;
   if (next == kBracketRow) {  // in a later row: the first that adds a key
-    next_row = block_sums(has_sum && row_end <= at_most, warp_sums).total;
+    next_row = block_total(has_sum && row_end <= at_most, warp_sums);
     next = next_row < rows ? BracketRow(counts + next_row * kBracketRow, 0, warp_sums).first_beyond(0, warp_sums) : 0;
   }
   const bool same = wanted + 1 < at_most || wanted + 1 >= end.elements[group];

@@ -30,7 +30,7 @@ __device__ __forceinline__ void for_each_weight(const Chunk<W>& chunk, const F& 
   const auto past = static_cast<unsigned>(reinterpret_cast<uintptr_t>(chunk.data) % kAccess);
   const int misaligned = static_cast<int>((kAccess - past) % kAccess / sizeof(W));
   const int head = misaligned < chunk.elements ? misaligned : chunk.elements;
-  const int tail = chunk.elements - (chunk.elements - head) % kPack;
+  const int tail = chunk.elements - static_cast<int>(static_cast<unsigned>(chunk.elements - head) % kPack);
   if (thread < head) f(load<T>(chunk.data[thread]));
 #pragma unroll 2
   for (int i = head + thread * kPack; i < tail; i += kThreads * kPack) {
@@ -41,12 +41,13 @@ __device__ __forceinline__ void for_each_weight(const Chunk<W>& chunk, const F& 
   if (tail + thread < chunk.elements) f(load<T>(chunk.data[tail + thread]));
 }
 
-// Calls f(key) for the key of every score of the chunk: scale * abs(w), where scales is null abs(w).
+// Calls f(key) for the key of every score of the chunk: scale * abs(w), where scales is null abs(w). A NaN's is its
+// bits, kNanKey or more.
 template <class W, class F>
 __device__ __forceinline__ void for_each_key(const Chunk<W>& chunk, const Compute<W>* scales, const F& f) {
   using T = Compute<W>;
   const T scale = scales == nullptr ? T(1) : scales[chunk.array];  // times 1 is exact
-  for_each_weight(chunk, [&](T w) { f(clamp_nan<T>(magnitude_key(scale * w))); });
+  for_each_weight(chunk, [&](T w) { f(magnitude_key(scale * w)); });
 }
 
 }  // namespace feather::cuda

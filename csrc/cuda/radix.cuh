@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     __syncthreads();
     const K upper = (static_cast<K>(prefix) << (bits - part_bits)) + static_cast<K>(part);
     for_each_key(chunk, scales, [&](K key) {
-      const K digits = key >> shift;
+      const K digits = clamp_nan<Compute<W>>(key) >> shift;
       if (digits >> part_bits == upper) atomicAdd(&found[digits & static_cast<K>(bins - 1)], 1u);
     });
     __syncthreads();
@@ -70,7 +70,7 @@ __device__ __forceinline__ void add_row(const Scan& scan, int64_t row, int64_t (
   int64_t found[EACH], sum = 0;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) sum += found[i] = counts[i];
-  int64_t through = scan.below[row] + block_sums(sum, warp_sums).before;
+  int64_t through = scan.below[row] + sum_before(sum, warp_sums);
   const int64_t cap = scan.caps == nullptr ? INT64_MAX : cap_of(scan, row);
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
@@ -85,7 +85,7 @@ __device__ __forceinline__ int64_t first_beyond(const int64_t (&total)[EACH], in
   int64_t before = 0;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) before += total[i] <= bound;
-  return block_sums(before, warp_sums).total;
+  return block_total(before, warp_sums);
 }
 
 // Sets what follows from a digit for one row, and its counts to zero. open: more of the key is to be found.
@@ -101,8 +101,8 @@ __device__ __forceinline__ void extend_row(const Scan& scan, int64_t row, int64_
     equal += bin == digit ? counts[i] : 0;
     counts[i] = 0;
   }
-  smaller = block_sums(smaller, warp_sums).total;
-  equal = block_sums(equal, warp_sums).total;
+  smaller = block_total(smaller, warp_sums);
+  equal = block_total(equal, warp_sums);
   if (threadIdx.x > 0) return;
   const int64_t before = scan.below[row] + smaller;
   if (LAST && scan.caps != nullptr) open = open && before + equal < cap_of(scan, row);
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   bool known = wanted >= 0 && digit < kBins;
   const int64_t extended = (prefix << BITS) | digit;
   if (first && threadIdx.x == kThreads - 1) scan.sizes[group] = total[kEach - 1];
-  if (threadIdx.x == 0) scan.keys[2 * group] = scan.keys[2 * group + 1] = nan_key;
+  if (first && threadIdx.x == 0) scan.keys[2 * group] = scan.keys[2 * group + 1] = nan_key;
   if (LAST && known) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
@@ -163,8 +163,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   if (prefix < 0) return;
   const K bound = static_cast<K>(prefix);
   K least = FloatFormat<Compute<W>>::kNanKey;
-  for_each_key(chunk, scales, [&](K key) { least = key > bound && key < least ? key : least; });
-  least = warp_minimum(least);
+  const auto minimum = [](K a, K b) { return b < a ? b : a; };
+  for_each_key(chunk, scales, [&](K key) { least = key > bound ? minimum(least, key) : least; });
+  least = reduce_warp(least, minimum);
   if (!is_first_of_warp()) return;
   atomicMin(reinterpret_cast<unsigned long long*>(keys + 2 * group_of_row[chunk.row] + 1), least);
 }

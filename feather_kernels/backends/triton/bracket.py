@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.triton.math import COMPILE
-from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, key_of, load_chunk, load_keys
+from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, clamp_nan, key_of, load_chunk, load_keys
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
 NARROWEST = 1 << 10
@@ -25,7 +25,7 @@ ROW = 512  # keys whose counts are summed, so that one program finds its place i
 @triton.jit
 def bracket_start(value, BINS: tl.constexpr):
     """First key of the bracket around a value (float32), or -1 where that is NaN; NaN is in no bracket."""
-    key = key_of(value, tl.float32)
+    key = clamp_nan(key_of(value, tl.float32), tl.float32)
     return tl.where(key == 0x7F800001, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), 0x7F800001 - BINS))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from feather_kernels.backends.triton import table
 from feather_kernels.backends.triton.math import COMPILE
-from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, computed, load_chunk, load_keys
+from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, clamp_nan, computed, load_chunk, load_keys
 
 DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared memory on every version of triton
 
@@ -38,6 +38,7 @@ def histogram_kernel(
             found = tl.zeros((PART,), tl.int32)
             for i in range(LOOP):
                 key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, DTYPE, BLOCK)
+                key = clamp_nan(key, DTYPE)
                 inside = i * BLOCK + tl.arange(0, BLOCK) < elements
                 upper = (prefix * (BINS // PART) + part).to(key.dtype)
                 wanted = inside & ((key >> SHIFT) // PART == upper)
@@ -66,7 +67,7 @@ def scan_kernel(
         total = tl.zeros((BINS,), tl.int64)
         for row in range(start, stop):
             total += capped_counts(row, tensor_of_row, caps, counts, below, CAPPED, BINS)
-        digit = tl.sum((total <= wanted).to(tl.int64), 0)
+        digit = tl.sum((total <= wanted).to(tl.int32), 0).to(tl.int64)
         known = (wanted >= 0) & (digit < BINS)
         if FIRST:
             size = tl.max(total, 0)
@@ -76,7 +77,7 @@ def scan_kernel(
         extended = (prefix << BITS) | digit
         if LAST:
             at_most = tl.sum(tl.where(bins == digit, total, 0), 0)
-            following = tl.sum((total <= at_most).to(tl.int64), 0)
+            following = tl.sum((total <= at_most).to(tl.int32), 0).to(tl.int64)
             same = (wanted + 1 < at_most) | (wanted + 1 >= size)
             here = following < BINS
             tl.store(keys + 2 * group, tl.where(known, extended, NAN_KEY))

@@ -58,12 +58,18 @@ def load_magnitudes(address, aligned, first, elements, STORED: tl.constexpr, DTY
 
 @triton.jit
 def key_of(score, DTYPE: tl.constexpr):
-    """The bits of a score as an ordered integer of its width; every NaN is the key behind inf."""
+    """The bits of a score as an ordered integer of its width; those of a NaN are NAN_KEY or more."""
     if DTYPE == tl.float64:
-        key = tl.minimum(score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF, 0x7FF0000000000001)
+        key = score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
     else:
-        key = tl.minimum(score.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 0x7F800001)
+        key = score.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return key
+
+
+@triton.jit
+def clamp_nan(key, DTYPE: tl.constexpr):
+    """The key, for every NaN the one behind inf."""
+    return tl.minimum(key, 0x7FF0000000000001 if DTYPE == tl.float64 else 0x7F800001)
 
 
 @triton.jit
@@ -71,7 +77,7 @@ def load_keys(
     address, aligned, first, elements, scale,
     SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Keys of the scores ``scale * abs(w)`` of a block; beyond the end of the chunk, that of NaN."""
+    """Keys of the scores ``scale * abs(w)`` of a block; beyond the end of the chunk, that of a NaN."""
     score = load_magnitudes(address, aligned, first, elements, STORED, DTYPE, BLOCK)
     if SCALED:
         score *= scale
