@@ -234,7 +234,8 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
     """
     integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     four = torch.full((), 4.0, dtype=dtype).view(integer)  # whose exponent has its highest bit
-    steps = (0, 1, 2) if steady else (0, four.item() // 16 if far else 1, four.item() // 8)
+    half = WIDEST // 2 >> {FLOAT32: 0, FLOAT16: 13, BFLOAT16: 16, FLOAT64: 0}[dtype]
+    steps = (0, half, 2 * half) if steady else (0, four.item() // 16 if far else 1, four.item() // 8)
     low, middle, high = ((four + step).view(dtype) for step in steps)
     second = 256 * 16 // dtype.itemsize  # elements of the CUDA kernels' first round, which are unrolled in twos
     lengths = {place: second + 9 if place < second else 1100 for place in PLACES}
@@ -243,16 +244,16 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
     for is_aligned, places in ((True, lengths), (False, dict.fromkeys([0, *PLACES], 1100))):
         for place, length in places.items():
             w = torch.full((length,), low.item(), dtype=dtype)
-            w[::5], w[place] = high, middle
+            w[::5], w[place], w[1] = high, middle, 0.25
             listed.append(w if is_aligned else samples.LAYOUTS["misaligned"](w))
     groups_at_once = 3 if steady else len(listed)  # as many as have the widest brackets
     for first in range(0, len(listed), groups_at_once):
         part = listed[first : first + groups_at_once]
-        ranks = [int((w == low).sum()) - 1 for w in part]
+        ranks = [int((w <= low).sum()) - 1 for w in part]
         values = torch.stack([oracle.order_statistics([oracle.scores(w)], r) for w, r in zip(part, ranks, strict=True)])
         launches.clear()
         with as_in_a_net_of(1 << 40):
-            # around the upper value: one step of bfloat16 is half a bracket
+            # around the upper value: the lower one is the bracket's first key, the next behind it
             hint = values[:, 1:].expand(-1, 2).contiguous() if steady else None
             found = ops.magnitude_select(part, list(range(len(part))), torch.tensor(ranks), hint=hint)
         assert oracle.same_bits(found, values)
@@ -262,6 +263,25 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
                     most_bytes([report], 0)
 
 
+def later_rows(launches: list[LaunchReport]) -> None:
+    """The neighbour is the one key of a later row, which each warp sums once."""
+    first = torch.ones(()).view(torch.int32).item() - 512
+    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in (6, 7)]
+    keys = first + torch.tensor(places, dtype=torch.int32)
+    values = keys.view(torch.float32)
+    launches.clear()
+    with as_in_a_net_of(0):
+        hint = torch.ones(len(values), 2)
+        found = ops.magnitude_select(
+            list(values), list(range(len(values))), torch.zeros(len(values), dtype=torch.int64), hint=hint
+        )
+    assert oracle.same_bits(found, values)
+    for report in launches:
+        if report.kernel == "histogram_kernel":
+            most_bytes([report], 0)
+
+
+WIDEST = 1 << 17  # keys of a bracket
 ROW = 512  # keys whose counts the brackets of both backends sum
 WARP = 64  # of them, those of a CUDA warp
 
@@ -278,7 +298,8 @@ def as_in_a_net_of(elements: int) -> Iterator[None]:
 
 
 def histogram(launches: list[LaunchReport], dtype: torch.dtype, bits: int) -> None:
-    listed = weight_list(dtype)
+    nans = torch.full((3 * 256 * 16 // dtype.itemsize + 9,), NAN, dtype=dtype)  # three rounds of a CUDA block
+    listed = [*weight_list(dtype), nans, samples.LAYOUTS["misaligned"](nans[:1031])]
     groups = [1 - i % 2 for i in range(len(listed))]
     width = 63 if dtype == FLOAT64 else 31
     keys = [oracle.scores(w).view(torch.int64 if dtype == FLOAT64 else torch.int32).long() for w in listed]
@@ -397,6 +418,7 @@ CASES = [
         Case(f"steady: spread {name}, widest", partial(steady, name=f"spread {name}", elements=1 << 40))
         for name in SPREAD
     ),
+    Case("later rows", later_rows),
     *(
         Case(f"neighbours: {str(dtype)[6:]}, steady", partial(neighbours, dtype=dtype, steady=True))
         for dtype in (FLOAT16, BFLOAT16, FLOAT32)

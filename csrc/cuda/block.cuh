@@ -53,7 +53,7 @@ __device__ __forceinline__ int64_t sum_before(int64_t value, int64_t* warp_sums)
   if (lane == 31) warp_sums[warp] = through;
   __syncthreads();
   int64_t before = through - value;
-  for (unsigned i = 0; i < kWarps; ++i) before += i < warp ? warp_sums[i] : 0;
+  for (unsigned i = 0; i + 1 < kWarps; ++i) before += i < warp ? warp_sums[i] : 0;
   __syncthreads();
   return before;
 }

@@ -98,11 +98,11 @@ __device__ __forceinline__ void extend_row(const Scan& scan, int64_t row, int64_
   for (int i = 0; i < EACH; ++i) {
     const int64_t bin = static_cast<int64_t>(threadIdx.x) * EACH + i;
     smaller += bin < digit ? counts[i] : 0;
-    equal += bin == digit ? counts[i] : 0;
+    if (LAST) equal += bin == digit ? counts[i] : 0;
     counts[i] = 0;
   }
   smaller = block_total(smaller, warp_sums);
-  equal = block_total(equal, warp_sums);
+  if (LAST) equal = block_total(equal, warp_sums);
   if (threadIdx.x > 0) return;
   const int64_t before = scan.below[row] + smaller;
   if (LAST && scan.caps != nullptr) open = open && before + equal < cap_of(scan, row);
@@ -129,8 +129,10 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
   const int64_t digit = first_beyond(total, wanted, warp_sums);
   bool known = wanted >= 0 && digit < kBins;
   const int64_t extended = (prefix << BITS) | digit;
-  if (first && threadIdx.x == kThreads - 1) scan.sizes[group] = total[kEach - 1];
-  if (first && threadIdx.x == 0) scan.keys[2 * group] = scan.keys[2 * group + 1] = nan_key;
+  if (!LAST && first) {
+    if (threadIdx.x == kThreads - 1) scan.sizes[group] = total[kEach - 1];
+    if (threadIdx.x == 0) scan.keys[2 * group] = scan.keys[2 * group + 1] = nan_key;
+  }
   if (LAST && known) {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
