@@ -18,8 +18,8 @@ from ptx.execution import LaunchReport
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
 NAN, INF = math.nan, math.inf
 CPU = torch.device("cpu")
-# ends at each of a thread's places, of which 8, 4 or 2 follow each other, and a block that lacks one element
-TAILS = (*range(1, 9), 257, 258, *range(514, 522), 769, 770, 1023)
+# ends at each of a thread's places, of which 8, 4, 2 or 1 follow each other, and a block that lacks one element
+TAILS = (*range(1, 9), *range(128, 1024, 128), 257, 258, *range(514, 522), 769, 770, 1023)
 ROOM = 96  # bytes a program may move beside its elements: scalars, its row of a table, constants
 
 

@@ -61,7 +61,7 @@ class Form(NamedTuple):
 
 WHOLE = [Form(None, ALIGNED, ALIGNED), Form(None, MISALIGNED, MISALIGNED)]
 FORMS = [
-    Form(None, ALIGNED, MISALIGNED),
+    *(Form(length, ALIGNED, MISALIGNED) for length in (None, 516, 896, 1023)),
     *(Form(length, layout, layout) for length in TAILS for layout in (ALIGNED, MISALIGNED)),
 ]
 
