@@ -58,7 +58,7 @@ def bars(has_avx512: bool) -> tuple[Bar, ...]:
     return (
         Bar("forward into out= / copy_", "threshold", FEATHER, OURS, forward, limit=threshold.LIMIT),
         Bar("forward float32 -> bfloat16 / copy_", "threshold", TO_BFLOAT16, OURS, 1.5, limit=threshold.LIMIT),
-        Bar("in-place gradient scaling / mul_", "backward", backward.IN_PLACE, OURS, 1.15, limit=backward.LIMIT),
+        Bar("in-place gradient scaling / g.mul_(w)", "backward", backward.IN_PLACE, OURS, 1.15, limit=backward.LIMIT),
         Bar("count_pruned / sum", "count", PLAIN, OURS, 1.6, limit="sum"),
         Bar("selection, steady / sum", "select", PLAIN, f"{OURS} steady", 1.6, limit="sum"),
         Bar("selection, cold / sum", "select", PLAIN, f"{OURS} cold", 5.0, limit="sum"),

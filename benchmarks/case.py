@@ -61,6 +61,7 @@ class Trial:
         limit: name of the variant that the others' times are divided by.
         rounds: how often a variant is timed at most.
         seconds: time for each variant; slow ones get fewer rounds, but at least three.
+        grad: run in grad mode; most trials are of what optimizers and backward passes call, which run without.
     """
 
     operation: str
@@ -71,6 +72,7 @@ class Trial:
     limit: str
     rounds: int = 30
     seconds: float = 2.0
+    grad: bool = False
 
     @property
     def title(self) -> str:

@@ -7,6 +7,8 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from benchmarks.case import Trial, Variant
 from benchmarks.clock import Clock
 
@@ -34,6 +36,11 @@ class Outcome:
 
 def measure(trial: Trial, clock: Clock, seed: int = 0) -> list[Outcome]:
     """Check and time the variants of a trial; in each round those that are due run once, in random order."""
+    with torch.set_grad_enabled(trial.grad):
+        return _measure(trial, clock, seed)
+
+
+def _measure(trial: Trial, clock: Clock, seed: int) -> list[Outcome]:
     data = trial.prepare()
     ready: dict[str, Variant] = {}
     seconds: dict[str, float] = {}

@@ -30,7 +30,7 @@ LINES = (
     Line("forward, float32", "threshold", FEATHER, "{}", threshold.LIMIT),
     Line("forward, float32 to bfloat16", "threshold", TO_BFLOAT16, "{}", threshold.LIMIT),
     Line("gradient scaling, in place", "backward", backward.IN_PLACE, "{}", backward.LIMIT),
-    Line("gradient scaling, in place, beside fewer bytes", "backward", backward.IN_PLACE, "{}", "mul_ by a number"),
+    Line("gradient scaling, in place, beside fewer bytes", "backward", backward.IN_PLACE, "{}", backward.NUMBER),
     Line("gradient scaling, bfloat16 to float32", "backward", backward.FROM_BFLOAT16, "{}", "to"),
     Line("exact threshold, every step", "select", "float32", "{} steady", "sum"),
     Line("exact threshold, the first", "select", "float32", "{} cold", "sum"),

@@ -6,6 +6,7 @@ interleaves them.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ def test_case(
     request: pytest.FixtureRequest,
 ) -> None:
     """Pass the gate, then let pytest-benchmark time the variant."""
+    request.addfinalizer(partial(torch.set_grad_enabled, torch.is_grad_enabled()))
+    torch.set_grad_enabled(trial.grad)
     outcome = Outcome(variant_name)
     variant = trial.variants[variant_name](prepared.of(trial))
     seconds = pass_gate(variant, clock_for(torch.device(request.config.getoption("--device"))), outcome)

@@ -110,6 +110,7 @@ def changed(change: Change, architecture: int, folder: Path) -> tuple[Path, list
     csrc = folder / "csrc"
     change.apply(csrc)
     touched = [kernel for kernel in KERNELS if uses(csrc, kernel, change.path)]
+    assert touched or change.path == BINDINGS, f"no kernel uses {change.path}"
     kept = [kernel for kernel in KERNELS if kernel not in touched]
     code = [*ptx(architecture, CSRC, kept), *ptx(architecture, csrc, touched)]
     if change.path not in (*KERNELS, BINDINGS):

@@ -128,12 +128,11 @@ def _run(*command: str) -> None:
 
 
 def uses(csrc: Path, source: str, header: str) -> bool:
-    """Whether a source is a file or includes it, itself or through other headers."""
-    if source == header:
+    """Whether a source is a file (of csrc, as its path there) or includes it, itself or through other headers."""
+    path = next(folder / source for folder in (csrc, csrc / "include") if (folder / source).exists())
+    if path == csrc / header:
         return True
-    folders = (csrc, csrc / "include")
-    lines = next((folder / source).read_text() for folder in folders if (folder / source).exists()).splitlines()
-    included = [line.split('"')[1] for line in lines if line.startswith('#include "')]
+    included = [line.split('"')[1] for line in path.read_text().splitlines() if line.startswith('#include "')]
     return any(uses(csrc, name, header) for name in included)
 
 

@@ -2,7 +2,7 @@
 
 The inputs are the kinds of the op tests (boundary values, layouts, ties, NaN, caps, hints, every rank that is special),
 packed into few launches, as each check runs once for every mutant of the kernels that it launches. The checks:
-mutant_elementwise.py and mutant_lists.py.
+mutant_elementwise.py, mutant_lists.py and mutant_selection.py.
 """
 
 from __future__ import annotations

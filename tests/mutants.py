@@ -27,6 +27,7 @@ from unittest import mock
 
 import mutant_elementwise
 import mutant_lists
+import mutant_selection
 import ptx.execution
 import pytest
 import torch
@@ -41,7 +42,7 @@ from ptx.mutation import Mutation, mutations, planted
 import feather_kernels as fk
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
-CASES = [*mutant_elementwise.CASES, *mutant_lists.CASES]
+CASES = [*mutant_elementwise.CASES, *mutant_lists.CASES, *mutant_selection.CASES]
 ARCHITECTURE = 90
 EACH = 25  # mutants of a kernel
 SEED = 2023

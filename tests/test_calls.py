@@ -146,6 +146,18 @@ def test_other_tensors_get_the_op(make: Callable[[], Tensor], monkeypatch: pytes
     assert w.is_meta or y.allclose(w * (1 - 0.125) ** (1 / 3))
 
 
+def test_wrapped_tensors_behind_a_transform_get_the_op() -> None:
+    """In ``vjp_fn`` the transform has ended, and what was saved for backward is still wrapped by it."""
+    layer, x, w, t = sparse_layer(), torch.ones(3, 6), torch.tensor([0.2, -2.0]), torch.tensor(0.5)
+    scale = torch.tensor(0.25)
+    _, of_weight = torch.func.vjp(lambda w: fk.functional.threshold(w, t, grad_scale=scale), w)
+    _, of_input = torch.func.vjp(layer, x)
+    with torch.no_grad():
+        assert of_weight(torch.ones(2))[0].tolist() == [0.25, 1.0]
+        (gradient,) = of_input(torch.ones(3, 5))
+    assert gradient.allclose(layer.sparse_weight().sum(0).expand(3, 6))
+
+
 def test_gradients_under_vmap_get_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(4, requires_grad=True)
     y = fk.functional.threshold(weight, torch.tensor(0.3), grad_scale=torch.tensor(0.5))

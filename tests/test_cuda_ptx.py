@@ -182,7 +182,7 @@ BUGS = [
     ),
     Bug(
         "no barrier before the sums of warps are read",
-        Change("cuda/block.cuh", "  __syncthreads();\n  Sums sums", "  Sums sums"),
+        Change("cuda/block.cuh", "  __syncthreads();\n  int64_t total", "  int64_t total"),
         select,
         "DataRaceError",
         "scan_kernel.*shared",

@@ -55,7 +55,7 @@ PLANTED = {
         "histogram of",
     ),
     "no barrier before the sums of warps are read": (
-        Change("cuda/block.cuh", "  __syncthreads();\n  Sums sums", "  Sums sums"),
+        Change("cuda/block.cuh", "  __syncthreads();\n  int64_t total", "  int64_t total"),
         MEMORY,
         "select",
         "select ",

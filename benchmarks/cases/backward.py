@@ -19,8 +19,9 @@ from benchmarks.inputs import PEER_INPUT, Inputs, grid, make_inputs
 
 GRAD_SCALE = 0.5
 IN_PLACE = "float32 in place"
+NUMBER = "g.mul_(number)"
 FROM_BFLOAT16 = "bfloat16 to float32"
-LIMIT = "mul_"
+LIMIT = "g.mul_(w)"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def in_place_trial(setting: Setting, distribution: str, sparsity: float) -> Tria
     with_peers = (distribution, sparsity) == PEER_INPUT
     variants: dict[str, Any] = {
         LIMIT: mul,
-        "mul_ by a number": mul_by_number,
+        NUMBER: mul_by_number,
         **backends.ours(setting.device, ours, only_default=not with_peers),
     }
     if with_peers:
@@ -106,7 +107,7 @@ def ours(data: Data, backend: str) -> Variant:
     operator = torch.ops.feather_kernels.scale_pruned_grad_.default
 
     def run() -> list[Tensor]:
-        with fk.use_backend(backend), torch.no_grad():
+        with fk.use_backend(backend):
             for gradient, weight in zip(data.written, data.inputs.weights, strict=True):
                 operator(gradient, weight, data.inputs.threshold, data.grad_scale)
         return data.written
@@ -139,7 +140,7 @@ def ours_from_bfloat16(data: Data, backend: str) -> Variant:
     operator = torch.ops.feather_kernels.scale_pruned_grad.default
 
     def run() -> list[Tensor]:
-        with fk.use_backend(backend), torch.no_grad():
+        with fk.use_backend(backend):
             return [
                 operator(gradient, weight, data.inputs.threshold, data.grad_scale, out_dtype=torch.float32)
                 for gradient, weight in zip(data.gradients, data.inputs.weights, strict=True)

@@ -65,7 +65,7 @@ def trials(setting: Setting) -> Iterator[Trial]:
         if operation == FORWARD:
             variants |= backends.ours(setting.device, ours_without_function, suffix=" op under no_grad")
         prepare = partial(prepare_call, setting, operation == BOTH)
-        yield Trial(operation, "normal", None, prepare, variants, LIMIT, setting.rounds(60), 3.0)
+        yield Trial(operation, "normal", None, prepare, variants, LIMIT, setting.rounds(60), 3.0, grad=True)
 
 
 def prepare_call(setting: Setting, backward: bool) -> Data:

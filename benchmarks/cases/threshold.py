@@ -87,7 +87,7 @@ def ours(data: Data, backend: str) -> Variant:
     outputs, t, operator = data.poisoned(), data.inputs.threshold, torch.ops.feather_kernels.threshold.out
 
     def run() -> list[Tensor]:
-        with fk.use_backend(backend), torch.no_grad():
+        with fk.use_backend(backend):
             for weight, output in zip(data.inputs.weights, outputs, strict=True):
                 operator(weight, t, data.power, out=output)
         return outputs

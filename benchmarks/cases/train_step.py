@@ -118,7 +118,9 @@ def trials(setting: Setting) -> Iterator[Trial]:
         variants: dict[str, Any] = {"dense": dense, **backends.ours(setting.device, ours, only_default=True)}
         variants["paper"] = eager
         prepare = partial(prepare_batch, network, setting.device)
-        yield Trial(network.title, "", network.sparsity, prepare, variants, "dense", network.rounds, network.seconds)
+        yield Trial(
+            network.title, "", network.sparsity, prepare, variants, "dense", network.rounds, network.seconds, grad=True
+        )
 
 
 def keep_freed_memory() -> None:

@@ -34,8 +34,10 @@ const std::vector<InstructionSet>& instruction_sets() {
     const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     list.push_back(make("avx512", has_avx512, avx512::fill_elementwise, avx512::fill_selection));
+#if defined(FEATHER_AVX512BF16)
     const bool has_bfloat16 = has_avx512 && __builtin_cpu_supports("avx512bf16");
-    list.push_back(make("avx512bf16", has_bfloat16, avx512bf16::fill_elementwise, avx512bf16::fill_selection));
+    list.push_back(make("avx512bf16", has_bfloat16, avx512bf16::fill_elementwise, avx512::fill_selection));
+#endif
 #else
     list.push_back(make(FEATHER_BASELINE_NAME, true, baseline::fill_elementwise, baseline::fill_selection));
 #endif

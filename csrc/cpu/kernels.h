@@ -55,9 +55,8 @@ namespace avx512 {
 void fill_elementwise(Kernels& kernels);
 void fill_selection(Kernels& kernels);
 }  // namespace avx512
-namespace avx512bf16 {
+namespace avx512bf16 {  // where the compiler knows it (FEATHER_AVX512BF16)
 void fill_elementwise(Kernels& kernels);
-void fill_selection(Kernels& kernels);
 }  // namespace avx512bf16
 #endif
 

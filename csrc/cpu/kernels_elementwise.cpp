@@ -54,7 +54,7 @@ void convert_normal(const float* values, BFloat16* out, int64_t n) {
 #endif
 
 // P(w) of up to kStride weights. Results of 16 bits are computed as floats first: converted in the same loop, they cost
-// a third more, since the vectoriser must then handle twice as many weights at once as a register holds.
+// a quarter more, since the vectoriser must then handle twice as many weights at once as a register holds.
 template <int P, bool kScaled, class W, class Out>
 void threshold_block(const W* w, Out* out, int64_t n, const Threshold<Compute<W>>& threshold) {
   using T = Compute<W>;
@@ -62,8 +62,9 @@ void threshold_block(const W* w, Out* out, int64_t n, const Threshold<Compute<W>
     alignas(64) float values[kStride];
     FEATHER_SIMD
     for (int64_t i = 0; i < n; ++i) values[i] = threshold_positive<P, kScaled>(load<T>(w[i]), threshold);
-    if (kScaled) return convert(values, out, n);
-    convert_normal(values, out, n);  // T >= 2^-20, and kept weights differ from it
+    constexpr bool kNormal = !kScaled;  // T >= 2^-20 and P = 2 or 3: kept weights are far enough from T
+    if (kNormal) return convert_normal(values, out, n);
+    convert(values, out, n);
   } else {
     FEATHER_SIMD
     for (int64_t i = 0; i < n; ++i) store(out[i], threshold_positive<P, kScaled>(load<T>(w[i]), threshold));

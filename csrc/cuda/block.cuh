@@ -36,13 +36,13 @@ __device__ __forceinline__ int64_t block_total(int64_t value, int64_t* warp_sums
   if (is_first_of_warp()) warp_sums[threadIdx.x / 32] = sum;
   __syncthreads();
   int64_t total = 0;
-  for (int i = 0; i < kWarps; ++i) total += warp_sums[i];
+  for (unsigned i = 0; i < kWarps; ++i) total += warp_sums[i];
   __syncthreads();
   return total;
 }
 
-// The sum of the threads before this one.
-__device__ __forceinline__ int64_t sum_before(int64_t value, int64_t* warp_sums) {
+// The sum of the threads of a block before this one; warp_sums and barriers as above.
+__device__ __forceinline__ int64_t block_sum_before(int64_t value, int64_t* warp_sums) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int64_t through = value;
 #pragma unroll

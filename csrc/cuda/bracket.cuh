@@ -47,10 +47,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const int start = bracket_start(value, bins);
   if (start < 0) return;
   int64_t* row = counts + chunk.row * bins;
-  const int center = static_cast<int>(clamp_nan<float>(magnitude_key(value))) - start;
+  const int center = static_cast<int>(magnitude_key(value)) - start;
   unsigned smaller = 0, ties = 0;
   for_each_key(chunk, scales, [&](uint32_t key) {
-    const int place = static_cast<int>(key) - start;
+    const int place = static_cast<int>(key) - start;  // of a NaN: behind the bracket
     smaller += place < 0;
     ties += place == center;
     if (static_cast<unsigned>(place) < static_cast<unsigned>(bins) && place != center) add_to(row + place, 1);
@@ -86,7 +86,7 @@ struct BracketRow {
 
   __device__ __forceinline__ BracketRow(const int64_t* counts, int64_t before, int64_t* warp_sums) {
     const int64_t* mine = counts + 2 * threadIdx.x;
-    first = before + mine[0] + sum_before(mine[0] + mine[1], warp_sums);
+    first = before + mine[0] + block_sum_before(mine[0] + mine[1], warp_sums);
     second = first + mine[1];
   }
 
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) bracket_end_kernel(BracketEnd end) {
   const int64_t* counts = end.counts + group * end.bins;
   const bool has_sum = static_cast<int>(threadIdx.x) < rows;
   const int64_t sum = has_sum ? end.sums[group * rows + threadIdx.x] : 0;
-  const int64_t row_begin = below + sum_before(sum, warp_sums), row_end = row_begin + sum;
+  const int64_t row_begin = below + block_sum_before(sum, warp_sums), row_end = row_begin + sum;
   const int64_t row = block_total(has_sum && row_end <= wanted, warp_sums);
   if (row == rows) return;
   if (threadIdx.x == row) shared[0] = row_begin;

@@ -70,7 +70,7 @@ __device__ __forceinline__ void add_row(const Scan& scan, int64_t row, int64_t (
   int64_t found[EACH], sum = 0;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) sum += found[i] = counts[i];
-  int64_t through = scan.below[row] + sum_before(sum, warp_sums);
+  int64_t through = scan.below[row] + block_sum_before(sum, warp_sums);
   const int64_t cap = scan.caps == nullptr ? INT64_MAX : cap_of(scan, row);
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   const int64_t prefix = prefixes[chunk.row];
   if (prefix < 0) return;
   const K bound = static_cast<K>(prefix);
-  K least = FloatFormat<Compute<W>>::kNanKey;
+  K least = FloatFormat<Compute<W>>::kNanKey;  // no NaN's is smaller
   const auto minimum = [](K a, K b) { return b < a ? b : a; };
   for_each_key(chunk, scales, [&](K key) { least = key > bound ? minimum(least, key) : least; });
   least = reduce_warp(least, minimum);

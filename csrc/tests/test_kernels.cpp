@@ -187,6 +187,7 @@ void bad_arguments_are_refused() {
 int main() {
   using namespace feather_tests;
   return run_all({{"threshold has the bits of the formula", [] { threshold_has_the_bits_of_the_formula(kT); }},
+                  {"threshold at the least T without scaling", [] { threshold_has_the_bits_of_the_formula(0x1p-20f); }},
                   {"threshold with denormal results", [] { threshold_has_the_bits_of_the_formula(1e-40f); }},
                   {"threshold in place, identity, NaN", threshold_in_place_and_identity},
                   {"gradients have the bits of the formula", gradients_have_the_bits_of_the_formula},

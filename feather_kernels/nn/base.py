@@ -100,19 +100,24 @@ class SparseLayer(nn.Module):
     form = ""  # how the dense class is extended: a key of ``conversion.FORMS``
 
 
+def autocast_dtype(input: Tensor, weight: Tensor) -> torch.dtype | None:  # noqa: A002
+    """The dtype that autocast gives to input and weight, or None where it is off or leaves them alone."""
+    device = input.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return None
+    if not input.is_floating_point() or torch.float64 in (input.dtype, weight.dtype):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def cast_for_autocast(
     input: Tensor,  # noqa: A002
     bias: Tensor | None,
     weight: Tensor,
 ) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
     """Input and bias as autocast casts them, and the dtype for P(weight), None if it is the weight's own."""
-    if not torch._C._is_any_autocast_enabled():  # every forward asks
+    dtype = autocast_dtype(input, weight)
+    if dtype is None:
         return input, bias, None
-    device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return input, bias, None
-    if not input.is_floating_point() or torch.float64 in (input.dtype, weight.dtype):
-        return input, bias, None
-    dtype = torch.get_autocast_dtype(device)
     bias = None if bias is None else bias.to(dtype)
     return input.to(dtype), bias, None if weight.dtype == dtype else dtype

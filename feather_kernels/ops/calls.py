@@ -1,9 +1,9 @@
 """The ops as autograd's Functions call them: straight, unless something may be listening at the dispatcher.
 
-A call by way of ``torch.ops`` costs 4 us more than the implementation itself, and with the cold caches of a training
-step 60 us, three times a layer and step. There each function and object touched counts, hence the names bound here.
-Tracers, modes, transforms, the profiler and tensors that are not plain get the op; an ``ExecutionTraceObserver``
-without a profiler is not noticed.
+A call by way of ``torch.ops`` costs 4 us more than the implementation itself with warm caches and 60 us more with cold
+ones (a pass over 190 MB before each call), three times a layer and step. Functions of torch are bound to names here: to
+look one up through ``torch._C`` touches memory that is no longer cached. Tracers, modes, transforms, the profiler and
+tensors that are not plain get the op; an ``ExecutionTraceObserver`` without a profiler is not noticed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch._C import (
     DispatchKey,
+    DispatchKeySet,
     _are_functorch_transforms_active,
+    _dispatch_keys,
     _dispatch_tls_is_dispatch_key_included,
     _len_torch_dispatch_stack,
     _len_torch_function_stack,
 )
 from torch._C._autograd import _profiler_enabled
-from torch._C._functorch import is_legacy_batchedtensor
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
@@ -31,10 +32,20 @@ KINDS = (Tensor, Parameter)  # no subclasses
 PRE_DISPATCH = DispatchKey.PreDispatch
 
 
+def _keys(device: str) -> int:
+    keys = DispatchKeySet(getattr(DispatchKey, device))
+    for name in ("ADInplaceOrView", f"Autograd{device}", f"Autocast{device}"):
+        keys = keys.add(getattr(DispatchKey, name))
+    return keys.raw_repr()
+
+
+PLAIN = {_keys("CPU"), _keys("CUDA")}  # dispatch keys of strided tensors with memory of their own, and of nothing else
+
+
 def can_go_straight(*args: Any) -> bool:
     """Whether nothing could see an op pass the dispatcher, and the tensors' memory holds their values.
 
-    It does not for subclasses, lazy negations and zeros, meta tensors and the batches of ``is_grads_batched``.
+    It does not for subclasses, lazy negations and zeros, meta tensors and what vmap and grad wrap.
     """
     if (
         is_dynamo_compiling()
@@ -45,9 +56,9 @@ def can_go_straight(*args: Any) -> bool:
         or _profiler_enabled()
     ):
         return False
-    for x in args:
-        if isinstance(x, Tensor) and (
-            type(x) not in KINDS or x.is_neg() or x._is_zerotensor() or x.is_meta or is_legacy_batchedtensor(x)
+    for argument in args:
+        if isinstance(argument, Tensor) and not (
+            type(argument) in KINDS and _dispatch_keys(argument).raw_repr() in PLAIN
         ):
             return False
     return True

@@ -62,14 +62,9 @@ def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
 
 
 def threshold_recompute(
-    w: Tensor,
-    t: Tensor,
-    p: float,
-    after: Tensor,  # noqa: ARG001
-    *,
-    out_dtype: torch.dtype | None = None,
+    w: Tensor, t: Tensor, p: float, after: Tensor, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    out = schema.threshold(w, t, p, out_dtype=out_dtype)
+    out = schema.threshold_recompute(w, t, p, after, out_dtype=out_dtype)
     if out.numel():
         backend_for(w.device).threshold(w, t, p, out)
     return out
