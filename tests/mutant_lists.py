@@ -24,7 +24,7 @@ ROUNDS = (2600, 3600, 4700, 7000)  # with the others every number of rounds of a
 
 @cache
 def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False) -> list[Tensor]:
-    """More than a chunk, a misaligned one, one smaller than an access, an empty one, special values and ties.
+    """More than a chunk, two misaligned ones, one smaller than an access, an empty one, special values and ties.
 
     coarse: few distinct values. dense: most keys are among a thousand from 1 on, as close as in a large net.
     """
@@ -34,14 +34,14 @@ def weight_list(*dtypes: torch.dtype, coarse: bool = False, dense: bool = False)
     flat = [*made, special, torch.randint(-4, 5, (700,), generator=g) / 4]
     flat = [w.mul(8).round() / 8 for w in flat] if coarse else flat
     flat += [torch.randn(n, generator=g) for n in ROUNDS]
-    for end in (0.0, 5.0):  # pruned and kept
-        flat += [torch.cat([torch.randn(n - 1, generator=g), torch.tensor([end])]) for n in TAILS]
+    for end in (0.0, 5.0):  # pruned and kept; an odd number of arrays, so that of two dtypes each ends everywhere
+        flat += [torch.cat([torch.randn(n - 1, generator=g), torch.tensor([end])]) for n in (*TAILS, 2)]
     if dense:
         spacing = torch.finfo(dtypes[0]).eps
         near = [1 + torch.randint(0, 1000, w.shape, generator=g).double() * spacing for w in flat]
         flat = [w.where(torch.rand(w.shape, generator=g) < 0.3, at) for w, at in zip(flat, near, strict=True)]
     cast = [w.to(dtypes[i % len(dtypes)]) for i, w in enumerate(flat)]
-    return [samples.LAYOUTS["misaligned"](w) if i == 1 else w for i, w in enumerate(cast)]
+    return [samples.LAYOUTS["misaligned"](w) if i in (1, 6) else w for i, w in enumerate(cast)]
 
 
 def payload_of(listed: Sequence[Tensor]) -> int:

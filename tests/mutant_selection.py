@@ -6,9 +6,9 @@ import ctypes
 import importlib.util
 import itertools
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -18,9 +18,9 @@ import samples
 import torch
 from cuda_ptx import plain_name
 from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Case, most_bytes
-from mutant_lists import seeded, weight_list
+from mutant_lists import seeded
 from ptx.execution import LaunchReport, Program
-from torch import Tensor
+from selection_inputs import SELECTIONS, selection
 
 ops = torch.ops.feather_kernels
 
@@ -28,83 +28,6 @@ ops = torch.ops.feather_kernels
 WIDEST = 1 << 17  # keys of a bracket
 ROW = 512  # keys whose counts the brackets of both backends sum
 WARP = 64  # of them, those of a CUDA warp
-
-
-def spread(dtype: torch.dtype, scales: Sequence[float] | None = None) -> Selection:
-    """Keys all over the widest bracket around them, below and beyond it, at every place of a thread."""
-    steps = {FLOAT32: 60_000, FLOAT16: 7, BFLOAT16: 0}[dtype]  # of the dtype, to one side, in half a bracket
-    g = seeded(7)
-    at = torch.randint(0, steps + 1, (9001,), generator=g).double()
-    near = (1 + at * torch.finfo(dtype).eps).to(dtype)
-    kind = torch.randint(0, 10, near.shape, generator=g)
-    near = near.where(kind > 1, 0.25).where(kind < 9, 3.0)
-    return Selection(
-        [near, near[:4700], samples.LAYOUTS["misaligned"](near[:1031]), near[:3], -near[:516]], [0, 1, 0], scales
-    )
-
-
-class Selection:
-    """Calls of magnitude_select for many ranks. groups, scales and caps repeat themselves over the list.
-
-    empty_groups: behind those that have weights.
-    """
-
-    FRACTIONS = (-1.0, 0.0, 0.3, 0.77, 0.95, 1.0)  # of each group's last rank; and the rank behind it
-
-    def __init__(
-        self,
-        listed: list[Tensor],
-        groups: Sequence[int],
-        scales: Sequence[float] | None = None,
-        caps: Sequence[int] | None = None,
-        empty_groups: int = 0,
-    ) -> None:
-        def repeated(values: Sequence[Any]) -> list[Any]:
-            return [values[i % len(values)] for i in range(len(listed))]
-
-        self.listed, self.groups = listed, repeated(groups)
-        self.scales = None if scales is None else repeated(scales)
-        self.caps = None if caps is None else repeated(caps)
-        self.group_count = max(groups) + 1 + empty_groups
-
-    def scores(self, group: int) -> tuple[list[Tensor], list[int] | None]:
-        """Of a group: the scores of its weights, and how many each may lose."""
-        members = [i for i, own in enumerate(self.groups) if own == group]
-        parts = [oracle.scores(self.listed[i], self.scales and self.scales[i]) for i in members]
-        if not members:
-            return [oracle.scores(self.listed[0][:0])], [0]
-        return parts, self.caps and [min(self.caps[i], self.listed[i].numel()) for i in members]
-
-    def expected(self) -> list[tuple[list[int], Tensor]]:
-        """The ranks of each call and what sorting finds there."""
-        groups = [self.scores(group) for group in range(self.group_count)]
-        totals = [sum(caps) if caps else sum(map(len, parts)) for parts, caps in groups]
-        calls = [[int((total - 1) * fraction) for total in totals] for fraction in self.FRACTIONS]
-        return [(ranks, self._sorted(groups, ranks)) for ranks in [*calls, totals]]
-
-    @staticmethod
-    def _sorted(groups: list[tuple[list[Tensor], list[int] | None]], ranks: list[int]) -> Tensor:
-        found = [oracle.order_statistics(parts, rank, caps) for (parts, caps), rank in zip(groups, ranks, strict=True)]
-        return torch.stack(found)
-
-    def select(self, ranks: Sequence[int], hint: Tensor | None = None) -> Tensor:
-        """The call."""
-        compute = samples.compute_dtype(self.listed[0].dtype)
-        return ops.magnitude_select(
-            self.listed,
-            self.groups,
-            torch.tensor(ranks),
-            scales=None if self.scales is None else torch.tensor(self.scales, dtype=compute),
-            caps=None if self.caps is None else torch.tensor(self.caps),
-            hint=hint,
-        )
-
-
-@cache
-def selection(name: str) -> tuple[Selection, list[tuple[list[int], Tensor]]]:
-    """A selection by its name, and its calls with their results."""
-    made = SELECTIONS[name]()
-    return made, made.expected()
 
 
 def cold(launches: list[LaunchReport], name: str) -> None:
@@ -129,6 +52,19 @@ def steady(launches: list[LaunchReport], name: str, elements: int | None = None)
         for report in launches:
             if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
                 most_bytes([report], 0)
+
+
+def ends_of_ties(launches: list[LaunchReport], name: str) -> None:
+    """With the widest brackets, for ranks that a count too many or too few takes to another value."""
+    launches.clear()
+    made, _ = selection(name)
+    scores = [torch.cat(made.scores(group)[0]).sort().values for group in range(made.group_count)]
+    ends = [(own.diff() > 0).nonzero().flatten() for own in scores]
+    for fraction in (0.0, 0.2, 0.4, 0.6, 0.8, 0.99):
+        ranks = [int(own[int(fraction * len(own))]) for own in ends]
+        values = torch.stack([own[[rank, rank + 1]] for own, rank in zip(scores, ranks, strict=True)])
+        with as_in_a_net_of(1 << 40):
+            assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
 
 
 HINTS = (NAN, 0.0, INF)
@@ -260,17 +196,18 @@ def counts_beyond_32_bits(launches: list[LaunchReport], dtype: torch.dtype) -> N
                 assert oracle.same_bits(values[0], expected), f"rank {rank}, copy {copy}"
 
 
-def caps_decide(launches: list[LaunchReport]) -> None:
+def caps_decide(launches: list[LaunchReport], dtype: torch.dtype) -> None:
     """A neighbour that a cap takes away or just leaves, for ranks whose key ends at each place of a thread and warp.
 
     The first array's neighbour is in the next bin of the last digit, or under another prefix.
     """
-    one = torch.ones(()).view(torch.int32).item()
+    integer = {FLOAT32: torch.int32, FLOAT64: torch.int64}[dtype]
+    one = torch.ones((), dtype=dtype).view(integer).item()
     listed, caps, values = [], [], []
     for end in (1, 2, 3, 4, 230, 359, 488, 613, 742, 871, 1000):
         for beyond in (end + 1, end + 4096):
             keys = [[0, 0, end - 1, end, end, beyond, beyond + 9], [end - 1, end, beyond + 5]]
-            pair = [(one + torch.tensor(own, dtype=torch.int32)).view(FLOAT32) for own in keys]
+            pair = [(one + torch.tensor(own, dtype=integer)).view(dtype) for own in keys]
             for own_caps in itertools.product((5, 6), (2, 3)):
                 listed, caps = [*listed, *pair], [*caps, *own_caps]
                 values.append(oracle.order_statistics(pair, 6, list(own_caps)))
@@ -279,38 +216,6 @@ def caps_decide(launches: list[LaunchReport]) -> None:
     assert oracle.same_bits(found, torch.stack(values))
 
 
-SELECTIONS: dict[str, Callable[[], Selection]] = {
-    "float32": lambda: Selection(weight_list(FLOAT32), [0, 0, 1, 1, 0, 2]),
-    "many groups": lambda: Selection(list(torch.randn(150, 3, generator=seeded(4))), range(150)),
-    "many groups, float64": lambda: Selection(list(torch.randn(130, 2, generator=seeded(4)).double()), range(130)),
-    "empty groups": lambda: Selection(list(torch.randn(3, 40, generator=seeded(5))), [0, 2], empty_groups=1),
-    "ties": lambda: Selection(weight_list(FLOAT32, coarse=True), [0] * 6),
-    "bfloat16": lambda: Selection(weight_list(BFLOAT16), [0, 1, 0, 0, 1, 0]),
-    "float16": lambda: Selection(weight_list(FLOAT16), [0, 1, 0, 0, 1, 0]),
-    "mixed": lambda: Selection(weight_list(FLOAT32, BFLOAT16, FLOAT16), [0, 1, 0, 0, 1, 0]),
-    "scaled": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7]),
-    "bfloat16 ties": lambda: Selection(weight_list(BFLOAT16, coarse=True), [0, 1, 0, 0, 1, 0]),
-    "dense": lambda: Selection(weight_list(FLOAT32, dense=True), [0, 1, 0, 0, 1, 0]),
-    "dense, scaled": lambda: Selection(
-        weight_list(FLOAT32, dense=True), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 0.5, 3.0, 3.0, 0.5]
-    ),
-    **{f"spread {str(dtype)[6:]}": partial(spread, dtype) for dtype in (FLOAT32, BFLOAT16, FLOAT16)},
-    **{
-        f"spread {str(dtype)[6:]}, scaled": partial(spread, dtype, scales=(0.5, 2.0, 1.0))
-        for dtype in (BFLOAT16, FLOAT16)
-    },
-    "float64": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 0, 1, 0]),
-    "float64, dense": lambda: Selection(weight_list(FLOAT64, dense=True), [0, 1, 0, 0, 1, 0]),
-    "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=[0.5, 3, 1, 0.1, 1, 1.7]),
-    "capped": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
-    "capped ties": lambda: Selection(
-        weight_list(FLOAT32, coarse=True), [0, 1, 0, 1, 0, 1], caps=[900, 7, 0, 3, 2, 650]
-    ),
-    "capped, scaled": lambda: Selection(
-        weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7], caps=[5000, 800, 0, 2, 4, 300]
-    ),
-    "float64, capped": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
-}
 SPREAD = ("float32", "bfloat16", "float16", "bfloat16, scaled", "float16, scaled")
 CASES = [
     *(Case(f"cold: {name}", partial(cold, name=name)) for name in SELECTIONS),
@@ -322,6 +227,7 @@ CASES = [
         Case(f"steady: spread {name}, widest", partial(steady, name=f"spread {name}", elements=1 << 40))
         for name in SPREAD
     ),
+    *(Case(f"ends of ties: spread {name}", partial(ends_of_ties, name=f"spread {name}")) for name in SPREAD),
     Case("later rows", later_rows),
     *(
         Case(f"neighbours: {str(dtype)[6:]}, steady", partial(neighbours, dtype=dtype, steady=True))
@@ -335,7 +241,7 @@ CASES = [
         for dtype in samples.DTYPES
         for far in (False, True)
     ),
-    Case("caps decide", caps_decide),
+    *(Case(f"caps decide, {str(dtype)[6:]}", partial(caps_decide, dtype=dtype)) for dtype in (FLOAT32, FLOAT64)),
     *(
         Case(f"counts beyond 32 bits, {str(dtype)[6:]}", partial(counts_beyond_32_bits, dtype=dtype))
         for dtype in (FLOAT32, FLOAT64)
