@@ -143,7 +143,7 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
 def later_rows(launches: list[LaunchReport]) -> None:
     """The neighbour is the one key of a later row, which each warp sums once."""
     first = torch.ones(()).view(torch.int32).item() - 512
-    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in (6, 7)]
+    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in (6, 7, 62, 63)]
     keys = first + torch.tensor(places, dtype=torch.int32)
     values = keys.view(torch.float32)
     launches.clear()
