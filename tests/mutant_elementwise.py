@@ -28,7 +28,7 @@ def weights(value: float, dtype: torch.dtype) -> Tensor:
     Kernels are unrolled, so that every place has instructions of its own, in whole and in cut blocks.
     """
     t = samples.scalar(value if 0 < value < INF else 0.3, dtype, CPU).to(dtype)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    integer = oracle.INTEGERS[dtype.itemsize]
     near = (t.view(integer) + torch.tensor([-2, -1, 0, 1, 2, 3, 9, 100], dtype=integer)).view(dtype)
     info = torch.finfo(dtype)
     tiny = info.smallest_normal

@@ -30,12 +30,19 @@ ROW = 512  # keys whose counts the brackets of both backends sum
 WARP = 64  # of them, those of a CUDA warp
 
 
+def later_passes_exit_at_once(launches: list[LaunchReport]) -> None:
+    """As where the bracket holds what is wanted: they read next to nothing."""
+    for report in launches:
+        if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
+            most_bytes([report], 0)
+
+
 def cold(launches: list[LaunchReport], name: str) -> None:
     made, calls = selection(name)
     for ranks, values in calls:
         found = made.select(ranks)
         assert oracle.same_bits(found, values), f"ranks {ranks}"
-        bits = found[found.isnan()].view(torch.int32 if found.dtype == FLOAT32 else torch.int64)
+        bits = found[found.isnan()].view(oracle.INTEGERS[found.element_size()])
         assert (bits >> {FLOAT32: 22, FLOAT64: 51}[found.dtype] & 1).all(), "a NaN that is no quiet one"
 
 
@@ -49,9 +56,7 @@ def steady(launches: list[LaunchReport], name: str, elements: int | None = None)
         launches.clear()
         with as_in_a_net_of(elements) if elements else nullcontext():
             assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
-        for report in launches:
-            if report.kernel in ("histogram_kernel", "smallest_above_kernel"):
-                most_bytes([report], 0)
+        later_passes_exit_at_once(launches)
 
 
 def ends_of_ties(launches: list[LaunchReport], name: str) -> None:
@@ -109,7 +114,7 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
     With the right hint and the widest brackets, or without one. Nearly all weights tie with the rank. far: the one has
     another first digit.
     """
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    integer = oracle.INTEGERS[dtype.itemsize]
     four = torch.full((), 4.0, dtype=dtype).view(integer)  # whose exponent has its highest bit
     half = WIDEST // 2 >> {FLOAT32: 0, FLOAT16: 13, BFLOAT16: 16}.get(dtype, 0)
     steps = (0, half, 2 * half) if steady else (0, four.item() // 16 if far else 1, four.item() // 8)
@@ -135,9 +140,7 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
             found = ops.magnitude_select(part, list(range(len(part))), torch.tensor(ranks), hint=hint)
         assert oracle.same_bits(found, values)
         if steady:
-            for report in launches:
-                if report.kernel == "histogram_kernel":
-                    most_bytes([report], 0)
+            later_passes_exit_at_once(launches)
 
 
 def later_rows(launches: list[LaunchReport]) -> None:
@@ -153,9 +156,7 @@ def later_rows(launches: list[LaunchReport]) -> None:
             list(values), list(range(len(values))), torch.zeros(len(values), dtype=torch.int64), hint=hint
         )
     assert oracle.same_bits(found, values)
-    for report in launches:
-        if report.kernel == "histogram_kernel":
-            most_bytes([report], 0)
+    later_passes_exit_at_once(launches)
 
 
 @contextmanager
@@ -201,7 +202,7 @@ def caps_decide(launches: list[LaunchReport], dtype: torch.dtype) -> None:
 
     The first array's neighbour is in the next bin of the last digit, or under another prefix.
     """
-    integer = {FLOAT32: torch.int32, FLOAT64: torch.int64}[dtype]
+    integer = oracle.INTEGERS[dtype.itemsize]
     one = torch.ones((), dtype=dtype).view(integer).item()
     listed, caps, values = [], [], []
     for end in (1, 2, 3, 4, 230, 359, 488, 613, 742, 871, 1000):

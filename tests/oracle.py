@@ -10,6 +10,7 @@ from torch import Tensor
 
 MANTISSA_BITS = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
 MIN_EXPONENT = {torch.float16: -14, torch.bfloat16: -126, torch.float32: -126, torch.float64: -1022}
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the size of an element: for its bits
 
 
 def long_double(tensor: Tensor) -> np.ndarray:
@@ -92,6 +93,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     a, b = a.detach().cpu().contiguous(), b.detach().cpu().contiguous()
     nan_a, nan_b = a.isnan(), b.isnan()
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]
+    integer = INTEGERS[a.element_size()]
     bits_equal = torch.where(nan_a, 0, a.view(integer)).equal(torch.where(nan_b, 0, b.view(integer)))
     return bool(torch.equal(nan_a, nan_b)) and bits_equal

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import torch
+from oracle import INTEGERS
 from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -27,7 +28,7 @@ def boundary_weights(t: Tensor, dtype: torch.dtype, count: int = 700, seed: int 
     generator = torch.Generator().manual_seed(seed)
     finite_t = t.detach().cpu() if bool(t.isfinite()) and bool(t > 0) else torch.tensor(0.3, dtype=t.dtype)
     at = finite_t.to(dtype)
-    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    integer = INTEGERS[dtype.itemsize]
     # the representable numbers around T, then every magnitude up to far beyond it
     neighbours = (at.view(integer) + torch.arange(-40, 400).to(integer)).view(dtype)
     info = torch.finfo(dtype)

@@ -16,6 +16,9 @@ from torch import Tensor
 ops = torch.ops.feather_kernels
 
 
+SCALES = (0.5, 3.0, 1.0, 0.1, 1.0, 1.7)
+
+
 def spread(dtype: torch.dtype, scales: Sequence[float] | None = None) -> Selection:
     """Keys all over the widest bracket around them, below and beyond it, at every place of a thread."""
     steps = {FLOAT32: 60_000, FLOAT16: 7, BFLOAT16: 0}[dtype]  # of the dtype, to one side, in half a bracket
@@ -31,7 +34,7 @@ def spread(dtype: torch.dtype, scales: Sequence[float] | None = None) -> Selecti
 
 def scaled_ties(dtype: torch.dtype) -> Selection:
     """Few distinct values, so that every place of a thread meets the digits of the rank in every pass."""
-    return Selection(weight_list(dtype, coarse=True), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7])
+    return Selection(weight_list(dtype, coarse=True), [0, 1, 0, 1, 1, 0], scales=SCALES)
 
 
 class Selection:
@@ -100,7 +103,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     "bfloat16": lambda: Selection(weight_list(BFLOAT16), [0, 1, 0, 0, 1, 0]),
     "float16": lambda: Selection(weight_list(FLOAT16), [0, 1, 0, 0, 1, 0]),
     "mixed": lambda: Selection(weight_list(FLOAT32, BFLOAT16, FLOAT16), [0, 1, 0, 0, 1, 0]),
-    "scaled": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7]),
+    "scaled": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=SCALES),
     "bfloat16 ties": lambda: Selection(weight_list(BFLOAT16, coarse=True), [0, 1, 0, 0, 1, 0]),
     "dense": lambda: Selection(weight_list(FLOAT32, dense=True), [0, 1, 0, 0, 1, 0]),
     "dense, scaled": lambda: Selection(
@@ -113,13 +116,13 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     },
     "float64": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 0, 1, 0]),
     "float64, dense": lambda: Selection(weight_list(FLOAT64, dense=True), [0, 1, 0, 0, 1, 0]),
-    "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=[0.5, 3, 1, 0.1, 1, 1.7]),
+    "float64 scaled": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], scales=SCALES),
     "capped": lambda: Selection(weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
     "capped ties": lambda: Selection(
         weight_list(FLOAT32, coarse=True), [0, 1, 0, 1, 0, 1], caps=[900, 7, 0, 3, 2, 650]
     ),
     "capped, scaled": lambda: Selection(
-        weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=[0.5, 3.0, 1.0, 0.1, 1.0, 1.7], caps=[5000, 800, 0, 2, 4, 300]
+        weight_list(FLOAT32), [0, 1, 0, 1, 1, 0], scales=SCALES, caps=[5000, 800, 0, 2, 4, 300]
     ),
     **{
         f"{str(dtype)[6:]} ties, scaled": partial(scaled_ties, dtype) for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)

@@ -18,7 +18,7 @@ import samples
 import torch
 from conftest import CPU, PTX_ARCHITECTURE, PTX_BACKEND, ptx_executor
 from gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
-from oracle import same_bits
+from oracle import INTEGERS, same_bits
 from torch import Tensor
 
 import feather_kernels as fk
@@ -27,7 +27,6 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 ops = torch.ops.feather_kernels
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def thresholded(device: torch.device, dtype: torch.dtype, p: float, out_dtype: torch.dtype) -> Tensor:
