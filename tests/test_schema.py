@@ -85,6 +85,20 @@ def test_raw_op_refuses_to_lose_a_gradient(backend: BackendUnderTest, name: str)
         overload(name)(*args, **kwargs)
 
 
+@pytest.mark.parametrize(("name", "written"), [("threshold.out", "out"), ("scale_pruned_grad_", 0)])
+def test_autograd_notices_what_is_written_in_place(backend: BackendUnderTest, name: str, written: str | int) -> None:
+    args, kwargs = arguments(backend.device)[name]
+    saved = kwargs[written] if isinstance(written, str) else args[written]
+    leaf = torch.ones_like(saved, requires_grad=True)
+    product = leaf * saved
+    overload(name)(*args, **kwargs)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    with torch.inference_mode():  # whose tensors have no version
+        args, kwargs = arguments(backend.device)[name]
+        overload(name)(*args, **kwargs)
+
+
 W = torch.randn(3, 4)
 T = torch.tensor(0.5)
 BUFFER = torch.randn(10)

@@ -1,6 +1,6 @@
 """The ops as autograd's Functions call them: straight, unless something may be listening at the dispatcher.
 
-A call by way of ``torch.ops`` costs 4 us more than the implementation itself with warm caches and 60 us more with cold
+A call by way of ``torch.ops`` costs 2 us more than the implementation itself with warm caches and 60 us more with cold
 ones (a pass over 190 MB before each call), three times a layer and step. Functions of torch are bound to names here: to
 look one up through ``torch._C`` touches memory that is no longer cached. Tracers, modes, transforms, the profiler and
 tensors that are not plain get the op; an ``ExecutionTraceObserver`` without a profiler is not noticed.

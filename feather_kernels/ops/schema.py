@@ -70,9 +70,16 @@ def check_operands(w: Tensor, t: Tensor, p: float) -> None:
 
 def check_gradient(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
     """Raise unless these can be the arguments of ``scale_pruned_grad``."""
-    alike = g.dtype in COMPUTE_DTYPE and g.layout is w.layout and g.device == w.device and g.shape == w.shape
-    if alike and fits(w, t) and fits(w, grad_scale):
-        return
+    wanted, layout, device = COMPUTE_DTYPE.get(w.dtype), w.layout, w.device
+    if (
+        t.dtype is grad_scale.dtype is wanted
+        and g.dtype in COMPUTE_DTYPE
+        and g.layout is layout is torch.strided
+        and t.dim() == grad_scale.dim() == 0
+        and t.device == grad_scale.device == g.device == device
+        and g.shape == w.shape
+    ):
+        return  # every call comes here: one look
     check_weight("g", g)
     check_weight("w", w)
     check_same("g", g, w)

@@ -21,18 +21,18 @@ GENERAL_BLOCK = 256  # of general powers, with their logarithms
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
-def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """w_ptr, out_ptr: (n,) of any float dtype; t_ptr: 0-dim, float32 or (WIDE) float64."""
+def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, BLOCK: tl.constexpr):
+    """w_ptr, out_ptr: (n,) of any float dtype; t_ptr: 0-dim, float32 or float64."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     offsets = start + tl.arange(0, BLOCK)
     t = tl.load(t_ptr)
     if start + BLOCK <= n:
         w = tl.load(w_ptr + offsets).to(t.dtype)
-        tl.store(out_ptr + offsets, threshold_value(w, t, P, WIDE).to(out_ptr.dtype.element_ty))
+        tl.store(out_ptr + offsets, threshold_value(w, t, P).to(out_ptr.dtype.element_ty))
     else:
         inside = offsets < n
         w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(t.dtype)
-        tl.store(out_ptr + offsets, threshold_value(w, t, P, WIDE).to(out_ptr.dtype.element_ty), mask=inside)
+        tl.store(out_ptr + offsets, threshold_value(w, t, P).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
@@ -73,7 +73,7 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     n, wide = w.numel(), t.dtype == torch.float64
     if p in (1, 2, 3, math.inf):
         block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
-        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, WIDE=wide, BLOCK=block, **COMPILE)
+        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, BLOCK=block, **COMPILE)
     else:
         constants, block = power_constants(p, w.device), GENERAL_BLOCK
         general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block, **COMPILE)
