@@ -16,40 +16,37 @@ import feather_kernels as fk
 from feather_kernels.ops import calls
 
 OPS = ("threshold", "threshold_recompute", "scale_pruned_grad_")  # of one step of a sparse layer
-ALL = (*OPS, "scale_pruned_grad")
 
 
-def sparse_layer() -> nn.Linear:
+def sparse_layer(layer: nn.Linear | nn.Conv1d | None = None) -> nn.Linear | nn.Conv1d:
     """One sparse layer of a model."""
-    model = nn.Sequential(nn.Linear(6, 5))
+    model = nn.Sequential(layer or nn.Linear(6, 5))
     fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5)
     return model[0]
 
 
-def step(layer: nn.Linear) -> Tensor:
+def step(layer: nn.Linear | nn.Conv1d) -> Tensor:
     """Forward and backward; the gradient of the weight."""
     layer.weight.grad = None
-    layer(torch.ones(3, 6, requires_grad=True)).sum().backward()
+    layer(torch.ones(3, *layer.weight.shape[1:], requires_grad=True)).sum().backward()
     assert layer.weight.grad is not None
     return layer.weight.grad
 
 
 def forbid(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on a call by that way, "op" or "implementation", fails."""
+    """From here on a call by that way, "DISPATCHED" or "STRAIGHT", fails."""
 
     def fail(*args: Any, **options: Any) -> None:
-        raise AssertionError(f"the {way} was called with {len(args)} arguments and {options}")
+        raise AssertionError(f"{way}: called with {len(args)} arguments and {options}")
 
-    for name in ALL:
-        call = getattr(calls, name)
-        cell = dict(zip(call.__code__.co_freevars, call.__closure__, strict=True))[way]
-        monkeypatch.setattr(cell, "cell_contents", fail)
+    monkeypatch.setattr(calls, way, calls.Way(*[fail] * len(calls.Way._fields)))
 
 
-def test_no_dispatch_where_nothing_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = sparse_layer()
+@pytest.mark.parametrize("dense", [nn.Linear(6, 5), nn.Conv1d(6, 5, 2)], ids=["linear", "convolution"])
+def test_no_dispatch_where_nothing_listens(dense: nn.Linear | nn.Conv1d, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = sparse_layer(dense)
     expected = step(layer)
-    forbid("op", monkeypatch)
+    forbid("DISPATCHED", monkeypatch)
     assert step(layer).equal(expected)
 
 
@@ -63,7 +60,7 @@ def test_a_dispatch_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
 
     layer = sparse_layer()
     expected = step(layer)
-    forbid("implementation", monkeypatch)
+    forbid("STRAIGHT", monkeypatch)
     with Listener():
         assert step(layer).equal(expected)
     assert [name for name in seen if name.startswith("feather_kernels")] == [
@@ -73,7 +70,7 @@ def test_a_dispatch_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_profiler_names_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = sparse_layer()
-    forbid("implementation", monkeypatch)
+    forbid("STRAIGHT", monkeypatch)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step(layer)
     assert {f"feather_kernels::{name}" for name in OPS} <= {event.key for event in profiled.key_averages()}
@@ -91,7 +88,7 @@ def test_a_traced_graph_holds_the_op(pre_dispatch: bool) -> None:
 
 def test_a_function_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = sparse_layer()
-    forbid("implementation", monkeypatch)
+    forbid("STRAIGHT", monkeypatch)
     with torch.device("cpu"):
         layer(torch.ones(3, 6))
 
@@ -115,7 +112,8 @@ def test_lazy_scalars(name: str) -> None:
 
 def test_a_lazy_zero_as_threshold() -> None:
     w = torch.tensor([0.5, 2.0, -3.0])
-    assert calls.threshold(w, torch._efficientzerotensor(()), 2.0).equal(w)
+    zero = torch._efficientzerotensor(())
+    assert calls.way(w, zero).threshold(w, zero, 2.0).equal(w)
 
 
 def meta() -> Tensor:
@@ -139,9 +137,10 @@ def zeros() -> Tensor:
 
 @pytest.mark.parametrize("make", [meta, subclass, negated, zeros])
 def test_other_tensors_get_the_op(make: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid("implementation", monkeypatch)
+    forbid("STRAIGHT", monkeypatch)
     w = make()
-    y = calls.threshold(w, torch.tensor(0.5, device=w.device), 3.0)
+    t = torch.tensor(0.5, device=w.device)
+    y = calls.way(w, t).threshold(w, t, 3.0)
     assert (y.shape, y.device) == (w.shape, w.device)
     assert w.is_meta or y.allclose(w * (1 - 0.125) ** (1 / 3))
 
@@ -161,6 +160,6 @@ def test_wrapped_tensors_behind_a_transform_get_the_op() -> None:
 def test_gradients_under_vmap_get_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(4, requires_grad=True)
     y = fk.functional.threshold(weight, torch.tensor(0.3), grad_scale=torch.tensor(0.5))
-    forbid("implementation", monkeypatch)
+    forbid("STRAIGHT", monkeypatch)
     (rows,) = torch.autograd.grad(y, weight, torch.eye(4), is_grads_batched=True)
     assert rows.diagonal().equal(torch.where(weight.abs() <= 0.3, 0.5, 1.0))

@@ -32,7 +32,7 @@ class SparseConvolution(Function):
         dtype: torch.dtype | None,
         *arguments: Any,
     ) -> Tensor:
-        sparse = calls.threshold(weight, threshold, power, out_dtype=dtype)
+        sparse = calls.way(weight, threshold).threshold(weight, threshold, power, out_dtype=dtype)
         return torch.convolution(input, sparse, bias, *arguments)
 
     @staticmethod
@@ -45,15 +45,16 @@ class SparseConvolution(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, threshold, grad_scale = ctx.saved_tensors
         needs_input, needs_weight, _, _, needs_bias = ctx.needs_input_grad[:5]
+        way = calls.way(grad, x, weight, threshold, grad_scale)
         if needs_input:
-            sparse = recompute(weight, threshold, grad_scale, ctx.power, ctx.dtype, grad)
+            sparse = recompute(way, weight, threshold, grad_scale, ctx.power, ctx.dtype, grad)
         else:  # only its shape and dtype are read
             sparse = weight.new_empty((), dtype=ctx.dtype).expand(weight.shape)
-        grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward.default(
+        grad_input, grad_weight, grad_bias = way.convolution_backward(
             grad, x, sparse, ctx.bias_shape, *ctx.arguments, [needs_input, needs_weight, needs_bias]
         )
         if needs_weight:
-            grad_weight = scale_weight_grad(grad_weight, weight, threshold, grad_scale)
+            grad_weight = scale_weight_grad(way, grad_weight, weight, threshold, grad_scale)
         unused = (None,) * (2 + len(ctx.arguments))
         return grad_input, grad_weight, None, None, grad_bias, *unused
 

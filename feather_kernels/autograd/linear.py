@@ -31,7 +31,8 @@ class SparseLinear(Function):
         power: float,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        return F.linear(input, calls.threshold(weight, threshold, power, out_dtype=dtype), bias)
+        sparse = calls.way(weight, threshold).threshold(weight, threshold, power, out_dtype=dtype)
+        return F.linear(input, sparse, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -42,13 +43,14 @@ class SparseLinear(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, threshold, grad_scale = ctx.saved_tensors
         needs_input, needs_weight, _, _, needs_bias = ctx.needs_input_grad[:5]
+        way = calls.way(grad, x, weight, threshold, grad_scale)
         grad_input = grad_weight = grad_bias = None
         if needs_input:
-            grad_input = grad.matmul(recompute(weight, threshold, grad_scale, ctx.power, ctx.dtype, grad))
+            grad_input = grad.matmul(recompute(way, weight, threshold, grad_scale, ctx.power, ctx.dtype, grad))
         rows = grad.reshape(-1, grad.shape[-1])
         if needs_weight:
             grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1]))
-            grad_weight = scale_weight_grad(grad_weight, weight, threshold, grad_scale)
+            grad_weight = scale_weight_grad(way, grad_weight, weight, threshold, grad_scale)
         if needs_bias:
             grad_bias = rows.sum(0)
         return grad_input, grad_weight, None, None, grad_bias, None, None

@@ -55,7 +55,7 @@ class Threshold(Function):
     def forward(
         weight: Tensor, threshold: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
     ) -> Tensor:
-        return calls.threshold(weight, threshold, power, out_dtype=out_dtype)
+        return calls.way(weight, threshold).threshold(weight, threshold, power, out_dtype=out_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -72,7 +72,8 @@ class Threshold(Function):
         if not ctx.scaled:
             return grad.to(ctx.weight_dtype), None, None, None, None
         weight, threshold, grad_scale = ctx.saved_tensors  # once: activation checkpointing allows no second unpacking
-        scaled = scale_pruned_grad(grad, weight, threshold, grad_scale, ctx.weight_dtype)
+        way = calls.way(grad, weight, threshold, grad_scale)
+        scaled = scale_pruned_grad(way, grad, weight, threshold, grad_scale, ctx.weight_dtype)
         return scaled, None, None, None, None
 
 
@@ -83,7 +84,8 @@ class ScalePrunedGrad(Function):
 
     @staticmethod
     def forward(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
-        return calls.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+        way = calls.way(grad, weight, threshold, grad_scale)
+        return way.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -94,20 +96,22 @@ class ScalePrunedGrad(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, threshold, grad_scale = ctx.saved_tensors
-        scaled = scale_pruned_grad(grad, weight, threshold, grad_scale, ctx.grad_dtype)
+        way = calls.way(grad, weight, threshold, grad_scale)
+        scaled = scale_pruned_grad(way, grad, weight, threshold, grad_scale, ctx.grad_dtype)
         return scaled, None, None, None, None
 
 
 def scale_pruned_grad(
-    grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype
+    way: calls.Way, grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype
 ) -> Tensor:
     """``ScalePrunedGrad`` where the result must be differentiable (create_graph, torch.func), else the plain op."""
     if torch.is_grad_enabled():
         return _scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype)
-    return calls.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+    return way.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
 
 
 def recompute(
+    way: calls.Way,
     weight: Tensor,
     threshold: Tensor,
     grad_scale: Tensor | None,
@@ -118,16 +122,18 @@ def recompute(
     """P(w) for a backward pass that has received ``grad``: differentiable where its result must be."""
     if torch.is_grad_enabled():
         return _threshold(weight, threshold, grad_scale, power, dtype)
-    return calls.threshold_recompute(weight, threshold, power, grad, out_dtype=dtype)
+    return way.threshold_recompute(weight, threshold, power, grad, out_dtype=dtype)
 
 
-def scale_weight_grad(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor | None) -> Tensor:
+def scale_weight_grad(
+    way: calls.Way, grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor | None
+) -> Tensor:
     """A fresh weight gradient, scaled and in the weight's dtype; in place where neither forbids it."""
     if grad_scale is None:
         return grad.to(weight.dtype)
     if torch.is_grad_enabled() or grad.dtype != weight.dtype:
-        return scale_pruned_grad(grad, weight, threshold, grad_scale, weight.dtype)
-    calls.scale_pruned_grad_(grad, weight, threshold, grad_scale)
+        return scale_pruned_grad(way, grad, weight, threshold, grad_scale, weight.dtype)
+    way.scale_pruned_grad_(grad, weight, threshold, grad_scale)
     return grad
 
 
