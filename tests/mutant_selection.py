@@ -108,11 +108,13 @@ def edges(launches: list[LaunchReport], around: float, bins: int) -> None:
 PLACES = (*range(248, 256), 510, 511, *range(764, 768), 1022, 1023)
 
 
-def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, far: bool = False) -> None:
+def neighbours(
+    launches: list[LaunchReport], dtype: torch.dtype, steady: bool, far: bool = False, scale: float | None = None
+) -> None:
     """In each group one weight alone lies above the rank, at every place of a thread, in a tail and in a head.
 
     With the right hint and the widest brackets, or without one. Nearly all weights tie with the rank. far: the one has
-    another first digit.
+    another first digit. scale: of the scores.
     """
     integer = oracle.INTEGERS[dtype.itemsize]
     four = torch.full((), 4.0, dtype=dtype).view(integer)  # whose exponent has its highest bit
@@ -132,15 +134,27 @@ def neighbours(launches: list[LaunchReport], dtype: torch.dtype, steady: bool, f
     for first in range(0, len(listed), groups_at_once):
         part = listed[first : first + groups_at_once]
         ranks = [int((w <= low).sum()) - 1 for w in part]
-        values = torch.stack([oracle.order_statistics([oracle.scores(w)], r) for w, r in zip(part, ranks, strict=True)])
+        values = torch.stack(
+            [oracle.order_statistics([oracle.scores(w, scale)], r) for w, r in zip(part, ranks, strict=True)]
+        )
+        scales = None if scale is None else torch.full((len(part),), scale, dtype=values.dtype)
         launches.clear()
         with as_in_a_net_of(1 << 40):
             # around the upper value: the lower one is the bracket's first key, the next behind it
             hint = values[:, 1:].expand(-1, 2).contiguous() if steady else None
-            found = ops.magnitude_select(part, list(range(len(part))), torch.tensor(ranks), hint=hint)
+            groups = list(range(len(part)))
+            found = ops.magnitude_select(part, groups, torch.tensor(ranks), scales=scales, hint=hint)
         assert oracle.same_bits(found, values)
         if steady:
             later_passes_exit_at_once(launches)
+
+
+def infinities(launches: list[LaunchReport], dtype: torch.dtype) -> None:
+    """The largest number, infinities and NaN, each in turn."""
+    weight = torch.tensor([-INF, torch.finfo(dtype).max, NAN, INF, 1.0, -NAN], dtype=dtype)
+    for rank in range(weight.numel()):
+        found = ops.magnitude_select([weight], [0], torch.tensor([rank]))
+        assert oracle.same_bits(found[0], oracle.order_statistics([oracle.scores(weight)], rank)), f"rank {rank}"
 
 
 def later_rows(launches: list[LaunchReport]) -> None:
@@ -231,17 +245,22 @@ CASES = [
     *(Case(f"ends of ties: spread {name}", partial(ends_of_ties, name=f"spread {name}")) for name in SPREAD),
     Case("later rows", later_rows),
     *(
-        Case(f"neighbours: {str(dtype)[6:]}, steady", partial(neighbours, dtype=dtype, steady=True))
+        Case(
+            f"neighbours: {str(dtype)[6:]}, steady{', scaled' * bool(scale)}",
+            partial(neighbours, dtype=dtype, steady=True, scale=scale),
+        )
         for dtype in (FLOAT16, BFLOAT16, FLOAT32)
+        for scale in (None, 0.5)
     ),
     *(
         Case(
-            f"neighbours: {str(dtype)[6:]}, cold{', far' * far}",
-            partial(neighbours, dtype=dtype, steady=False, far=far),
+            f"neighbours: {str(dtype)[6:]}, cold{', far' * far}{', scaled' * bool(scale)}",
+            partial(neighbours, dtype=dtype, steady=False, far=far, scale=scale),
         )
         for dtype in samples.DTYPES
-        for far in (False, True)
+        for far, scale in ((False, None), (True, None), (False, 0.5))
     ),
+    *(Case(f"infinities, {str(dtype)[6:]}", partial(infinities, dtype=dtype)) for dtype in (FLOAT32, FLOAT64)),
     *(Case(f"caps decide, {str(dtype)[6:]}", partial(caps_decide, dtype=dtype)) for dtype in (FLOAT32, FLOAT64)),
     *(
         Case(f"counts beyond 32 bits, {str(dtype)[6:]}", partial(counts_beyond_32_bits, dtype=dtype))
