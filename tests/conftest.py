@@ -61,12 +61,15 @@ else:
 if INTERPRETED:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    def rounded_once(self: Any, x: Any, y: Any, z: Any) -> Any:
-        """A fused product as devices round it; the interpreter's rounds twice."""
+    def fma_through_float64(self: Any, x: Any, y: Any, z: Any) -> Any:
+        """a b + c of float32 as devices round it, but for ties of the wider sum; the interpreter rounds a b too.
+
+        P(w) for p = 3 is within 2 ulp only where it is fused.
+        """
         exact = x.data.astype("float64") * y.data + z.data
         return TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
 
-    InterpreterBuilder.create_fma = rounded_once
+    InterpreterBuilder.create_fma = fma_through_float64
 
 
 @pytest.fixture

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
-from feather_kernels.ops import calls
+from feather_kernels.ops import calls, schema
 
 OPS = ("threshold", "threshold_recompute", "scale_pruned_grad_")  # of one step of a sparse layer
 
@@ -31,6 +33,18 @@ def step(layer: nn.Linear | nn.Conv1d) -> Tensor:
     layer(torch.ones(3, *layer.weight.shape[1:], requires_grad=True)).sum().backward()
     assert layer.weight.grad is not None
     return layer.weight.grad
+
+
+class Listener(TorchDispatchMode):
+    """Notes the ops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 def forbid(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,21 +65,25 @@ def test_no_dispatch_where_nothing_listens(dense: nn.Linear | nn.Conv1d, monkeyp
 
 
 def test_a_dispatch_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
-
-    class Listener(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.append(str(func))
-            return func(*args, **(kwargs or {}))
-
     layer = sparse_layer()
     expected = step(layer)
     forbid("STRAIGHT", monkeypatch)
-    with Listener():
+    with Listener() as listener:
         assert step(layer).equal(expected)
-    assert [name for name in seen if name.startswith("feather_kernels")] == [
+    assert [name for name in listener.seen if name.startswith("feather_kernels")] == [
         f"feather_kernels.{name}.default" for name in OPS
     ]
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_from_autograd_straight_to_the_implementation(listens: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    callers = []
+    monkeypatch.setattr(schema, "scale_pruned_grad_", lambda *_: callers.append(sys._getframe(2).f_code.co_name))
+    tensors = (torch.ones(3), torch.ones(3), torch.tensor(0.5), torch.tensor(0.5))
+    with Listener() if listens else nullcontext():
+        torch.ops.feather_kernels.scale_pruned_grad_(*tensors)
+    assert len(callers) == 1
+    assert (callers == ["autograd_kernel"]) == (not listens)
 
 
 def test_the_profiler_names_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:

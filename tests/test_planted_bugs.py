@@ -205,7 +205,7 @@ BUGS = [
     Bug(
         "store without mask",
         "elementwise",
-        r"(threshold_value\(w, t, P, WIDE\)\.to\(out_ptr\.dtype\.element_ty\)), mask=inside\)",
+        r"(threshold_value\(w, t, P\)\.to\(out_ptr\.dtype\.element_ty\)), mask=inside\)",
         r"\1)",
         tail,
         "OutOfBoundsError",
@@ -250,7 +250,7 @@ BUGS = [
     Bug(
         "bfloat16 by truncation",
         "elementwise",
-        r"(threshold_value\(w, t, P, WIDE\)\.to\(out_ptr\.dtype\.element_ty)\)\)",
+        r"(threshold_value\(w, t, P\)\.to\(out_ptr\.dtype\.element_ty)\)\)",
         r'\1, fp_downcast_rounding="rtz"))',
         rounding,
         "AssertionError",

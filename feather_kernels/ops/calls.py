@@ -43,7 +43,7 @@ def _keys(device: str) -> int:
 PLAIN = {_keys("CPU"), _keys("CUDA")}  # dispatch keys of strided tensors with memory of their own, and of nothing else
 
 
-def can_go_straight(*args: Any) -> bool:
+def can_go_straight(*tensors: Tensor | None) -> bool:
     """Whether nothing could see an op pass the dispatcher, and the tensors' memory holds their values.
 
     It does not for subclasses, lazy negations and zeros, meta tensors and what vmap and grad wrap.
@@ -57,10 +57,8 @@ def can_go_straight(*args: Any) -> bool:
         or _profiler_enabled()
     ):
         return False
-    for argument in args:
-        if isinstance(argument, Tensor) and not (
-            type(argument) in KINDS and _dispatch_keys(argument).raw_repr() in PLAIN
-        ):
+    for tensor in tensors:
+        if tensor is not None and not (type(tensor) in KINDS and _dispatch_keys(tensor).raw_repr() in PLAIN):
             return False
     return True
 
@@ -79,7 +77,7 @@ OURS = Way._fields[:-1]
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
 DISPATCHED = Way._make([*(getattr(torch.ops.feather_kernels, name).default for name in OURS), CONVOLUTION_BACKWARD])
-# ``_op``: the overload without its Python
+# torch's op is dispatched on both ways; ``_op`` is without the Python of its overload, and nothing that Dynamo traces
 STRAIGHT = Way._make([*(IMPLEMENTATIONS[name] for name in OURS), CONVOLUTION_BACKWARD._op])
 
 

@@ -2,8 +2,8 @@
 
 An empty result launches nothing. Raw ops have no derivative: called in grad mode on a tensor that requires grad, they
 raise (in backward, or at once where they write in place) instead of losing the gradient; ``feather_kernels.functional``
-holds the differentiable forms. Ops that write in place count it in the tensor's version, as torch's own do, so that
-autograd notices where it had saved the tensor.
+holds the differentiable forms. Ops that write in place count it in the tensor's version, so that autograd notices where
+it had saved the tensor.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ IMPLEMENTATIONS: dict[str, Callable] = {
 }
 
 BELOW_AUTOGRAD = torch._C._after_autograd_keyset
-# Keys of which nothing but ``IMPLEMENTATIONS`` is left below autograd: the dispatcher would call it, 1.5 us later.
+# Below autograd nothing but the backend's key is left: the dispatcher would call what is in ``IMPLEMENTATIONS``, 1 us
+# later. (A kernel that somebody else registers for that key is not called.)
 BACKEND_ALONE = {DispatchKeySet(DispatchKey.CPU).raw_repr(), DispatchKeySet(DispatchKey.CUDA).raw_repr()}
 
 INTEGER_RESULT = ("magnitude_histogram", "count_pruned")  # nothing to differentiate
@@ -157,7 +158,8 @@ def refuse_gradients(name: str) -> Callable:
     def autograd_kernel(keyset: DispatchKeySet, *args: Any, **kwargs: Any) -> Any:
         keys = keyset & BELOW_AUTOGRAD
         run = implementation if keys.raw_repr() in BACKEND_ALONE else partial(redispatch, keys)
-        differentiable = is_grad_enabled() and [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
+        tensors = _tensors(args, kwargs) if is_grad_enabled() else ()
+        differentiable = [tensor for tensor in tensors if tensor.requires_grad]
         if not differentiable:
             return run(*args, **kwargs)
         if in_place:
@@ -178,7 +180,7 @@ class NoDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, name: str, run: Callable[[], Tensor], *differentiable: Tensor) -> Tensor:  # noqa: ARG004
-        """Run with autograd's own keys excluded, as in any Function."""
+        """Run with grad mode off, as in any Function."""
         ctx.name = name
         return run()
 

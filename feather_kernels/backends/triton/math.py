@@ -38,6 +38,12 @@ def threshold_value(w, t, P: tl.constexpr):
         magnitude = a - t if P == 1 else root_of_difference(a, t, P)
         sign = bits_of(w) ^ bits_of(a)
         y = (bits_of(magnitude) | sign).to(w.dtype, bitcast=True)
+    return where_kept(y, w, t)
+
+
+@triton.jit
+def where_kept(y, w, t):
+    """The value of P(w), given what it is where w is kept: +0.0 where pruned; w for T <= 0, NaN for a NaN T."""
     y = tl.where(is_pruned(w, t), 0.0, y)
     y = tl.where(t != t, t, y)
     return tl.where(t <= 0, w, y)
@@ -65,7 +71,7 @@ def root_of_difference(a, t, P: tl.constexpr):
 
 @triton.jit
 def scales_of(t):
-    """Powers of two, both normal, that bring T > 0 into [1, 2), or a denormal one near it, and back."""
+    """Powers of two, both normal, that bring T into [1, 2) and back; a T of the least or largest exponent near it."""
     if t.dtype == tl.float64:
         exponent = (t.to(tl.int64, bitcast=True) >> 52) & 2047
         exponent = tl.minimum(tl.maximum(2046 - exponent, 1), 2045)
@@ -109,7 +115,7 @@ def cube_root(z):
 
 @triton.jit
 def inverse_cube_root_seed(z):
-    """z^(-1/3) within 4 % for normal z > 0, float32: a third of the bits, subtracted from those of a constant."""
+    """z^(-1/3) within 4.2 % for normal z > 0, float32: a third of the bits, subtracted from those of a constant."""
     third = tl.umulhi(bits_of(z), 0x55555556).to(tl.int32)
     return (0x54A08000 - third).to(tl.float32, bitcast=True)
 
@@ -133,14 +139,12 @@ def wide_cube_root(z):
 def general_power(w, t, p, rest, inverse):
     """W (1 - (T/a)^p)^(1/p) in float64, by Kahan's log1p and expm1.
 
-    w and t in float64; p > 1, ``rest`` = p less its 24 leading bits, and ``inverse`` = 1/p as float64 scalars.
+    w and t in float64; p > 1, ``rest`` = p less its 24 leading bits, and ``inverse`` = 1/p as float64 scalars. Where
+    abs(w) <= T or T is no positive number the functions get what they are not for, and their results are not used.
     """
     a = tl.abs(w)
     root = inverse_power(-expm1(p * log1p((t - a) / a)), p, rest, inverse)
-    y = tl.where(a < float("inf"), w * tl.minimum(root, 1.0), w)
-    y = tl.where(is_pruned(w, t), 0.0, y)
-    y = tl.where(t != t, t, y)
-    return tl.where(t <= 0, w, y)
+    return where_kept(tl.where(a < float("inf"), w * tl.minimum(root, 1.0), w), w, t)
 
 
 @triton.jit
