@@ -84,23 +84,37 @@ def misled(launches: list[LaunchReport], name: str) -> None:
         assert oracle.same_bits(made.select(ranks, given), values), f"hint {hint}"
 
 
-def edges(launches: list[LaunchReport], around: float, bins: int) -> None:
-    """Keys at chosen places of the bracket, which holds what is wanted or just does not."""
+def edges(launches: list[LaunchReport], around: float, bins: int, scales_of: torch.dtype | None = None) -> None:
+    """Keys at chosen places of the bracket and next to it, which holds what is wanted or just does not.
+
+    scales_of: as the scales of weights of that dtype, which are 1.
+    """
     middle, last = bins // 2, bins - 1
     first = min(max(int(torch.tensor(around).view(torch.int32)) - middle, 0), 0x7F800001 - bins)
     at = [0, 1, ROW - 1, ROW, ROW + 1, middle - 1, middle, middle, middle, middle + 3, last - ROW, last - 1, last, last]
     of_warps = [ROW + WARP * i + step for i in range(1, ROW // WARP) for step in (-1, 0)] if bins > 3 * ROW else []
-    inside = (first + torch.tensor(sorted([*at, *of_warps]), dtype=torch.int32)).view(torch.float32)
-    weight = torch.cat([inside.flip(0), torch.zeros(9), torch.full((7,), -INF)])
-    hint, scores = torch.tensor([[around, NAN]]), oracle.scores(weight)
-    for rank in (8, 9, 10, *range(13, 15 + len(of_warps)), *(len(of_warps) + rank for rank in (17, 18, 21, 22))):
+    keys = first + torch.tensor(sorted([-1, *at, *of_warps, bins]), dtype=torch.int32)
+    inside = keys[(keys >= 0) & (keys <= 0x7F800000)].view(torch.float32)
+    scores = torch.cat([inside.flip(0), torch.zeros(9), torch.full((7,), INF)])
+    hint, ordered = torch.tensor([[around, NAN]] * 2), scores.sort().values
+    ends = (ordered[1:] > ordered[:-1]).nonzero().flatten()
+    if scales_of is None:
+        listed, scales = [-scores, scores], None
+    else:
+        listed, scales = [torch.ones(1, dtype=scales_of) for _ in (*scores, *scores)], torch.cat([scores, scores])
+    groups = [2 * i // len(listed) for i in range(len(listed))]
+    ranks = sorted({0, *ends.tolist(), *(ends + 1).tolist()})
+    for pair in zip(ranks, reversed(ranks), strict=True):
         launches.clear()
-        with as_in_a_net_of(16 * bins):
-            values = ops.magnitude_select([weight], [0], torch.tensor([rank]), hint=hint)
-        assert oracle.same_bits(values[0], oracle.order_statistics([scores], rank)), f"rank {rank}"
+        with as_in_a_net_of(2 * 16 * bins):
+            values = ops.magnitude_select(listed, groups, torch.tensor(pair), scales=scales, hint=hint)
+        expected = torch.stack([oracle.order_statistics([scores], rank) for rank in pair])
+        assert oracle.same_bits(values, expected), f"ranks {pair}"
+        if scales_of is not None:  # a table of so many arrays is longer than they are
+            continue
         passes = [report.bytes_read for report in launches if report.kernel == "histogram_kernel"]
         found, keys = max(passes) <= ROOM, values.view(torch.int32)
-        assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"rank {rank}: found={found}"
+        assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"ranks {pair}: found={found}"
 
 
 # In a block of 1024 elements and 128 threads that read 8, 4 or 2 neighbours at once: each of the 8 elements of a
@@ -122,11 +136,12 @@ def neighbours(
     steps = (0, half, 2 * half) if steady else (0, four.item() // 16 if far else 1, four.item() // 8)
     low, middle, high = ((four + step).view(dtype) for step in steps)
     second = 256 * 16 // dtype.itemsize  # elements of the CUDA kernels' first round, which are unrolled in twos
-    lengths = {place: second + 9 if place < second else 1100 for place in PLACES}
-    lengths |= {place + i * second: 3 * second + 9 for place in range(24, 32) for i in (1, 2)} | {-1: second + 9}
+    at_ends = [(-1, 640 + rest) for rest in range(1, 9)]
+    aligned = [(place, second + 9 if place < second else 1100) for place in PLACES]
+    aligned += [(place + i * second, 3 * second + 9) for place in range(24, 32) for i in (1, 2)] + [(-1, second + 9)]
     listed = []
-    for is_aligned, places in ((True, lengths), (False, dict.fromkeys([0, *PLACES], 1100))):
-        for place, length in places.items():
+    for is_aligned, places in ((True, aligned), (False, [(place, 1100) for place in (0, *PLACES)])):
+        for place, length in places + at_ends:
             w = torch.full((length,), low.item(), dtype=dtype)
             w[::5], w[place], w[1] = high, middle, 0.25
             listed.append(w if is_aligned else samples.LAYOUTS["misaligned"](w))
@@ -270,5 +285,9 @@ CASES = [
     *(
         Case(f"edges of {bins} keys around {around}", partial(edges, around=around, bins=bins))
         for around, bins in ((1.0, 1 << 10), (0.0, 1 << 10), (INF, 1 << 10), (1.0, 1 << 14))
+    ),
+    *(
+        Case(f"edges, as scales of {str(dtype)[6:]}", partial(edges, around=1.0, bins=1 << 10, scales_of=dtype))
+        for dtype in (FLOAT16, BFLOAT16, FLOAT32)
     ),
 ]

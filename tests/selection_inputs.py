@@ -37,6 +37,14 @@ def scaled_ties(dtype: torch.dtype) -> Selection:
     return Selection(weight_list(dtype, coarse=True), [0, 1, 0, 1, 1, 0], scales=SCALES)
 
 
+def digits(dtype: torch.dtype) -> Selection:
+    """Capped pairs of short tensors, so many that in every pass the ranks' digits are all over the bins."""
+    integer = oracle.INTEGERS[dtype.itemsize]
+    one, two = (torch.tensor(value, dtype=dtype).view(integer).item() for value in (1.0, 2.0))
+    keys = torch.randint(one, two, (120, 6), generator=seeded(9), dtype=integer)
+    return Selection(list(keys.view(dtype)), [i // 2 for i in range(120)], caps=[4, 5])
+
+
 class Selection:
     """Calls of magnitude_select for many ranks. groups, scales and caps repeat themselves over the list.
 
@@ -127,6 +135,7 @@ SELECTIONS: dict[str, Callable[[], Selection]] = {
     **{
         f"{str(dtype)[6:]} ties, scaled": partial(scaled_ties, dtype) for dtype in (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)
     },
+    **{f"digits, {str(dtype)[6:]}, capped": partial(digits, dtype) for dtype in (FLOAT32, FLOAT64)},
     "float64, capped": lambda: Selection(weight_list(FLOAT64), [0, 1, 0, 1, 1, 0], caps=[5000, 1031, 0, 2, 4, 300]),
 }
 
