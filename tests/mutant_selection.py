@@ -117,6 +117,21 @@ def edges(launches: list[LaunchReport], around: float, bins: int, scales_of: tor
         assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"ranks {pair}: found={found}"
 
 
+def full(launches: list[LaunchReport], bins: int, group_count: int) -> None:
+    """Keys at most places of the bracket, some twice, so that no partial sum of counts is zero; a rank a group."""
+    keys = torch.ones(()).view(torch.int32).item() - bins // 2 + torch.arange(bins, dtype=torch.int32)
+    times = torch.randint(0, 4, (bins,), generator=seeded(11)) * 2 // 3
+    weight = keys.repeat_interleave(times).view(torch.float32)
+    ranks = torch.linspace(0, weight.numel() - 1, group_count).long()
+    launches.clear()
+    with as_in_a_net_of(group_count * 16 * bins):
+        found = ops.magnitude_select(
+            [weight] * group_count, list(range(group_count)), ranks, hint=torch.ones(group_count, 2)
+        )
+    assert oracle.same_bits(found, torch.stack([oracle.order_statistics([weight], rank) for rank in ranks.tolist()]))
+    later_passes_exit_at_once(launches)
+
+
 # In a block of 1024 elements and 128 threads that read 8, 4 or 2 neighbours at once: each of the 8 elements of a
 # thread, on several lanes and warps.
 PLACES = (*range(248, 256), 510, 511, *range(764, 768), 1022, 1023)
@@ -175,7 +190,7 @@ def infinities(launches: list[LaunchReport], dtype: torch.dtype) -> None:
 def later_rows(launches: list[LaunchReport]) -> None:
     """The neighbour is the one key of a later row, which each warp sums once."""
     first = torch.ones(()).view(torch.int32).item() - 512
-    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in (6, 7, 62, 63)]
+    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in (0, 3, 4, 6, 7, 32, 62, 63)]
     keys = first + torch.tensor(places, dtype=torch.int32)
     values = keys.view(torch.float32)
     launches.clear()
@@ -259,6 +274,8 @@ CASES = [
     ),
     *(Case(f"ends of ties: spread {name}", partial(ends_of_ties, name=f"spread {name}")) for name in SPREAD),
     Case("later rows", later_rows),
+    Case("full bracket of 1024 keys", partial(full, bins=1 << 10, group_count=40)),
+    Case("full bracket of 16384 keys", partial(full, bins=1 << 14, group_count=20)),
     *(
         Case(
             f"neighbours: {str(dtype)[6:]}, steady{', scaled' * bool(scale)}",
