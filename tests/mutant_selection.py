@@ -117,17 +117,17 @@ def edges(launches: list[LaunchReport], around: float, bins: int, scales_of: tor
         assert found == bool(((keys >= first) & (keys < first + bins)).all()), f"ranks {pair}: found={found}"
 
 
-def full(launches: list[LaunchReport], bins: int, group_count: int) -> None:
+def full(launches: list[LaunchReport], bins: int, group_count: int, scale: float | None = None) -> None:
     """Keys at most places of the bracket, some twice, so that no partial sum of counts is zero; a rank a group."""
     keys = torch.ones(()).view(torch.int32).item() - bins // 2 + torch.arange(bins, dtype=torch.int32)
     times = torch.randint(0, 4, (bins,), generator=seeded(11)) * 2 // 3
     weight = keys.repeat_interleave(times).view(torch.float32)
     ranks = torch.linspace(0, weight.numel() - 1, group_count).long()
+    listed, scales = [weight / (scale or 1.0)] * group_count, scale and torch.full((group_count,), scale)
+    hint = torch.ones(group_count, 2)
     launches.clear()
     with as_in_a_net_of(group_count * 16 * bins):
-        found = ops.magnitude_select(
-            [weight] * group_count, list(range(group_count)), ranks, hint=torch.ones(group_count, 2)
-        )
+        found = ops.magnitude_select(listed, list(range(group_count)), ranks, scales=scales, hint=hint)
     assert oracle.same_bits(found, torch.stack([oracle.order_statistics([weight], rank) for rank in ranks.tolist()]))
     later_passes_exit_at_once(launches)
 
@@ -275,6 +275,8 @@ CASES = [
     *(Case(f"ends of ties: spread {name}", partial(ends_of_ties, name=f"spread {name}")) for name in SPREAD),
     Case("later rows", later_rows),
     Case("full bracket of 1024 keys", partial(full, bins=1 << 10, group_count=40)),
+    Case("full bracket of 1024 keys, scaled", partial(full, bins=1 << 10, group_count=40, scale=0.5)),
+    Case("full bracket of 2048 keys", partial(full, bins=1 << 11, group_count=40)),
     Case("full bracket of 16384 keys", partial(full, bins=1 << 14, group_count=20)),
     *(
         Case(

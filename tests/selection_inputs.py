@@ -40,8 +40,8 @@ def scaled_ties(dtype: torch.dtype) -> Selection:
 def digits(dtype: torch.dtype) -> Selection:
     """Capped pairs of short tensors, so many that in every pass the ranks' digits are all over the bins."""
     integer = oracle.INTEGERS[dtype.itemsize]
-    one, two = (torch.tensor(value, dtype=dtype).view(integer).item() for value in (1.0, 2.0))
-    keys = torch.randint(one, two, (120, 6), generator=seeded(9), dtype=integer)
+    least, most = (torch.tensor(value, dtype=dtype).view(integer).item() for value in (1e-9, 1e9))
+    keys = torch.randint(least, most, (120, 6), generator=seeded(9), dtype=integer)
     return Selection(list(keys.view(dtype)), [i // 2 for i in range(120)], caps=[4, 5])
 
 
