@@ -47,6 +47,7 @@ INTEGER = [
     case("max.u32 %out, %a, %b;", u32(ALL, 7), u32(ALL, 7), u32(1, 0)),
     case("min.s32 %out, %a, %b;", s32(-1, -(2**31)), s32(1, -(2**31)), s32(-1, 5)),
     case("min.s64 %out, %a, %b;", s64(-(2**40), -(2**63)), s64(1, -(2**63)), s64(-(2**40), -1)),
+    case("min.u64 %out, %a, %b;", u64(1, 1 << 40), u64(1, 1 << 63), u64(1 << 63, 1 << 40)),
     case("mul.hi.u32 %out, %a, %b;", u32(ALL - 1, 1), u32(ALL, 1 << 31), u32(ALL, 2)),
     case("neg.s64 %out, %a;", s64(5, -(2**40), -(2**63)), s64(-5, 2**40, -(2**63))),
     case("shl.b16 %out, %a, %b;", u16(0xF800, 0), u16(0x1F00, 1), u32(3, 16)),
@@ -122,7 +123,7 @@ CHOICE = [
         for kind, names, a, b in (
             ("bf16", ("lt", "nan"), BF16, u16(0, 0, 0, 0)),
             ("f32", ("lt", "nan", "gt", "le", "ge", "geu"), f32(-1, -0.0, 1, math.nan), f32(0, 0, 0, 0)),
-            ("f64", ("lt", "nan", "gt", "le", "eq"), f64(-1, -0.0, 1, math.nan), f64(0, 0, 0, 0)),
+            ("f64", ("lt", "nan", "gt", "le", "eq", "ne"), f64(-1, -0.0, 1, math.nan), f64(0, 0, 0, 0)),
         )
         for name in names
         for holds in [UNORDERED.get(name) or (*THREE_WAYS[name], 0)]
