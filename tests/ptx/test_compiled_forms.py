@@ -74,6 +74,7 @@ FLOATING = [
     case("sqrt.rn.f64 %out, %a;", f64(3, math.sqrt(2)), f64(9, 2)),
     case("rcp.approx.ftz.f64 %out, %a;", f64(0.25, -2), f64(4, -0.5)),
     case("rsqrt.approx.ftz.f32 %out, %a;", f32(0.5, math.inf), f32(4, 1e-40)),
+    case("add.f32x2 %out, %a, %b;", pair(5, -1.5), pair(2, 0.5), pair(3, -2)),
     case("mul.f32x2 %out, %a, %b;", pair(6, -1), pair(2, 0.5), pair(3, -2)),
     case("sub.f32x2 %out, %a, %b;", pair(-1, 2.5), pair(2, 0.5), pair(3, -2)),
     case(
