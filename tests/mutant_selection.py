@@ -6,7 +6,7 @@ import ctypes
 import importlib.util
 import itertools
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -186,10 +186,10 @@ def infinities(launches: list[LaunchReport], dtype: torch.dtype) -> None:
         assert oracle.same_bits(found[0], oracle.order_statistics([oracle.scores(weight)], rank)), f"rank {rank}"
 
 
-def later_rows(launches: list[LaunchReport], bins: int) -> None:
+def later_rows(launches: list[LaunchReport], bins: int, of_warp: Sequence[int] = (0, 3, 4, 6, 7, 32, 62, 63)) -> None:
     """The neighbour is the one key of a later row, which each warp sums once."""
     first = torch.ones(()).view(torch.int32).item() - bins // 2
-    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in (0, 3, 4, 6, 7, 32, 62, 63)]
+    places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in of_warp]
     keys = first + torch.tensor(places, dtype=torch.int32)
     values = keys.view(torch.float32)
     launches.clear()
@@ -273,10 +273,12 @@ CASES = [
     ),
     *(Case(f"ends of ties: spread {name}", partial(ends_of_ties, name=f"spread {name}")) for name in SPREAD),
     *(Case(f"later rows of {bins} keys", partial(later_rows, bins=bins)) for bins in (1 << 10, 1 << 11, 1 << 14)),
+    Case("later rows, widest", partial(later_rows, bins=WIDEST, of_warp=(0,))),
     Case("full bracket of 1024 keys", partial(full, bins=1 << 10, group_count=40)),
     Case("full bracket of 1024 keys, scaled", partial(full, bins=1 << 10, group_count=40, scale=0.5)),
     Case("full bracket of 2048 keys", partial(full, bins=1 << 11, group_count=40)),
     Case("full bracket of 16384 keys", partial(full, bins=1 << 14, group_count=20)),
+    Case("full bracket of 131072 keys", partial(full, bins=WIDEST, group_count=8)),
     *(
         Case(
             f"neighbours: {str(dtype)[6:]}, steady{', scaled' * bool(scale)}",
