@@ -278,7 +278,7 @@ CASES = [
     Case("full bracket of 1024 keys, scaled", partial(full, bins=1 << 10, group_count=40, scale=0.5)),
     Case("full bracket of 2048 keys", partial(full, bins=1 << 11, group_count=40)),
     Case("full bracket of 16384 keys", partial(full, bins=1 << 14, group_count=20)),
-    Case("full bracket of 131072 keys", partial(full, bins=WIDEST, group_count=8)),
+    Case("full bracket of 131072 keys", partial(full, bins=WIDEST, group_count=3)),
     *(
         Case(
             f"neighbours: {str(dtype)[6:]}, steady{', scaled' * bool(scale)}",
