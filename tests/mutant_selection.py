@@ -21,12 +21,14 @@ from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Ca
 from mutant_lists import seeded
 from ptx.execution import LaunchReport, Program
 from selection_inputs import SELECTIONS, selection
+from torch import Tensor
 
 ops = torch.ops.feather_kernels
 
 
 WIDEST = 1 << 17  # keys of a bracket
 ROW = 512  # keys whose counts the brackets of both backends sum
+ONE = 0x3F800000  # the key of 1.0
 WARP = 64  # of them, those of a CUDA warp
 
 
@@ -57,6 +59,12 @@ def steady(launches: list[LaunchReport], name: str, elements: int | None = None)
         with as_in_a_net_of(elements) if elements else nullcontext():
             assert oracle.same_bits(made.select(ranks, values), values), f"ranks {ranks}"
         later_passes_exit_at_once(launches)
+
+
+def select_each(listed: list[Tensor], ranks: Sequence[int], hint: Tensor | None, scale: float | None = None) -> Tensor:
+    """The call with each array a group of its own, their scores all scaled alike."""
+    scales = None if scale is None else torch.full((len(listed),), scale, dtype=samples.compute_dtype(listed[0].dtype))
+    return ops.magnitude_select(listed, list(range(len(listed))), torch.tensor(ranks), scales=scales, hint=hint)
 
 
 def ends_of_ties(launches: list[LaunchReport], name: str) -> None:
@@ -118,16 +126,14 @@ def edges(launches: list[LaunchReport], around: float, bins: int, as_scales: boo
 
 def full(launches: list[LaunchReport], bins: int, group_count: int, scale: float | None = None) -> None:
     """Keys at most places of the bracket, some twice, so that no partial sum of counts is zero; a rank a group."""
-    keys = torch.ones(()).view(torch.int32).item() - bins // 2 + torch.arange(bins, dtype=torch.int32)
+    keys = ONE - bins // 2 + torch.arange(bins, dtype=torch.int32)
     times = torch.randint(0, 4, (bins,), generator=seeded(11)) * 2 // 3
     weight = keys.repeat_interleave(times).view(torch.float32)
-    ranks = torch.linspace(0, weight.numel() - 1, group_count).long()
-    listed, scales = [weight / (scale or 1.0)] * group_count, scale and torch.full((group_count,), scale)
-    hint = torch.ones(group_count, 2)
+    ranks = torch.linspace(0, weight.numel() - 1, group_count).long().tolist()
     launches.clear()
     with as_in_a_net_of(group_count * 16 * bins):
-        found = ops.magnitude_select(listed, list(range(group_count)), ranks, scales=scales, hint=hint)
-    assert oracle.same_bits(found, torch.stack([oracle.order_statistics([weight], rank) for rank in ranks.tolist()]))
+        found = select_each([weight / (scale or 1.0)] * group_count, ranks, torch.ones(group_count, 2), scale)
+    assert oracle.same_bits(found, torch.stack([oracle.order_statistics([weight], rank) for rank in ranks]))
     later_passes_exit_at_once(launches)
 
 
@@ -166,13 +172,11 @@ def neighbours(
         values = torch.stack(
             [oracle.order_statistics([oracle.scores(w, scale)], r) for w, r in zip(part, ranks, strict=True)]
         )
-        scales = None if scale is None else torch.full((len(part),), scale, dtype=values.dtype)
         launches.clear()
         with as_in_a_net_of(1 << 40):
             # around the upper value: the lower one is the bracket's first key, the next behind it
             hint = values[:, 1:].expand(-1, 2).contiguous() if steady else None
-            groups = list(range(len(part)))
-            found = ops.magnitude_select(part, groups, torch.tensor(ranks), scales=scales, hint=hint)
+            found = select_each(part, ranks, hint, scale)
         assert oracle.same_bits(found, values)
         if steady:
             later_passes_exit_at_once(launches)
@@ -188,16 +192,13 @@ def infinities(launches: list[LaunchReport], dtype: torch.dtype) -> None:
 
 def later_rows(launches: list[LaunchReport], bins: int, of_warp: Sequence[int] = (0, 3, 4, 6, 7, 32, 62, 63)) -> None:
     """The neighbour is the one key of a later row, which each warp sums once."""
-    first = torch.ones(()).view(torch.int32).item() - bins // 2
+    first = ONE - bins // 2
     places = [(5, ROW + WARP * warp + odd) for warp in range(ROW // WARP) for odd in of_warp]
     keys = first + torch.tensor(places, dtype=torch.int32)
     values = keys.view(torch.float32)
     launches.clear()
     with as_in_a_net_of(16 * bins * len(values)):
-        hint = torch.ones(len(values), 2)
-        found = ops.magnitude_select(
-            list(values), list(range(len(values))), torch.zeros(len(values), dtype=torch.int64), hint=hint
-        )
+        found = select_each(list(values), [0] * len(values), torch.ones(len(values), 2))
     assert oracle.same_bits(found, values)
     later_passes_exit_at_once(launches)
 

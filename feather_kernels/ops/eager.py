@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import DispatchKey, DispatchKeySet, _increment_version
+from torch._C import DispatchKey, DispatchKeySet
+from torch.autograd.graph import increment_version
 
 from feather_kernels.ops import schema
 from feather_kernels.ops.dispatch import backend_for
@@ -61,7 +62,7 @@ def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     schema.threshold_out(w, t, p, out=out)
     if out.numel():
         backend_for(w.device).threshold(w, t, p, out)
-    _increment_version((out,))
+    increment_version(out)
 
 
 def threshold_recompute(
@@ -86,7 +87,7 @@ def scale_pruned_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> N
     schema.scale_pruned_grad_(g, w, t, grad_scale)
     if g.numel():
         backend_for(w.device).scale_pruned_grad(g, w, t, grad_scale, g)
-    _increment_version((g,))
+    increment_version(g)
 
 
 def magnitude_select(

@@ -61,6 +61,8 @@ def fits(w: Tensor, t: Tensor) -> bool:
 
 def check_operands(w: Tensor, t: Tensor, p: float) -> None:
     """Raise unless these can be the arguments of ``threshold``."""
+    if fits(w, t) and p >= 1:
+        return
     check_weight("w", w)
     check_threshold("t", t, w)
     check_power(p)
@@ -92,8 +94,7 @@ def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None =
     w: any shape and strides, float16, bfloat16, float32 or float64. t: 0-dim, compute dtype of w, on w's device.
     p: power, >= 1 or inf. Result: w's shape, ``out_dtype`` (default w's), w's strides where w is dense.
     """
-    if not (fits(w, t) and p >= 1):
-        check_operands(w, t, p)
+    check_operands(w, t, p)
     if out_dtype is None:
         return torch.empty_like(w)
     check_dtype("out_dtype", out_dtype)
@@ -103,8 +104,7 @@ def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None =
 @_op("threshold.out(Tensor w, Tensor t, float p, *, Tensor(a!) out) -> ()")
 def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     """``threshold`` written into ``out``: w's shape, any weight dtype; ``out`` may be w itself."""
-    if not (fits(w, t) and p >= 1):
-        check_operands(w, t, p)
+    check_operands(w, t, p)
     check_weight("out", out)
     check_same("out", out, w)
     check_overlap("out", out, w)
