@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.backends import variant_name
-from benchmarks.cases import backward, call, import_time, step, threshold
+from benchmarks.cases import backward, call, import_time, step, threshold, train_step
 from benchmarks.results import MEMORY, TIME, Figures, Key, Row
 
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
@@ -36,9 +36,11 @@ LINES = (
     Line("exact threshold, the first", "select", "float32", "{} cold", "sum"),
     Line("count of pruned weights", "count", "float32", "{}", "sum"),
     Line("all of a step's work", "step", step.OPERATION, "{}", step.LIMIT),
-    Line("train step, ResNet-50, 224 px, batch 8", "train_step", "ResNet-50, 224 px, batch 8", "{}", "dense"),
-    Line("train step, ResNet-50, 128 px, batch 8", "train_step", "ResNet-50, 128 px, batch 8", "{}", "dense"),
-    Line("train step, ResNet-20, 32 px, batch 128", "train_step", "ResNet-20, 32 px, batch 128", "{}", "dense"),
+    *(
+        Line(f"train step, {network.title}{text}", "train_step", network.title, "{}", limit)
+        for network in train_step.NETWORKS
+        for text, limit in (("", "dense"), (", beside its bytes", train_step.WITH_BYTES))
+    ),
     Line("differentiable call, 1,024 weights", "call", call.FORWARD, "{}", call.LIMIT),
 )
 

@@ -133,7 +133,7 @@ def scale_weight_grad(
         return grad.to(weight.dtype)
     if torch.is_grad_enabled() or grad.dtype != weight.dtype:
         return scale_pruned_grad(way, grad, weight, threshold, grad_scale, weight.dtype)
-    way.scale_pruned_grad_(grad, weight, threshold, grad_scale)
+    way.scale_fresh_grad_(grad, weight, threshold, grad_scale)
     return grad
 
 

@@ -18,17 +18,26 @@ class CallLayer(SparseLayer):
     form = "call"
     recomputes = True
 
+    def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
+        """The attributes; past ``nn.Module.__getattr__``, which takes 10 us each where caches are cold."""
+        layer: Any = self
+        parameters = layer._parameters
+        if "weight" in parameters and "bias" in parameters:
+            return parameters["weight"], parameters["bias"]
+        return layer.weight, layer.bias  # one of them is parametrized
+
 
 class FeatherLinear(CallLayer, nn.Linear):
     """``torch.nn.Linear`` that computes ``x P(weight)^T + bias``."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
         """(*, in_features) -> (*, out_features)."""
-        x, bias, dtype = cast_for_autocast(input, self.bias, self.weight)
+        weight, bias = self._weight_and_bias()
+        x, bias, dtype = cast_for_autocast(input, bias, weight)
         t = self.feather.thresholds["weight"]
         if t.keep:
             return F.linear(x, self.sparse_weight("weight", dtype), bias)
-        return autograd.linear(x, self.weight, t.threshold, t.grad_scale, bias, t.power, dtype)
+        return autograd.linear(x, weight, t.threshold, t.grad_scale, bias, t.power, dtype)
 
 
 class FeatherConvNd(CallLayer):
@@ -36,8 +45,8 @@ class FeatherConvNd(CallLayer):
 
     def _convolve(self, input: Tensor, padding: Any, transposed: bool, output_padding: Any) -> Tensor:  # noqa: A002
         layer: Any = self
-        weight = layer.weight
-        x, bias, dtype = cast_for_autocast(input, layer.bias, weight)
+        weight, bias = self._weight_and_bias()
+        x, bias, dtype = cast_for_autocast(input, bias, weight)
         batched = x.dim() == weight.dim()
         x = x if batched else x.unsqueeze(0)
         arguments = (layer.stride, padding, layer.dilation, transposed, output_padding, layer.groups)

@@ -27,7 +27,7 @@ from torch._C._autograd import _profiler_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from feather_kernels.ops.eager import IMPLEMENTATIONS
+from feather_kernels.ops.eager import IMPLEMENTATIONS, scale_fresh_grad_
 
 KINDS = (Tensor, Parameter)  # no subclasses
 PRE_DISPATCH = DispatchKey.PreDispatch
@@ -69,16 +69,28 @@ class Way(NamedTuple):
     threshold: Callable[..., Tensor]
     threshold_recompute: Callable[..., Tensor]
     scale_pruned_grad: Callable[..., Tensor]
-    scale_pruned_grad_: Callable[..., None]
+    scale_fresh_grad_: Callable[..., None]
     convolution_backward: Callable[..., Any]
 
 
-OURS = Way._fields[:-1]
+OURS = torch.ops.feather_kernels
 CONVOLUTION_BACKWARD = torch.ops.aten.convolution_backward.default
 
-DISPATCHED = Way._make([*(getattr(torch.ops.feather_kernels, name).default for name in OURS), CONVOLUTION_BACKWARD])
+DISPATCHED = Way(
+    OURS.threshold.default,
+    OURS.threshold_recompute.default,
+    OURS.scale_pruned_grad.default,
+    OURS.scale_pruned_grad_.default,
+    CONVOLUTION_BACKWARD,
+)
 # torch's op is dispatched on both ways; ``_op`` is without the Python of its overload, and nothing that Dynamo traces
-STRAIGHT = Way._make([*(IMPLEMENTATIONS[name] for name in OURS), CONVOLUTION_BACKWARD._op])
+STRAIGHT = Way(
+    IMPLEMENTATIONS["threshold"],
+    IMPLEMENTATIONS["threshold_recompute"],
+    IMPLEMENTATIONS["scale_pruned_grad"],
+    scale_fresh_grad_,
+    CONVOLUTION_BACKWARD._op,
+)
 
 
 def way(*tensors: Tensor | None) -> Way:
