@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import samples
 import torch
+from cuda_ptx import plain_name
 from ptx.execution import LaunchReport
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
@@ -36,3 +37,11 @@ def most_bytes(launches: Sequence[LaunchReport], payload: float) -> None:
     moved = sum(report.bytes_read + report.bytes_written for report in launches)
     programs = sum(math.prod(report.grid) for report in launches)
     assert moved <= payload + ROOM * programs, f"{moved} bytes where {payload} must move"
+
+
+def whole_blocks_are_wide(launches: Sequence[LaunchReport], kernel: str, scalars: int) -> None:
+    """Raises where ``kernel``, on whole blocks, moves more than the scalars of a program by less than 16 bytes."""
+    for report in launches:
+        if plain_name(report.kernel) == kernel:
+            most = scalars * math.prod(report.grid)
+            assert report.narrow_accesses <= most, f"{report.narrow_accesses} accesses of less than 16 bytes"

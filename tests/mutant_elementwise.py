@@ -12,7 +12,19 @@ import numpy as np
 import oracle
 import samples
 import torch
-from mutant_cases import BFLOAT16, CPU, FLOAT16, FLOAT32, FLOAT64, INF, NAN, TAILS, Case, most_bytes
+from mutant_cases import (
+    BFLOAT16,
+    CPU,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INF,
+    NAN,
+    TAILS,
+    Case,
+    most_bytes,
+    whole_blocks_are_wide,
+)
 from ptx.execution import LaunchReport
 from torch import Tensor
 
@@ -59,8 +71,11 @@ class Form(NamedTuple):
         return samples.LAYOUTS[MISALIGNED](tensor[: self.length]) if layout == MISALIGNED else tensor[: self.length]
 
 
+BLOCKS = 2048  # elements that fill the blocks of any kernel
+SCALARS = 512  # two for each of 256 threads; fewer than a block has elements
 WHOLE = [Form(None, ALIGNED, ALIGNED), Form(None, MISALIGNED, MISALIGNED)]
 FORMS = [
+    Form(BLOCKS, ALIGNED, ALIGNED),
     *(Form(length, ALIGNED, MISALIGNED) for length in (None, 516, 896, 1023)),
     *(Form(length, layout, layout) for length in TAILS for layout in (ALIGNED, MISALIGNED)),
 ]
@@ -96,6 +111,8 @@ def threshold(
         launches.clear()
         ops.threshold.out(w, t, p, out=out)
         most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
+        if form.length == BLOCKS:
+            whole_blocks_are_wide(launches, "threshold_kernel", SCALARS)
         if out_dtype == FLOAT64 != dtype:  # computed in float32
             assert oracle.same_bits(out, out.float().double())
             out = out.float()
@@ -123,6 +140,8 @@ def gradient(
         launches.clear()
         out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype)
         most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize + gradient_dtype.itemsize))
+        if form.length == BLOCKS:
+            whole_blocks_are_wide(launches, "scale_kernel", SCALARS)
         assert oracle.ulp_error(out, oracle.scaled_gradient(g, w, t, scale.item())) <= 0.51, (
             "one rounding, of a float32 product"
         )

@@ -17,7 +17,7 @@ import oracle
 import samples
 import torch
 from cuda_ptx import plain_name
-from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Case, most_bytes
+from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Case, most_bytes, whole_blocks_are_wide
 from mutant_lists import seeded
 from ptx.execution import LaunchReport, Program
 from selection_inputs import SELECTIONS, selection
@@ -29,6 +29,7 @@ ops = torch.ops.feather_kernels
 WIDEST = 1 << 17  # keys of a bracket
 ROW = 512  # keys whose counts the brackets of both backends sum
 ONE = 0x3F800000  # the key of 1.0
+SCALARS = 1536  # 6 for each of 256 threads, or 12 of 128; a block that is not read whole would take 1024 more
 WARP = 64  # of them, those of a CUDA warp
 
 
@@ -45,7 +46,7 @@ def cold(launches: list[LaunchReport], name: str) -> None:
         found = made.select(ranks)
         assert oracle.same_bits(found, values), f"ranks {ranks}"
         bits = found[found.isnan()].view(oracle.INTEGERS[found.element_size()])
-        assert (bits >> {FLOAT32: 22, FLOAT64: 51}[found.dtype] & 1).all(), "a NaN that is no quiet one"
+        assert (bits == oracle.QUIET_NAN[found.dtype]).all(), "another NaN than the one of the contract"
 
 
 def steady(launches: list[LaunchReport], name: str, elements: int | None = None) -> None:
@@ -135,6 +136,15 @@ def full(launches: list[LaunchReport], bins: int, group_count: int, scale: float
         found = select_each([weight / (scale or 1.0)] * group_count, ranks, torch.ones(group_count, 2), scale)
     assert oracle.same_bits(found, torch.stack([oracle.order_statistics([weight], rank) for rank in ranks]))
     later_passes_exit_at_once(launches)
+    whole_blocks(launches, [weight.repeat(3)[: 1 << 11]] * group_count, group_count * 16 * bins, scale)
+
+
+def whole_blocks(launches: list[LaunchReport], listed: list[Tensor], elements: int, scale: float | None) -> None:
+    """Arrays of nothing but whole blocks are read 16 bytes at a time; their brackets, around 1, are those of a net."""
+    launches.clear()
+    with as_in_a_net_of(elements):
+        select_each(listed, [0] * len(listed), torch.ones(len(listed), 2), scale)
+    whole_blocks_are_wide(launches, "bracket_kernel", SCALARS)
 
 
 # In a block of 1024 elements and 128 threads that read 8, 4 or 2 neighbours at once: each of the 8 elements of a
@@ -180,6 +190,12 @@ def neighbours(
         assert oracle.same_bits(found, values)
         if steady:
             later_passes_exit_at_once(launches)
+    if hint is not None:
+        between = (hint.view(torch.int32) - 1000).view(FLOAT32)  # which no weight of 16 bits is
+        with as_in_a_net_of(1 << 40):
+            assert oracle.same_bits(select_each(part, ranks, between, scale), values)
+        later_passes_exit_at_once(launches)
+        whole_blocks(launches, [torch.ones(1 << 11, dtype=dtype)] * groups_at_once, 1 << 40, scale)
 
 
 def infinities(launches: list[LaunchReport], dtype: torch.dtype) -> None:

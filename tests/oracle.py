@@ -87,6 +87,9 @@ def order_statistics(parts: list[Tensor], rank: int, caps: list[int] | None = No
     return union[[rank, min(rank + 1, union.numel() - 1)]]
 
 
+QUIET_NAN = {torch.float32: 0x7FC00000, torch.float64: 0x7FF8000000000000}  # the one NaN of selections
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     """Equal dtype, shape and bits, every NaN taken as one."""
     if a.dtype != b.dtype or a.shape != b.shape:

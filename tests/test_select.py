@@ -77,11 +77,15 @@ def test_one_pass_for_several_groups(backend: BackendUnderTest) -> None:
         assert oracle.same_bits(values[group], oracle.order_statistics(parts, int(rank[group])))
 
 
-def test_empty_group_gives_nan(backend: BackendUnderTest) -> None:
-    weights = [torch.empty(0, device=backend.device), torch.ones(3, device=backend.device)]
-    values = ops.magnitude_select(weights, [0, 1], torch.tensor([0, 2], device=backend.device))
-    assert values[0].isnan().all()
-    assert values[1].tolist() == [1, 1]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_empty_group_gives_nan(backend: BackendUnderTest, dtype: torch.dtype) -> None:
+    """The same NaN as where the rank falls on NaN weights, whatever their bits."""
+    values = [torch.empty(0), torch.ones(3), torch.tensor([-NAN, 1.0, NAN])]
+    weights = [w.to(backend.device, dtype) for w in values]
+    found = ops.magnitude_select(weights, [0, 1, 2], torch.tensor([0, 2, 1], device=backend.device))
+    quiet = oracle.QUIET_NAN[dtype]
+    assert found[[0, 2]].cpu().view(oracle.INTEGERS[dtype.itemsize]).tolist() == [[quiet, quiet]] * 2
+    assert found[1].tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -173,7 +173,8 @@ def magnitude_select(
     (L,); of tensor l only the caps[l] smallest elements take part. hint: (G, 2), the result of an earlier call, or
     None; it may save time and never changes the result.
 
-    Result: (G, 2) in the compute dtype, bit-identical to sorting, on the device; nothing is read on the host.
+    Result: (G, 2) in the compute dtype, bit-identical to sorting, every NaN the quiet one, on the device; nothing is
+    read on the host.
     """
     dtype = check_list(weights)
     check_groups(groups, len(weights), rank.numel())

@@ -51,6 +51,11 @@ class LaunchReport:
     instructions: Counter[str] = field(default_factory=Counter)
     executed: set[int] = field(default_factory=set)
 
+    @property
+    def narrow_accesses(self) -> int:
+        """Loads from and stores to global memory of less than 16 bytes, per thread."""
+        return sum(count for name, count in self.instructions.items() if 0 < _global_bits(name) < 128)
+
 
 class Program:
     """A parsed kernel with the rule of each of its instructions. Raises UnknownInstructionError on what is unknown."""
@@ -255,6 +260,14 @@ class _Run:
             f"kernel {self.program.kernel.name}: program {program}: {len(waiting)} threads wait forever at "
             f"`{'`, `'.join(places)}`"
         )
+
+
+def _global_bits(name: str) -> int:
+    """Bits that a load or store moves to or from global memory; 0 for other instructions."""
+    opcode, *tokens = name.split(".")
+    if opcode not in ("ld", "st") or "global" not in tokens:
+        return 0
+    return bits(tokens[-1]) * next((int(token[1:]) for token in tokens if token in ("v2", "v4", "v8")), 1)
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
