@@ -90,6 +90,8 @@ def _line(line: Line, figures: Figures, own: str) -> Iterator[str]:
     if not times:
         return
     ratios = _values(keys, lambda key: figures.ratio(key, line.limit))
+    if not ratios and line.limit == train_step.WITH_BYTES:  # results before that was measured
+        return
     memory = _values(keys, lambda key: figures.value(key, MEMORY))
     others = [f"{name} {text}" for name in PEERS if (text := _peer(keys, figures, name))]
     cells = [
@@ -103,6 +105,8 @@ def _line(line: Line, figures: Figures, own: str) -> Iterator[str]:
 
 
 def _limit_name(line: Line) -> str:
+    if line.limit == train_step.WITH_BYTES:
+        return f"({line.limit})"
     return line.limit if line.case in ("train_step", "call") else f"`{line.limit}`"
 
 

@@ -72,7 +72,6 @@ class Form(NamedTuple):
 
 
 BLOCKS = 2048  # elements that fill the blocks of any kernel
-SCALARS = 512  # two for each of 256 threads; fewer than a block has elements
 WHOLE = [Form(None, ALIGNED, ALIGNED), Form(None, MISALIGNED, MISALIGNED)]
 FORMS = [
     Form(BLOCKS, ALIGNED, ALIGNED),
@@ -112,7 +111,7 @@ def threshold(
         ops.threshold.out(w, t, p, out=out)
         most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize))
         if form.length == BLOCKS:
-            whole_blocks_are_wide(launches, "threshold_kernel", SCALARS)
+            whole_blocks_are_wide(launches, "threshold_kernel", scalars=1)
         if out_dtype == FLOAT64 != dtype:  # computed in float32
             assert oracle.same_bits(out, out.float().double())
             out = out.float()
@@ -141,7 +140,7 @@ def gradient(
         out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype)
         most_bytes(launches, w.numel() * (dtype.itemsize + out_dtype.itemsize + gradient_dtype.itemsize))
         if form.length == BLOCKS:
-            whole_blocks_are_wide(launches, "scale_kernel", SCALARS)
+            whole_blocks_are_wide(launches, "scale_kernel", scalars=2)
         assert oracle.ulp_error(out, oracle.scaled_gradient(g, w, t, scale.item())) <= 0.51, (
             "one rounding, of a float32 product"
         )

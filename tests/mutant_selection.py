@@ -29,7 +29,7 @@ ops = torch.ops.feather_kernels
 WIDEST = 1 << 17  # keys of a bracket
 ROW = 512  # keys whose counts the brackets of both backends sum
 ONE = 0x3F800000  # the key of 1.0
-SCALARS = 1536  # 6 for each of 256 threads, or 12 of 128; a block that is not read whole would take 1024 more
+SCALARS = 7  # of a thread: its chunk's row in the table, the hint, a scale
 WARP = 64  # of them, those of a CUDA warp
 
 
@@ -143,7 +143,8 @@ def whole_blocks(launches: list[LaunchReport], listed: list[Tensor], elements: i
     """Arrays of nothing but whole blocks are read 16 bytes at a time; their brackets, around 1, are those of a net."""
     launches.clear()
     with as_in_a_net_of(elements):
-        select_each(listed, [0] * len(listed), torch.ones(len(listed), 2), scale)
+        found = select_each(listed, [0] * len(listed), torch.ones(len(listed), 2), scale)
+    assert oracle.same_bits(found, torch.stack([oracle.order_statistics([oracle.scores(w, scale)], 0) for w in listed]))
     whole_blocks_are_wide(launches, "bracket_kernel", SCALARS)
 
 
@@ -190,11 +191,12 @@ def neighbours(
         assert oracle.same_bits(found, values)
         if steady:
             later_passes_exit_at_once(launches)
-    if hint is not None:
-        between = (hint.view(torch.int32) - 1000).view(FLOAT32)  # which no weight of 16 bits is
-        with as_in_a_net_of(1 << 40):
-            assert oracle.same_bits(select_each(part, ranks, between, scale), values)
-        later_passes_exit_at_once(launches)
+        if hint is not None and first == 0:
+            between = (hint.view(torch.int32) - 1000).view(FLOAT32)  # keys that a weight of 16 bits does not have
+            with as_in_a_net_of(1 << 40):
+                assert oracle.same_bits(select_each(part, ranks, between, scale), values)
+            later_passes_exit_at_once(launches)
+    if steady:
         whole_blocks(launches, [torch.ones(1 << 11, dtype=dtype)] * groups_at_once, 1 << 40, scale)
 
 

@@ -6,6 +6,8 @@ import copy
 import io
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import nets
 import pytest
@@ -236,3 +238,28 @@ def test_training_reads_the_thresholded_weight_only() -> None:
     sparsified(layer, math.inf)
     x = torch.randn(2, 4)
     assert layer(x).equal(F.linear(x, torch.zeros(3, 4), layer.bias))
+
+
+@pytest.mark.parametrize("rows", [2, 8])
+def test_data_replaced_before_backward_is_refused(rows: int) -> None:
+    """In a first layer, too, whose backward needs no P(w)."""
+    model = nn.Sequential(nn.Linear(3, 4))
+    sparsified(model)
+    y = model(torch.randn(5, 3))
+    model[0].weight.data = torch.randn(rows, 3)
+    with pytest.raises(ValueError, match="must have the weight's shape"):
+        y.sum().backward()
+
+
+def test_autocast_of_devices_that_no_kernel_is_for() -> None:
+    from feather_kernels.nn.base import autocast_dtype
+
+    x: Any = SimpleNamespace(
+        device=torch.device("mps"), is_cpu=False, is_cuda=False, dtype=torch.float32, is_floating_point=lambda: True
+    )
+    torch.set_autocast_enabled("mps", True)  # the context manager refuses it where there is none
+    try:
+        assert autocast_dtype(x, torch.ones(1)) == torch.get_autocast_dtype("mps")
+    finally:
+        torch.set_autocast_enabled("mps", False)
+    assert autocast_dtype(x, torch.ones(1)) is None

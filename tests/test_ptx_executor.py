@@ -318,6 +318,20 @@ def test_vector_access_counts_bytes_and_moves_lanes() -> None:
     assert (report.bytes_read, report.bytes_written) == (512, 512)
 
 
+def test_narrow_accesses_are_those_of_global_memory_below_16_bytes() -> None:
+    body = f"""{LANE} mov.u32 %r1, buffer;
+    ld.global.v4.b32 {{%r2, %r3, %r4, %r5}}, [%rd0];
+    ld.global.v2.b32 {{%r2, %r3}}, [%rd0];
+    ld.global.b32 %r2, [%rd0];
+    setp.lt.u32 %p1, %r0, 8;
+    @%p1 st.global.u32 [%rd10], %r2;
+    st.shared.u32 [%r1], %r2;"""
+    options = Options(races=False)
+    report = run_kernel(body, np.zeros(64, np.uint32), grid=2, declarations=SHARED, options=options)
+    assert report.threads == 64
+    assert report.narrow_accesses == 64 + 64 + 2 * 8
+
+
 def test_a_scalar_that_all_threads_read_counts_once() -> None:
     report = run_kernel("ld.global.u32 %r1, [%rd0];", np.zeros(4, np.uint32), threads=128, grid=3)
     assert report.bytes_read == 3 * 4

@@ -80,8 +80,9 @@ def test_one_pass_for_several_groups(backend: BackendUnderTest) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_empty_group_gives_nan(backend: BackendUnderTest, dtype: torch.dtype) -> None:
     """The same NaN as where the rank falls on NaN weights, whatever their bits."""
-    values = [torch.empty(0), torch.ones(3), torch.tensor([-NAN, 1.0, NAN])]
-    weights = [w.to(backend.device, dtype) for w in values]
+    payloads = oracle.QUIET_NAN[dtype] + torch.tensor([1, 5], dtype=oracle.INTEGERS[dtype.itemsize])
+    nans = torch.cat([payloads.view(dtype), torch.tensor([-NAN, 1.0], dtype=dtype)])
+    weights = [w.to(backend.device, dtype) for w in (torch.empty(0), torch.ones(3), nans)]
     found = ops.magnitude_select(weights, [0, 1, 2], torch.tensor([0, 2, 1], device=backend.device))
     quiet = oracle.QUIET_NAN[dtype]
     assert found[[0, 2]].cpu().view(oracle.INTEGERS[dtype.itemsize]).tolist() == [[quiet, quiet]] * 2

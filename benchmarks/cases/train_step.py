@@ -182,20 +182,21 @@ def dense(data: Data) -> Variant:
 
 
 def dense_with_bytes(data: Data) -> Variant:
-    """The step without Feather, then torch moves the bytes that Feather does: what the step costs on this machine.
+    """The step without Feather, then torch moves the bytes that Feather does: a floor for the step with it.
 
-    Two copies for P(w) in forward and backward, a product for the gradient's scaling, a sum for the selection.
+    Copies of all weights for P(w) in forward and backward, products for their gradients' scaling, sums for selection.
     """
     model = data.model()
     weights = prunable(model)
 
+    def scale(weight: Tensor) -> None:
+        _gradient(weight).mul_(weight)  # the optimizer has used it
+
     @torch.no_grad()
     def move_bytes() -> None:
-        for weight in weights:
-            weight.clone()
-            weight.clone()
-            _gradient(weight).mul_(weight)  # the optimizer has used it
-            weight.sum()
+        for move in (Tensor.clone, Tensor.clone, scale, Tensor.sum):
+            for weight in weights:
+                move(weight)
 
     training = Training(data, model, move_bytes)
     return Variant(training.step, training.bytes, accept)

@@ -102,7 +102,7 @@ class SparseLayer(nn.Module):
 
 def autocast_dtype(input: Tensor, weight: Tensor) -> torch.dtype | None:  # noqa: A002
     """The dtype that autocast gives to input and weight, or None where it is off or leaves them alone."""
-    if not torch._C._is_any_autocast_enabled():  # first, as it alone costs nothing
+    if (input.is_cpu or input.is_cuda) and not torch._C._is_any_autocast_enabled():  # which knows not every device
         return None
     device = input.device.type
     if device == "meta" or not torch.is_autocast_enabled(device):

@@ -24,7 +24,7 @@ class CallLayer(SparseLayer):
         parameters = layer._parameters
         if "weight" in parameters and "bias" in parameters:
             return parameters["weight"], parameters["bias"]
-        return layer.weight, layer.bias  # one of them is parametrized
+        return layer.weight, layer.bias  # one of them is computed: parametrized, pruned, ...
 
 
 class FeatherLinear(CallLayer, nn.Linear):

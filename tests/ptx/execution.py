@@ -6,6 +6,7 @@ share); now and then a random counter is taken instead, so that no spinning thre
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from ptx.scalar_types import Array, bits
 MAX_THREADS_AT_ONCE = 1 << 15
 MAX_STEPS = 2_000_000
 MEMORY_OPCODES = frozenset({"ld", "st", "atom", "red", "ldmatrix", "stmatrix", "cp"})
+OTHER_SPACES = frozenset({"param", "shared", "local", "const"})  # than global memory, for loads and stores
 RANDOM_EVERY = 256  # steps
 ALL_LANES = (1 << WARP_SIZE) - 1
 RUNNING, EXITED = -1, -2  # states of a thread; otherwise the number of the barrier at which it waits
@@ -39,13 +41,14 @@ class Options:
 
 @dataclass
 class LaunchReport:
-    """What a launch did: bytes of global memory (see GlobalMemory) and executed instructions, per thread.
+    """What the threads of a launch did: bytes of global memory (see GlobalMemory), executed instructions of each.
 
     executed: the places of the code where any thread was, its guard true or not.
     """
 
     kernel: str
     grid: tuple[int, int, int]
+    threads: int
     bytes_read: int = 0
     bytes_written: int = 0
     instructions: Counter[str] = field(default_factory=Counter)
@@ -97,7 +100,7 @@ class Program:
             options: checks, noise and seed.
         """
         grid3, block3 = _three(grid), _three(block)
-        report = LaunchReport(self.kernel.name, grid3)
+        report = LaunchReport(self.kernel.name, grid3, math.prod(grid3) * math.prod(block3))
         symbols, declared = self._layout()
         constants = [(array.ctypes.data, array.nbytes) for array in self.constants.values()]
         memory = GlobalMemory([*extents, *constants], self.granule["global"] if options.races else None)
@@ -265,7 +268,7 @@ class _Run:
 def _global_bits(name: str) -> int:
     """Bits that a load or store moves to or from global memory; 0 for other instructions."""
     opcode, *tokens = name.split(".")
-    if opcode not in ("ld", "st") or "global" not in tokens:
+    if opcode not in ("ld", "st") or any(token.partition("::")[0] in OTHER_SPACES for token in tokens):
         return 0
     return bits(tokens[-1]) * next((int(token[1:]) for token in tokens if token in ("v2", "v4", "v8")), 1)
 
