@@ -28,9 +28,9 @@ ops = torch.ops.feather_kernels
 
 WIDEST = 1 << 17  # keys of a bracket
 ROW = 512  # keys whose counts the brackets of both backends sum
+WARP = 64  # of them, those of a CUDA warp
 ONE = 0x3F800000  # the key of 1.0
 SCALARS = 7  # of a thread: its chunk's row in the table, the hint, a scale
-WARP = 64  # of them, those of a CUDA warp
 
 
 def later_passes_exit_at_once(launches: list[LaunchReport]) -> None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
 from feather_kernels.nn import SparseLayer
+from feather_kernels.nn.base import autocast_dtype
 from feather_kernels.nn.thresholds import WeightThreshold
 
 
@@ -252,8 +253,6 @@ def test_data_replaced_before_backward_is_refused(rows: int) -> None:
 
 
 def test_autocast_of_devices_that_no_kernel_is_for() -> None:
-    from feather_kernels.nn.base import autocast_dtype
-
     x: Any = SimpleNamespace(
         device=torch.device("mps"), is_cpu=False, is_cuda=False, dtype=torch.float32, is_floating_point=lambda: True
     )

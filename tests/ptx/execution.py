@@ -6,7 +6,6 @@ share); now and then a random counter is taken instead, so that no spinning thre
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -100,14 +99,14 @@ class Program:
             options: checks, noise and seed.
         """
         grid3, block3 = _three(grid), _three(block)
-        report = LaunchReport(self.kernel.name, grid3, math.prod(grid3) * math.prod(block3))
+        total, threads_each = int(np.prod(grid3, dtype=np.int64)), int(np.prod(block3))
+        report = LaunchReport(self.kernel.name, grid3, total * threads_each)
         symbols, declared = self._layout()
         constants = [(array.ctypes.data, array.nbytes) for array in self.constants.values()]
         memory = GlobalMemory([*extents, *constants], self.granule["global"] if options.races else None)
         shared_granule = self.granule["shared"] if options.races else None
         needed = max((parameter.offset + parameter.size for parameter in self.kernel.parameters), default=0)
         rng = np.random.default_rng(options.seed)
-        total, threads_each = int(np.prod(grid3, dtype=np.int64)), int(np.prod(block3))
         chunk = max(1, MAX_THREADS_AT_ONCE // threads_each)
         for first in range(0, total, chunk):
             programs = np.arange(first, min(total, first + chunk))
