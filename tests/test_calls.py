@@ -1,7 +1,8 @@
-"""Functions call the ops' implementations straight, and the ops themselves wherever something may be listening."""
+"""Functions call ops by the shortest way, and by the dispatcher wherever something may be listening."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
-from feather_kernels.ops import calls, schema
+from feather_kernels.ops import calls, dispatch, eager, schema
 
 OPS = ("threshold", "threshold_recompute", "scale_pruned_grad_")  # of one step of a sparse layer
 
@@ -47,27 +48,91 @@ class Listener(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def forbid(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on a call by that way, "DISPATCHED" or "STRAIGHT", fails."""
+SHORT = ("AT_ONCE", "STRAIGHT")  # the ways past the dispatcher
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch, *ways: str) -> None:
+    """From here on a call by these ways fails."""
 
     def fail(*args: Any, **options: Any) -> None:
-        raise AssertionError(f"{way}: called with {len(args)} arguments and {options}")
+        raise AssertionError(f"one of {ways}: called with {len(args)} arguments and {options}")
 
-    monkeypatch.setattr(calls, way, calls.Way(*[fail] * len(calls.Way._fields)))
+    for way in ways:
+        monkeypatch.setattr(calls, way, calls.Way(*[fail] * len(calls.Way._fields)))
+
+
+def note_dispatched(monkeypatch: pytest.MonkeyPatch, op: str) -> list[int]:
+    """From here on the number of arguments of each call of that op by way of the dispatcher."""
+    calls_seen: list[int] = []
+    dispatched = getattr(calls.DISPATCHED, op)
+
+    def note(*args: Any, **options: Any) -> Any:
+        calls_seen.append(len(args))
+        return dispatched(*args, **options)
+
+    monkeypatch.setattr(calls, "DISPATCHED", calls.DISPATCHED._replace(**{op: note}))
+    return calls_seen
+
+
+@pytest.fixture(params=["at once", "straight"])
+def short_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The way for CPU tensors, by whether the backend can attempt an op; the other one is forbidden."""
+    if request.param == "straight":
+        monkeypatch.setattr(calls, "cpu_attempts", lambda: dispatch.Attempts(None, None))
+        forbid(monkeypatch, "AT_ONCE")
+        return "STRAIGHT"
+    if dispatch.cpu_attempts().threshold is None:
+        pytest.skip("the backend of CPU tensors has no attempts here")
+    forbid(monkeypatch, "STRAIGHT")
+    return "AT_ONCE"
 
 
 @pytest.mark.parametrize("dense", [nn.Linear(6, 5), nn.Conv1d(6, 5, 2)], ids=["linear", "convolution"])
-def test_no_dispatch_where_nothing_listens(dense: nn.Linear | nn.Conv1d, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = sparse_layer(dense)
-    expected = step(layer)
-    forbid("DISPATCHED", monkeypatch)
+def test_no_dispatch_where_nothing_listens(
+    dense: nn.Linear | nn.Conv1d, short_way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = sparse_layer(copy.deepcopy(dense))
+    with profile(activities=[ProfilerActivity.CPU]):  # by the dispatcher
+        expected = step(layer)
+    forbid(monkeypatch, "DISPATCHED")
     assert step(layer).equal(expected)
+    forbid(monkeypatch, short_way)
+    with pytest.raises(AssertionError, match=short_way):
+        step(layer)
+
+
+def test_what_an_attempt_refuses_gets_the_op(short_way: str) -> None:
+    """Weights in another order of memory, and arguments that do not fit."""
+    w, t = torch.randn(5, 6).t().requires_grad_(), torch.tensor(0.5)
+    y = fk.functional.threshold(w, t, grad_scale=torch.tensor(0.25))
+    y.sum().backward()
+    expected = torch.where(w.abs() <= t, 0.25, 1.0)
+    assert w.grad is not None
+    assert w.grad.equal(expected)
+    assert y.stride() == w.stride()
+    assert y.detach().equal(torch.ops.feather_kernels.threshold(w.detach(), t, 3.0))
+    for wrong, error, message in ((t.double(), TypeError, r"t must be"), (t.expand(2), ValueError, "0-dim")):
+        with pytest.raises(error, match=message):
+            calls.way(w, wrong).threshold(w, wrong, 3.0)
+    assert getattr(calls, short_way) is calls.way(w, t)
+
+
+def test_the_call_record_sees_forwards_alone(short_way: str) -> None:
+    w, t, g = torch.randn(5), torch.tensor(0.5), torch.randn(5)
+    way, record = calls.way(w, t), eager.CallRecord()
+    assert way is getattr(calls, short_way)
+    record.start()
+    way.threshold_recompute(w, t, 3.0, g)
+    assert not record.addresses
+    way.threshold(w, t, 3.0)
+    record.stop()
+    assert record.addresses == {t.data_ptr()}
 
 
 def test_a_dispatch_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = sparse_layer()
     expected = step(layer)
-    forbid("STRAIGHT", monkeypatch)
+    forbid(monkeypatch, *SHORT)
     with Listener() as listener:
         assert step(layer).equal(expected)
     assert [name for name in listener.seen if name.startswith("feather_kernels")] == [
@@ -88,7 +153,7 @@ def test_from_autograd_straight_to_the_implementation(listens: bool, monkeypatch
 
 def test_the_profiler_names_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = sparse_layer()
-    forbid("STRAIGHT", monkeypatch)
+    forbid(monkeypatch, *SHORT)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         step(layer)
     assert {f"feather_kernels::{name}" for name in OPS} <= {event.key for event in profiled.key_averages()}
@@ -106,7 +171,7 @@ def test_a_traced_graph_holds_the_op(pre_dispatch: bool) -> None:
 
 def test_a_function_mode_sees_the_ops(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = sparse_layer()
-    forbid("STRAIGHT", monkeypatch)
+    forbid(monkeypatch, *SHORT)
     with torch.device("cpu"):
         layer(torch.ones(3, 6))
 
@@ -153,12 +218,14 @@ def zeros() -> Tensor:
     return torch._efficientzerotensor((3, 2))
 
 
+@pytest.mark.usefixtures("short_way")
 @pytest.mark.parametrize("make", [meta, subclass, negated, zeros])
 def test_other_tensors_get_the_op(make: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    forbid("STRAIGHT", monkeypatch)
     w = make()
     t = torch.tensor(0.5, device=w.device)
+    dispatched = note_dispatched(monkeypatch, "threshold")
     y = calls.way(w, t).threshold(w, t, 3.0)
+    assert dispatched == [3]
     assert (y.shape, y.device) == (w.shape, w.device)
     assert w.is_meta or y.allclose(w * (1 - 0.125) ** (1 / 3))
 
@@ -175,9 +242,11 @@ def test_wrapped_tensors_behind_a_transform_get_the_op() -> None:
     assert gradient.allclose(layer.sparse_weight().sum(0).expand(3, 6))
 
 
+@pytest.mark.usefixtures("short_way")
 def test_gradients_under_vmap_get_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(4, requires_grad=True)
     y = fk.functional.threshold(weight, torch.tensor(0.3), grad_scale=torch.tensor(0.5))
-    forbid("STRAIGHT", monkeypatch)
+    dispatched = note_dispatched(monkeypatch, "scale_pruned_grad")
     (rows,) = torch.autograd.grad(y, weight, torch.eye(4), is_grads_batched=True)
+    assert dispatched == [4]
     assert rows.diagonal().equal(torch.where(weight.abs() <= 0.3, 0.5, 1.0))

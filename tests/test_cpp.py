@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.util
 import math
 import os
@@ -133,6 +134,127 @@ def test_cpp_errors_are_python_exceptions() -> None:
         cpp._cpu.threshold(address, 9, address, 2, 4, address, 3.0, 1)
     with pytest.raises(ValueError, match=r"instruction set must be one of .*got mmx"):
         cpp._cpu.use_instruction_set("mmx")
+
+
+ATTEMPTED = BUILT and dispatch.cpu_attempts().threshold is not None
+needs_attempts = pytest.mark.skipif(not ATTEMPTED, reason="the module, or what it needs of torch (2.10), is not here")
+
+
+@needs_attempts
+@pytest.mark.parametrize("out_dtype", samples.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
+def test_an_attempt_gives_the_bits_of_the_op(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    """With a slice, whose memory begins inside its storage, two dimensions and enough elements for two threads."""
+    torch.manual_seed(2)
+    t, scale = samples.scalar(0.7, dtype, CPU), samples.scalar(0.3, dtype, CPU)
+    torch.set_num_threads(2)
+    try:
+        for shape in ((), (0, 3), (5,), (7, 1, 9), (300, 250)):
+            w, g = torch.randn(2, *shape)[1].to(dtype), torch.randn(2, *shape)[1].to(out_dtype)
+            for p in (1.0, 2.5, 3, math.inf):
+                out = torch.empty(shape, dtype=out_dtype)
+                assert cpp.try_threshold(torch.nn.Parameter(w), t, p, out)
+                assert oracle.same_bits(out, ops.threshold(w, t, p, out_dtype=out_dtype))
+            expected = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype)
+            assert cpp.try_scale_pruned_grad(g, w, t, scale, g)
+            assert oracle.same_bits(g, expected)
+    finally:
+        torch.set_num_threads(1)
+
+
+NOT_WEIGHTS = {  # instead of a dense (4, 6) tensor of ones
+    "order of memory": torch.ones(6, 4).t(),
+    "gaps": torch.ones(4, 7)[:, :6],
+    "expanded": torch.ones(1, 6).expand(4, 6),
+    "shape": torch.ones(6, 4),
+    "dimensions": torch.ones(4, 6, 1),
+    "integers": torch.ones(4, 6, dtype=torch.int32),
+    "complex": torch.ones(4, 6, dtype=torch.complex64),
+    "float8": torch.ones(4, 6).to(torch.float8_e4m3fn),
+    "meta": torch.ones(4, 6, device="meta"),
+    "sparse": torch.ones(4, 6).to_sparse(),
+    "lazy zeros": torch._efficientzerotensor((4, 6)),
+    "subclass": torch.ones(4, 6).as_subclass(type("Sub", (torch.Tensor,), {})),
+    "None": None,
+    "number": 1.0,
+}
+NOT_SCALARS = {
+    "vector": torch.ones(1),
+    "float64": torch.ones((), dtype=torch.float64),
+    "float16": torch.ones((), dtype=torch.float16),
+    "number": 0.5,
+}
+NOT_POWERS = (0.5, -1.0, math.nan, 10**400, True, torch.tensor(3.0), "3", None)
+
+
+@needs_attempts
+@pytest.mark.parametrize("wrong", NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
+def test_an_attempt_leaves_tensors_that_are_not_plain(wrong: object) -> None:
+    w, t, out = torch.ones(4, 6), torch.tensor(0.5), torch.full((4, 6), 7.0)
+    for weight, result in ((wrong, out), (w, wrong)):
+        assert cpp.try_threshold(weight, t, 3.0, result) is False
+    for gradient, weight, result in ((wrong, w, out), (w, wrong, out), (w, w, wrong)):
+        assert cpp.try_scale_pruned_grad(gradient, weight, t, t, result) is False
+    assert (out == 7).all()
+    if isinstance(wrong, torch.Tensor) and not wrong.is_meta:
+        assert set(wrong.to_dense().cfloat().flatten().tolist()) <= {0, 1}  # as it was
+
+
+@needs_attempts
+@pytest.mark.parametrize("wrong", NOT_SCALARS.values(), ids=NOT_SCALARS)
+def test_an_attempt_leaves_wrong_scalars(wrong: object) -> None:
+    w, t, out = torch.ones(4, 6), torch.tensor(0.5), torch.full((4, 6), 7.0)
+    assert cpp.try_threshold(w, wrong, 3.0, out) is False
+    assert cpp.try_scale_pruned_grad(w, w, wrong, t, out) is False
+    assert cpp.try_scale_pruned_grad(w, w, t, wrong, out) is False
+    assert cpp.try_threshold(w.double(), t, 3.0, out) is False  # a wide weight's is wide
+    assert (out == 7).all()
+
+
+@needs_attempts
+@pytest.mark.parametrize("wrong", NOT_POWERS, ids=str)
+def test_an_attempt_leaves_wrong_powers(wrong: object) -> None:
+    w, t, out = torch.ones(4, 6), torch.tensor(0.5), torch.full((4, 6), 7.0)
+    assert cpp.try_threshold(w, t, wrong, out) is False
+    assert (out == 7).all()
+
+
+@needs_attempts
+def test_attempts_with_a_wrong_number_of_arguments() -> None:
+    w, t = torch.ones(3), torch.tensor(0.5)
+    with pytest.raises(TypeError, match=r"try_threshold takes \(w, t, p, out\), got 3 arguments"):
+        cpp.try_threshold(w, t, 3.0)
+    with pytest.raises(TypeError, match=r"takes \(g, w, t, grad_scale, out\), got 1 arguments"):
+        cpp.try_scale_pruned_grad(w)
+
+
+@needs_module
+def test_a_torch_that_does_not_describe_its_tensors() -> None:
+    """As before 2.10, or of another major version of DLPack; what was in use stays."""
+    another_capsule = datetime.datetime_CAPI  # type: ignore[attr-defined]
+    for attributes in ({}, {"__dlpack_c_exchange_api__": 5}, {"__dlpack_c_exchange_api__": another_capsule}):
+        older = type("Tensor", (), attributes)
+        assert cpp._cpu.use_torch(older, older, torch.get_num_threads) is False
+    if ATTEMPTED:
+        out = torch.zeros(2)
+        assert cpp.try_threshold(torch.ones(2), torch.tensor(0.5), math.inf, out)
+        assert out.equal(torch.ones(2))
+
+
+@needs_attempts
+def test_the_number_of_threads_cannot_be_had() -> None:
+    def fail() -> int:
+        raise OSError("no threads")
+
+    w, t = torch.ones(1 << 15), torch.tensor(0.5)
+    try:
+        for get_num_threads, error in ((fail, OSError), (lambda: "two", TypeError)):
+            assert cpp._cpu.use_torch(torch.Tensor, torch.nn.Parameter, get_num_threads)
+            assert cpp.try_threshold(w[1:], t, 3.0, torch.empty(len(w) - 1))  # needs one
+            with pytest.raises(error):
+                cpp.try_threshold(w, t, 3.0, torch.empty_like(w))
+    finally:
+        assert cpp._cpu.use_torch(torch.Tensor, torch.nn.Parameter, torch.get_num_threads)
 
 
 @needs_module

@@ -1,17 +1,19 @@
 """The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/native.md.
 
-The module knows nothing of torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. It is
-optional. ``probe`` refuses one that is incomplete or was built from other sources than those beside the package.
+The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. Where
+torch describes its tensors to C, it takes those too (``try_threshold``, ``try_scale_pruned_grad``). It is optional.
+``probe`` refuses one that is incomplete or was built from other sources than those beside the package.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, get_num_threads
+from torch.nn import Parameter
 
 from feather_kernels.backends import layouts, native
 from feather_kernels.backends.native import CODES
@@ -19,6 +21,9 @@ from feather_kernels.backends.native import CODES
 MODULE = "feather_kernels._cpu"
 
 _cpu: Any = None  # the module, once probe has found it good
+# the module's functions of these names, where torch has what they need: see ops.dispatch.Attempts
+try_threshold: Callable[..., bool] | None = None
+try_scale_pruned_grad: Callable[..., bool] | None = None
 
 
 # ---------------------------------------------------------------------------------------------- the module
@@ -26,7 +31,7 @@ _cpu: Any = None  # the module, once probe has found it good
 
 def probe(device: torch.device) -> str | None:
     """None if the module is there, whole and of these sources, else the reason why not."""
-    global _cpu
+    global _cpu, try_threshold, try_scale_pruned_grad
     if device.type != "cpu":
         return f"runs CPU tensors only, not {device.type}"
     if _cpu is not None:
@@ -39,6 +44,8 @@ def probe(device: torch.device) -> str | None:
     except ImportError as error:
         warnings.warn(f"feather_kernels: the C++ backend is not used: {error}", RuntimeWarning, stacklevel=2)
         return str(error)
+    if _cpu.use_torch(Tensor, Parameter, get_num_threads):
+        try_threshold, try_scale_pruned_grad = _cpu.try_threshold, _cpu.try_scale_pruned_grad
     return None
 
 

@@ -1,10 +1,11 @@
-"""The ops as autograd's Functions call them: straight, unless something may be listening at the dispatcher.
+"""The ops as autograd's Functions call them: by the shortest way on which nothing is lost.
 
 A call by way of ``torch.ops`` costs 2 us more than the implementation itself with warm caches and 30 us more with cold
-ones (a pass over 100 MB before each call), three times a layer and step; to ask takes 1 us warm and 20 us cold, so a
-backward pass asks once. Functions of torch are bound to names here: to look one up through ``torch._C`` touches memory
-that is no longer cached. Tracers, modes, transforms, the profiler and tensors that are not plain get the op; an
-``ExecutionTraceObserver`` without a profiler is not noticed.
+ones (a pass over 100 MB before each call), three times a layer and step; so ops are called past the dispatcher unless
+something may be listening there. On CPU tensors the C++ backend also checks the arguments, which is another 20 us less
+each time. To ask which way to take costs 10 us to 20 us, so a backward pass asks once. Functions of torch are bound to
+names here: to look one up through ``torch._C`` touches memory that is no longer cached. Tracers, modes, transforms, the
+profiler and tensors that are not plain get the op; an ``ExecutionTraceObserver`` without a profiler is not noticed.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, empty_like
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
@@ -27,7 +28,8 @@ from torch._C._autograd import _profiler_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from feather_kernels.ops.eager import IMPLEMENTATIONS, scale_fresh_grad_
+from feather_kernels.ops.dispatch import cpu_attempts
+from feather_kernels.ops.eager import IMPLEMENTATIONS, CallRecord, scale_fresh_grad_
 
 KINDS = (Tensor, Parameter)  # no subclasses
 PRE_DISPATCH = DispatchKey.PreDispatch
@@ -43,22 +45,32 @@ def _keys(device: str) -> int:
 PLAIN = {_keys("CPU"), _keys("CUDA")}  # dispatch keys of strided tensors with memory of their own, and of nothing else
 
 
-def can_go_straight(*tensors: Tensor | None) -> bool:
-    """Whether nothing could see an op pass the dispatcher, and the tensors' memory holds their values.
-
-    It does not for subclasses, lazy negations and zeros, meta tensors and what vmap and grad wrap.
-    """
-    if (
+def something_listens() -> bool:
+    """Whether an op could be seen to pass the dispatcher."""
+    return bool(
         is_dynamo_compiling()
         or _len_torch_dispatch_stack()
         or _len_torch_function_stack()
         or _dispatch_tls_is_dispatch_key_included(PRE_DISPATCH)
         or _are_functorch_transforms_active()
         or _profiler_enabled()
-    ):
-        return False
+    )
+
+
+def hold_their_values(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the tensors' memory does; not of subclasses, lazy negations and zeros, meta tensors, what vmap wraps."""
     for tensor in tensors:
         if tensor is not None and not (type(tensor) in KINDS and _dispatch_keys(tensor).raw_repr() in PLAIN):
+            return False
+    return True
+
+
+def can_be_attempted(tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether the tensors are what ``Attempts`` takes, or sees that it cannot take."""
+    for tensor in tensors:  # all() would take twice the time
+        if tensor is None:
+            continue
+        if type(tensor) not in KINDS or tensor.is_neg():
             return False
     return True
 
@@ -95,4 +107,47 @@ STRAIGHT = Way(
 
 def way(*tensors: Tensor | None) -> Way:
     """The shortest way on which nothing is lost, for ops on these tensors where autograd records nothing."""
-    return STRAIGHT if can_go_straight(*tensors) else DISPATCHED
+    if something_listens():
+        return DISPATCHED
+    if getattr(tensors[0], "is_cpu", False) and cpu_attempts().threshold is not None:
+        return AT_ONCE if can_be_attempted(tensors) else DISPATCHED
+    return STRAIGHT if hold_their_values(tensors) else DISPATCHED
+
+
+# ---------------------------------------------------------------------------------------------- checked and run at once
+
+
+def _threshold(
+    w: Tensor, t: Tensor, p: float, after: Tensor | None = None, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """``threshold``, and ``threshold_recompute`` where ``after`` is given."""
+    out = empty_like(w, dtype=out_dtype)
+    attempt = cpu_attempts().threshold
+    if attempt is not None and attempt(w, t, p, out):
+        if CallRecord.active and after is None:
+            CallRecord.add(t)
+        return out
+    if after is None:
+        return DISPATCHED.threshold(w, t, p, out_dtype=out_dtype)
+    return DISPATCHED.threshold_recompute(w, t, p, after, out_dtype=out_dtype)
+
+
+def _scale_pruned_grad(
+    g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    out = empty_like(w, dtype=out_dtype)
+    attempt = cpu_attempts().scale_pruned_grad
+    if attempt is None or not attempt(g, w, t, grad_scale, out):
+        return DISPATCHED.scale_pruned_grad(g, w, t, grad_scale, out_dtype=out_dtype)
+    return out
+
+
+def _scale_fresh_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
+    attempt = cpu_attempts().scale_pruned_grad
+    if attempt is None or not attempt(g, w, t, grad_scale, g):
+        DISPATCHED.scale_fresh_grad_(g, w, t, grad_scale)
+
+
+AT_ONCE = Way(
+    _threshold, _threshold, _scale_pruned_grad, _scale_fresh_grad_, CONVOLUTION_BACKWARD._op,
+)  # fmt: skip

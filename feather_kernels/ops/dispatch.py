@@ -13,9 +13,9 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,10 @@ AUTO = "auto"
 
 
 class Backend(Protocol):
-    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract."""
+    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract.
+
+    A backend of CPU tensors may have ``try_threshold`` and ``try_scale_pruned_grad`` too: see ``Attempts``.
+    """
 
     @staticmethod
     def probe(device: torch.device) -> str | None:
@@ -70,6 +73,17 @@ class Backend(Protocol):
         """Fill ``out`` (L,) with the number of pruned elements of each weight."""
 
 
+class Attempts(NamedTuple):
+    """Functions of a backend that check an op's arguments by the contract and fill ``out`` in one call, or None.
+
+    They return False, and have done nothing, unless all arguments fit and are plain tensors, dense and row-major; lazy
+    negation they do not see.
+    """
+
+    threshold: Callable[[Tensor, Tensor, float, Tensor], bool] | None
+    scale_pruned_grad: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], bool] | None
+
+
 # name -> module; imported when the backend is first considered
 BACKENDS: dict[str, str] = {
     "triton": "feather_kernels.backends.triton",
@@ -81,6 +95,7 @@ BACKENDS: dict[str, str] = {
 ORDER: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpp", "reference")}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 
+_CPU = torch.device("cpu")
 NOT_INSTALLED = "is not installed"  # how such a reason begins
 
 _log = logging.getLogger("feather_kernels")
@@ -89,12 +104,24 @@ _named: list[str] = []  # process-wide, because autograd runs backward passes in
 _probed: dict[tuple[str, torch.device], str | None] = {}
 _chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
 _in_force: str | None = None  # what requested() said last; None where that may have changed
+_attempts: Attempts | None = None  # what cpu_attempts() said last; None where that may have changed
 
 
 def backend_for(device: torch.device) -> Backend:
     """The backend that runs ops on ``device``; raises BackendUnavailableError if there is none."""
     choice = _chosen.get((_in_force, device))  # type: ignore[arg-type]  # every op comes here: one look
     return (choice or _choice(device))[1]
+
+
+def cpu_attempts() -> Attempts:
+    """The attempts of the backend that runs ops on CPU tensors."""
+    global _attempts
+    attempts = _attempts
+    if attempts is None:
+        with _lock:
+            backend = backend_for(_CPU)
+            attempts = _attempts = Attempts(*(getattr(backend, f"try_{op}", None) for op in Attempts._fields))
+    return attempts
 
 
 def chosen_name(device: torch.device) -> str:
@@ -126,16 +153,15 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: no backend has that name.
         BackendUnavailableError: when an op runs on a device where the named backend cannot.
     """
-    global _in_force
     with _lock:
         _named.append(check_name(name, "backend"))
-        _in_force = None
+        _reconsider()
     try:
         yield
     finally:
         with _lock:
             _named.pop()
-            _in_force = None
+            _reconsider()
 
 
 def availability(device: torch.device) -> dict[str, str | None]:
@@ -152,11 +178,15 @@ def check_name(name: str, argument: str) -> str:
 
 def reset() -> None:
     """Forget what was probed and chosen, e.g. after a change of the backend table or the environment."""
-    global _in_force
     with _lock:
         _probed.clear()
         _chosen.clear()
-        _in_force = None
+        _reconsider()
+
+
+def _reconsider() -> None:
+    global _in_force, _attempts
+    _in_force = _attempts = None
 
 
 def _choice(device: torch.device) -> tuple[str, Backend]:
