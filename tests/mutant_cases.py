@@ -50,3 +50,11 @@ def whole_blocks_are_wide(launches: Sequence[LaunchReport], kernel: str, scalars
     for report in own:
         found, most = report.narrow_accesses, scalars * report.threads
         assert found <= most, f"{found} accesses of less than 16 bytes where threads have {most} scalars"
+
+
+def one_atomic_a_warp(launches: Sequence[LaunchReport], kernel: str) -> None:
+    """Raises where ``kernel`` updates global memory more often: atomics on one address wait for each other."""
+    for report in launches:
+        if plain_name(report.kernel) == kernel:
+            found, most = report.global_atomics, report.threads // 32
+            assert found <= most, f"{found} atomic updates by {most} warps"

@@ -17,7 +17,19 @@ import oracle
 import samples
 import torch
 from cuda_ptx import plain_name
-from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Case, most_bytes, whole_blocks_are_wide
+from mutant_cases import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INF,
+    NAN,
+    ROOM,
+    Case,
+    most_bytes,
+    one_atomic_a_warp,
+    whole_blocks_are_wide,
+)
 from mutant_lists import seeded
 from ptx.execution import LaunchReport, Program
 from selection_inputs import SELECTIONS, selection
@@ -189,6 +201,7 @@ def neighbours(
             hint = values[:, 1:].expand(-1, 2).contiguous() if steady else None
             found = select_each(part, ranks, hint, scale)
         assert oracle.same_bits(found, values)
+        one_atomic_a_warp(launches, "smallest_above_kernel")
         if steady:
             later_passes_exit_at_once(launches)
         if hint is not None and first == 0:
@@ -259,6 +272,36 @@ def counts_beyond_32_bits(launches: list[LaunchReport], dtype: torch.dtype) -> N
                 assert oracle.same_bits(values[0], expected), f"rank {rank}, copy {copy}"
 
 
+def sums_beyond_32_bits(launches: list[LaunchReport]) -> None:  # noqa: ARG001  (as every case)
+    """Counts of a bracket with bits in both halves, for the sums of its rows alone: multiplied before, divided after."""
+    times, launch = (1 << 33) + 1, Program.launch
+    sums_seen: list[int] = []
+
+    def multiply_and_launch(program: Program, grid: Any, block: Any, arguments: bytes, *rest: Any) -> LaunchReport:
+        if plain_name(program.kernel.name) not in ("sum_kernel", "bracket_sum_kernel"):
+            return launch(program, grid, block, arguments, *rest)
+        rows = grid[0]
+        counts, sums = (
+            np.ctypeslib.as_array((ctypes.c_int64 * size).from_address(address))
+            for address, size in zip(struct.unpack_from("<2q", arguments), (rows * ROW, rows), strict=True)
+        )
+        counts *= times
+        report = launch(program, grid, block, arguments, *rest)
+        assert np.array_equal(sums, counts.reshape(rows, ROW).sum(1))
+        sums_seen.extend(sums[sums > 0])
+        counts //= times
+        sums //= times
+        return report
+
+    keys = ONE + torch.randint(1024, (1300,), generator=seeded(8), dtype=torch.int32)
+    weight, rank = keys.view(torch.float32), 700
+    expected = oracle.order_statistics([oracle.scores(weight)], rank)
+    with mock.patch.object(Program, "launch", multiply_and_launch):
+        values = ops.magnitude_select([weight], [0], torch.tensor([rank]), hint=expected[None])
+    assert oracle.same_bits(values[0], expected)
+    assert len(sums_seen) > 1
+
+
 def caps_decide(launches: list[LaunchReport], dtype: torch.dtype) -> None:
     """A neighbour that a cap takes away or just leaves, for ranks whose key ends at each place of a thread and warp.
 
@@ -320,6 +363,7 @@ CASES = [
         Case(f"counts beyond 32 bits, {str(dtype)[6:]}", partial(counts_beyond_32_bits, dtype=dtype))
         for dtype in (FLOAT32, FLOAT64)
     ),
+    Case("sums beyond 32 bits", sums_beyond_32_bits),
     Case("misled: float32", partial(misled, name="float32")),
     *(
         Case(f"edges of {bins} keys around {around}", partial(edges, around=around, bins=bins))

@@ -332,6 +332,16 @@ def test_narrow_accesses_are_those_of_global_memory_below_16_bytes() -> None:
     assert report.narrow_accesses == 64 + 64 + 2 * 8
 
 
+def test_atomics_are_those_of_global_memory_where_the_guard_is_true() -> None:
+    body = f"""{LANE} mov.u32 %r1, buffer; setp.lt.u32 %p1, %r0, 8;
+    @%p1 atom.global.add.u32 %r2, [%rd0], 1;
+    @%p1 red.global.add.u32 [%rd0], 1;
+    atom.shared.add.u32 %r2, [%r1], 1;"""
+    total = np.zeros(1, np.uint32)
+    report = run_kernel(body, total, grid=2, declarations=SHARED)
+    assert report.global_atomics == total[0] == 2 * (8 + 8)
+
+
 def test_a_scalar_that_all_threads_read_counts_once() -> None:
     report = run_kernel("ld.global.u32 %r1, [%rd0];", np.zeros(4, np.uint32), threads=128, grid=3)
     assert report.bytes_read == 3 * 4

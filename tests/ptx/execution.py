@@ -24,6 +24,7 @@ MAX_THREADS_AT_ONCE = 1 << 15
 MAX_STEPS = 2_000_000
 MEMORY_OPCODES = frozenset({"ld", "st", "atom", "red", "ldmatrix", "stmatrix", "cp"})
 OTHER_SPACES = frozenset({"param", "shared", "local", "const"})  # than global memory, for loads and stores
+LOADS_STORES, ATOMICS = ("ld", "st"), ("atom", "red")
 RANDOM_EVERY = 256  # steps
 ALL_LANES = (1 << WARP_SIZE) - 1
 RUNNING, EXITED = -1, -2  # states of a thread; otherwise the number of the barrier at which it waits
@@ -56,7 +57,12 @@ class LaunchReport:
     @property
     def narrow_accesses(self) -> int:
         """Loads from and stores to global memory of less than 16 bytes, per thread."""
-        return sum(count for name, count in self.instructions.items() if 0 < _global_bits(name) < 128)
+        return sum(count for name, count in self.instructions.items() if 0 < _global_bits(name, LOADS_STORES) < 128)
+
+    @property
+    def global_atomics(self) -> int:
+        """Atomic updates of global memory, per thread."""
+        return sum(count for name, count in self.instructions.items() if _global_bits(name, ATOMICS))
 
 
 class Program:
@@ -264,10 +270,10 @@ class _Run:
         )
 
 
-def _global_bits(name: str) -> int:
-    """Bits that a load or store moves to or from global memory; 0 for other instructions."""
+def _global_bits(name: str, opcodes: tuple[str, ...]) -> int:
+    """Bits of global memory that an instruction of one of the opcodes accesses; 0 for others."""
     opcode, *tokens = name.split(".")
-    if opcode not in ("ld", "st") or any(token.partition("::")[0] in OTHER_SPACES for token in tokens):
+    if opcode not in opcodes or any(token.partition("::")[0] in OTHER_SPACES for token in tokens):
         return 0
     return bits(tokens[-1]) * next((int(token[1:]) for token in tokens if token in ("v2", "v4", "v8")), 1)
 
