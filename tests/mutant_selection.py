@@ -272,8 +272,8 @@ def counts_beyond_32_bits(launches: list[LaunchReport], dtype: torch.dtype) -> N
                 assert oracle.same_bits(values[0], expected), f"rank {rank}, copy {copy}"
 
 
-def sums_beyond_32_bits(launches: list[LaunchReport]) -> None:  # noqa: ARG001  (as every case)
-    """Counts of a bracket with bits in both halves, for the sums of its rows alone: multiplied before, divided after."""
+def sums_beyond_32_bits(launches: list[LaunchReport]) -> None:
+    """Counts of a bracket with bits in both halves: multiplied for the sums of its rows, divided after."""
     times, launch = (1 << 33) + 1, Program.launch
     sums_seen: list[int] = []
 
