@@ -17,19 +17,7 @@ import oracle
 import samples
 import torch
 from cuda_ptx import plain_name
-from mutant_cases import (
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    FLOAT64,
-    INF,
-    NAN,
-    ROOM,
-    Case,
-    most_bytes,
-    one_atomic_a_warp,
-    whole_blocks_are_wide,
-)
+from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Case, most_bytes, whole_blocks_are_wide
 from mutant_lists import seeded
 from ptx.execution import LaunchReport, Program
 from selection_inputs import SELECTIONS, selection
@@ -201,7 +189,6 @@ def neighbours(
             hint = values[:, 1:].expand(-1, 2).contiguous() if steady else None
             found = select_each(part, ranks, hint, scale)
         assert oracle.same_bits(found, values)
-        one_atomic_a_warp(launches, "smallest_above_kernel")
         if steady:
             later_passes_exit_at_once(launches)
         if hint is not None and first == 0:

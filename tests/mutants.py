@@ -34,7 +34,7 @@ import torch
 from conftest import ptx_executor
 from cuda_ptx import plain_name
 from cuda_shim import Change
-from mutant_cases import Case
+from mutant_cases import Case, one_atomic_a_warp
 from ptx import PtxError, UnknownInstructionError
 from ptx.execution import LaunchReport, Program
 from ptx.mutation import Mutation, mutations, planted
@@ -79,6 +79,7 @@ def recorded() -> Iterator[tuple[list[LaunchReport], list[tuple[Program, LaunchR
 
     def launch_and_record(self: Program, *arguments: Any, **options: Any) -> LaunchReport:
         report = launch(self, *arguments, **options)
+        one_atomic_a_warp([report], "smallest_above_kernel")
         launches.append((self, report))
         reports.append(report)
         return report

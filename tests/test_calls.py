@@ -61,30 +61,29 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *ways: str) -> None:
         monkeypatch.setattr(calls, way, calls.Way(*[fail] * len(calls.Way._fields)))
 
 
-def note_dispatched(monkeypatch: pytest.MonkeyPatch, op: str) -> list[int]:
-    """From here on the number of arguments of each call of that op by way of the dispatcher."""
-    calls_seen: list[int] = []
-    dispatched = getattr(calls.DISPATCHED, op)
+def note_calls(monkeypatch: pytest.MonkeyPatch, way: str, op: str) -> list[tuple[int, Any]]:
+    """From here on of each call of that op by that way the number of arguments, and out_dtype."""
+    noted: list[tuple[int, Any]] = []
+    real = getattr(getattr(calls, way), op)
 
     def note(*args: Any, **options: Any) -> Any:
-        calls_seen.append(len(args))
-        return dispatched(*args, **options)
+        noted.append((len(args), options.get("out_dtype")))
+        return real(*args, **options)
 
-    monkeypatch.setattr(calls, "DISPATCHED", calls.DISPATCHED._replace(**{op: note}))
-    return calls_seen
+    monkeypatch.setattr(calls, way, getattr(calls, way)._replace(**{op: note}))
+    return noted
 
 
-@pytest.fixture(params=["at once", "straight"])
+@pytest.fixture(params=SHORT)
 def short_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way for CPU tensors, by whether the backend can attempt an op; the other one is forbidden."""
-    if request.param == "straight":
+    """The way that CPU tensors take, by whether the backend can attempt an op."""
+    if request.param == "STRAIGHT":
         monkeypatch.setattr(calls, "cpu_attempts", lambda: dispatch.Attempts(None, None))
-        forbid(monkeypatch, "AT_ONCE")
-        return "STRAIGHT"
-    if dispatch.cpu_attempts().threshold is None:
+    elif dispatch.cpu_attempts().threshold is None:
         pytest.skip("the backend of CPU tensors has no attempts here")
-    forbid(monkeypatch, "STRAIGHT")
-    return "AT_ONCE"
+    w = torch.ones(3)
+    assert calls.way(w, torch.tensor(0.5)) is getattr(calls, request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("dense", [nn.Linear(6, 5), nn.Conv1d(6, 5, 2)], ids=["linear", "convolution"])
@@ -94,33 +93,107 @@ def test_no_dispatch_where_nothing_listens(
     layer = sparse_layer(copy.deepcopy(dense))
     with profile(activities=[ProfilerActivity.CPU]):  # by the dispatcher
         expected = step(layer)
-    forbid(monkeypatch, "DISPATCHED")
+    forbid(monkeypatch, "DISPATCHED", *(way for way in SHORT if way != short_way))
     assert step(layer).equal(expected)
-    forbid(monkeypatch, short_way)
-    with pytest.raises(AssertionError, match=short_way):
-        step(layer)
 
 
-def test_what_an_attempt_refuses_gets_the_op(short_way: str) -> None:
-    """Weights in another order of memory, and arguments that do not fit."""
-    w, t = torch.randn(5, 6).t().requires_grad_(), torch.tensor(0.5)
-    y = fk.functional.threshold(w, t, grad_scale=torch.tensor(0.25))
-    y.sum().backward()
-    expected = torch.where(w.abs() <= t, 0.25, 1.0)
-    assert w.grad is not None
-    assert w.grad.equal(expected)
-    assert y.stride() == w.stride()
-    assert y.detach().equal(torch.ops.feather_kernels.threshold(w.detach(), t, 3.0))
-    for wrong, error, message in ((t.double(), TypeError, r"t must be"), (t.expand(2), ValueError, "0-dim")):
+def test_which_way_follows_the_backend_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    if dispatch.cpu_attempts().threshold is None:
+        pytest.skip("the backend of CPU tensors has no attempts here")
+    w = torch.ones(3)
+    assert calls.way(w) is calls.AT_ONCE
+    with fk.use_backend("reference"):
+        assert calls.way(w) is calls.STRAIGHT
+    assert calls.way(w) is calls.AT_ONCE
+    monkeypatch.setitem(dispatch.ORDER, "cpu", ("reference",))
+    dispatch.reset()
+    try:
+        assert calls.way(w) is calls.STRAIGHT
+    finally:
+        monkeypatch.undo()
+        dispatch.reset()
+    assert calls.way(w) is calls.AT_ONCE
+
+
+def test_a_backend_that_cannot_run_is_the_ops_to_report() -> None:
+    """Which looks at the arguments first, and needs none for an empty weight."""
+    t = torch.tensor(0.5)
+    with fk.use_backend("cuda"):
+        assert fk.functional.threshold(torch.ones(0, 3), t).shape == (0, 3)
+        with pytest.raises(TypeError, match="must be float16"):
+            fk.functional.threshold(torch.ones(3, dtype=torch.int32), t)
+        with pytest.raises(fk.BackendUnavailableError, match="runs CUDA tensors only"):
+            fk.functional.threshold(torch.ones(3), t)
+
+
+OPS_OF_WAYS = {  # arguments of a call
+    "threshold": ("w", "t", 3.0),
+    "threshold_recompute": ("w", "t", 3.0, "g"),
+    "scale_pruned_grad": ("g", "w", "t", "scale"),
+    "scale_fresh_grad_": ("g", "w", "t", "scale"),
+}
+
+
+LAYOUTS: dict[str, Callable[[], Tensor]] = {  # of weights and gradients
+    "row-major": lambda: torch.randn(6, 5),
+    "transposed": lambda: torch.randn(5, 6).t(),
+    "gaps": lambda: torch.randn(6, 7)[:, 1:6],
+}
+
+
+def arguments_of(op: str, layout: str) -> tuple[Any, ...]:
+    torch.manual_seed(3)
+    w, g = LAYOUTS[layout](), LAYOUTS[layout]()
+    values = {"w": w, "g": g, "t": torch.tensor(0.5), "scale": torch.tensor(0.25)}
+    return tuple(values[a] if isinstance(a, str) else a for a in OPS_OF_WAYS[op])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("out_dtype", [None, torch.float64])
+@pytest.mark.parametrize("op", OPS_OF_WAYS)
+def test_what_an_attempt_refuses_goes_straight(
+    op: str, out_dtype: torch.dtype | None, layout: str, short_way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights with gaps, by their own op; the results are the same."""
+    in_place = op == "scale_fresh_grad_"
+    options = {} if in_place else {"out_dtype": out_dtype}
+    expected = arguments_of(op, layout)
+    expected = (getattr(calls.DISPATCHED, op)(*expected, **options), *expected)
+    arguments = arguments_of(op, layout)
+    noted = note_calls(monkeypatch, "STRAIGHT", op)
+    result = getattr(getattr(calls, short_way), op)(*arguments, **options)
+    straight = layout == "gaps" or short_way == "STRAIGHT"
+    assert noted == ([(len(arguments), options.get("out_dtype"))] if straight else [])
+    got, wanted = ((values[1] if in_place else values[0]) for values in ((result, *arguments), expected))
+    assert (got.dtype, got.stride()) == (wanted.dtype, wanted.stride())
+    assert got.dtype is (torch.float32 if in_place or out_dtype is None else out_dtype)
+    assert got.equal(wanted)
+
+
+@pytest.mark.parametrize("out_dtype", [torch.quint8, torch.int64, torch.float8_e4m3fn])
+def test_dtypes_that_no_result_has(out_dtype: torch.dtype, short_way: str) -> None:
+    w, t = torch.ones(3), torch.tensor(0.5)
+    with pytest.raises(TypeError, match="out_dtype must be float16, bfloat16, float32 or float64, got"):
+        getattr(calls, short_way).threshold(w, t, 3.0, out_dtype=out_dtype)
+    with pytest.raises(TypeError, match="out_dtype must be float16, bfloat16, float32 or float64, got"):
+        getattr(calls, short_way).scale_pruned_grad(w, w, t, t, out_dtype=out_dtype)
+
+
+def test_arguments_that_do_not_fit(short_way: str) -> None:
+    w, t, way = torch.randn(5, 6), torch.tensor(0.5), getattr(calls, short_way)
+    for wrong, error, message in ((t.double(), TypeError, "t must be"), (t.expand(2), ValueError, "t must be a 0-dim")):
         with pytest.raises(error, match=message):
-            calls.way(w, wrong).threshold(w, wrong, 3.0)
-    assert getattr(calls, short_way) is calls.way(w, t)
+            way.threshold(w, wrong, 3.0)
+        with pytest.raises(error, match=message):
+            way.scale_fresh_grad_(torch.ones(5, 6), w, wrong, t)
+    with pytest.raises(ValueError, match="g must have the weight's shape"):
+        way.scale_fresh_grad_(torch.ones(6, 5), w, t, t)
 
 
-def test_the_call_record_sees_forwards_alone(short_way: str) -> None:
-    w, t, g = torch.randn(5), torch.tensor(0.5), torch.randn(5)
-    way, record = calls.way(w, t), eager.CallRecord()
-    assert way is getattr(calls, short_way)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_call_record_sees_forwards_alone(layout: str, short_way: str) -> None:
+    w, t, _, g = arguments_of("threshold_recompute", layout)
+    way, record = getattr(calls, short_way), eager.CallRecord()
     record.start()
     way.threshold_recompute(w, t, 3.0, g)
     assert not record.addresses
@@ -218,16 +291,35 @@ def zeros() -> Tensor:
     return torch._efficientzerotensor((3, 2))
 
 
+def part_of_zeros() -> Tensor:
+    """Its address is not null."""
+    return torch._efficientzerotensor((5, 2))[2:]
+
+
+def part_of_functional() -> Tensor:
+    return torch._to_functional_tensor(torch.ones(5, 2)[2:])
+
+
 @pytest.mark.usefixtures("short_way")
-@pytest.mark.parametrize("make", [meta, subclass, negated, zeros])
+@pytest.mark.parametrize("make", [meta, subclass, negated, zeros, part_of_zeros, part_of_functional])
 def test_other_tensors_get_the_op(make: Callable[[], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     w = make()
     t = torch.tensor(0.5, device=w.device)
-    dispatched = note_dispatched(monkeypatch, "threshold")
+    dispatched = note_calls(monkeypatch, "DISPATCHED", "threshold")
     y = calls.way(w, t).threshold(w, t, 3.0)
-    assert dispatched == [3]
+    assert dispatched == [(3, None)]
     assert (y.shape, y.device) == (w.shape, w.device)
     assert w.is_meta or y.allclose(w * (1 - 0.125) ** (1 / 3))
+
+
+@pytest.mark.usefixtures("short_way")
+def test_a_gradient_that_is_part_of_a_lazy_zero() -> None:
+    w = torch.tensor([0.25, 2.0, -3.0], requires_grad=True)
+    y = fk.functional.threshold(w, torch._efficientzerotensor(2)[1], grad_scale=torch.tensor(0.5))
+    y.backward(torch._efficientzerotensor(4)[1:])
+    assert y.equal(w)
+    assert w.grad is not None
+    assert not w.grad.any()
 
 
 def test_wrapped_tensors_behind_a_transform_get_the_op() -> None:
@@ -246,7 +338,7 @@ def test_wrapped_tensors_behind_a_transform_get_the_op() -> None:
 def test_gradients_under_vmap_get_the_op(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(4, requires_grad=True)
     y = fk.functional.threshold(weight, torch.tensor(0.3), grad_scale=torch.tensor(0.5))
-    dispatched = note_dispatched(monkeypatch, "scale_pruned_grad")
+    dispatched = note_calls(monkeypatch, "DISPATCHED", "scale_pruned_grad")
     (rows,) = torch.autograd.grad(y, weight, torch.eye(4), is_grads_batched=True)
-    assert dispatched == [4]
+    assert dispatched == [(4, torch.float32)]
     assert rows.diagonal().equal(torch.where(weight.abs() <= 0.3, 0.5, 1.0))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
 import importlib.util
+import itertools
 import math
 import os
 import shutil
@@ -137,29 +139,63 @@ def test_cpp_errors_are_python_exceptions() -> None:
 
 
 ATTEMPTED = BUILT and dispatch.cpu_attempts().threshold is not None
-needs_attempts = pytest.mark.skipif(not ATTEMPTED, reason="the module, or what it needs of torch (2.10), is not here")
+needs_attempts = pytest.mark.skipif(
+    not ATTEMPTED, reason="the module is not built here, or torch does not describe its tensors to it"
+)
 
 
 @needs_attempts
 @pytest.mark.parametrize("out_dtype", samples.DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
 def test_an_attempt_gives_the_bits_of_the_op(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
-    """With a slice, whose memory begins inside its storage, two dimensions and enough elements for two threads."""
+    """With slices, whose memory begins inside their storage, and enough elements for two threads."""
     torch.manual_seed(2)
     t, scale = samples.scalar(0.7, dtype, CPU), samples.scalar(0.3, dtype, CPU)
+    threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         for shape in ((), (0, 3), (5,), (7, 1, 9), (300, 250)):
-            w, g = torch.randn(2, *shape)[1].to(dtype), torch.randn(2, *shape)[1].to(out_dtype)
+            w, g = (torch.randn(2, *shape).to(d)[1] for d in (dtype, torch.float16))
             for p in (1.0, 2.5, 3, math.inf):
                 out = torch.empty(shape, dtype=out_dtype)
                 assert cpp.try_threshold(torch.nn.Parameter(w), t, p, out)
                 assert oracle.same_bits(out, ops.threshold(w, t, p, out_dtype=out_dtype))
-            expected = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype)
+            expected, out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype), torch.empty_like(out)
+            assert cpp.try_scale_pruned_grad(g, w, t, scale, out)
+            assert oracle.same_bits(out, expected)
+            expected = ops.scale_pruned_grad(g, w, t, scale, out_dtype=g.dtype)
             assert cpp.try_scale_pruned_grad(g, w, t, scale, g)
             assert oracle.same_bits(g, expected)
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
+
+
+@needs_attempts
+def test_attempts_in_any_order_of_memory() -> None:
+    torch.manual_seed(4)
+    t, scale = torch.tensor(0.5), torch.tensor(0.25)
+    for order in itertools.permutations(range(4)):
+        w, g = (torch.randn(5, 1, 3, 4).permute(order) for _ in range(2))
+        y, scaled = torch.empty_like(w), torch.empty_like(w)
+        assert cpp.try_threshold(w, t, math.inf, y)
+        assert y.equal(torch.where(w.abs() > t, w, 0.0))
+        assert cpp.try_scale_pruned_grad(g, w, t, scale, scaled)
+        assert scaled.equal(torch.where(w.abs() > t, g, g / 4))
+    images = torch.randn(5, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    for others in (torch.empty(5, 3, 2, 2), torch.empty(5, 2, 2, 3).permute(0, 3, 2, 1)):
+        assert not cpp.try_threshold(images, t, math.inf, others)
+    for strides in ((2, 2), (1, 1), (1, 2)):  # with repetitions
+        repeated = torch.ones(9).as_strided((3, 3), strides)
+        assert not cpp.try_threshold(repeated, t, 1.0, repeated)
+
+
+@needs_attempts
+def test_strides_that_lead_nowhere_do_not_matter() -> None:
+    t = torch.tensor(0.5)
+    for w in (torch.arange(6.0).as_strided((1, 6), (999, 1)), torch.empty(9).as_strided((3, 0), (1, 1))):
+        out = torch.full(w.shape, math.nan)
+        assert cpp.try_threshold(w, t, math.inf, out)
+        assert out.equal(torch.where(w > t, w, 0.0))
 
 
 NOT_WEIGHTS = {  # instead of a dense (4, 6) tensor of ones
@@ -228,17 +264,40 @@ def test_attempts_with_a_wrong_number_of_arguments() -> None:
         cpp.try_scale_pruned_grad(w)
 
 
-@needs_module
+def exchange_api(**changes: int) -> type:
+    """A type with a copy of torch's table of functions, its words changed: major, previous, describe."""
+    new, pointer = ctypes.pythonapi.PyCapsule_New, ctypes.pythonapi.PyCapsule_GetPointer
+    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    name = b"dlpack_exchange_api"
+    real = pointer(torch.Tensor.__dlpack_c_exchange_api__, name)
+    table = (ctypes.c_uint64 * 7).from_buffer_copy((ctypes.c_uint64 * 7).from_address(real))
+    for key, value in changes.items():
+        table[{"major": 0, "previous": 1, "describe": 5}[key]] = value
+    address = ctypes.addressof(table)
+    members = {"__dlpack_c_exchange_api__": new(address, name, None), "table": table, "name": name, "address": address}
+    return type("Tensor", (), members)
+
+
+@needs_attempts
 def test_a_torch_that_does_not_describe_its_tensors() -> None:
-    """As before 2.10, or of another major version of DLPack; what was in use stays."""
+    """Or does it by another major version of DLPack, with this one behind it or not; what was in use stays."""
     another_capsule = datetime.datetime_CAPI  # type: ignore[attr-defined]
-    for attributes in ({}, {"__dlpack_c_exchange_api__": 5}, {"__dlpack_c_exchange_api__": another_capsule}):
-        older = type("Tensor", (), attributes)
-        assert cpp._cpu.use_torch(older, older, torch.get_num_threads) is False
-    if ATTEMPTED:
-        out = torch.zeros(2)
-        assert cpp.try_threshold(torch.ones(2), torch.tensor(0.5), math.inf, out)
-        assert out.equal(torch.ones(2))
+    for members in ({}, {"__dlpack_c_exchange_api__": 5}, {"__dlpack_c_exchange_api__": another_capsule}):
+        torchs = type("Tensor", (), members)
+        assert cpp._cpu.use_torch(torchs, torchs, torch.get_num_threads) is False
+    for torchs in (exchange_api(major=2), exchange_api(describe=0)):
+        assert cpp._cpu.use_torch(torchs, torchs, torch.get_num_threads) is False
+    out = torch.zeros(2)
+    assert cpp.try_threshold(torch.ones(2), torch.tensor(0.5), math.inf, out)
+    assert out.equal(torch.ones(2))
+    older = exchange_api()
+    newer = exchange_api(major=2, previous=older.address)
+    try:
+        assert cpp._cpu.use_torch(newer, newer, torch.get_num_threads) is True
+        assert cpp.try_threshold(torch.ones(2), torch.tensor(0.5), math.inf, out) is False  # not of that type
+    finally:
+        assert cpp._cpu.use_torch(torch.Tensor, torch.nn.Parameter, torch.get_num_threads)
 
 
 @needs_attempts

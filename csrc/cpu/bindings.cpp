@@ -1,5 +1,6 @@
 // feather_kernels._cpu: the ops over addresses, two of them over tensors too (tensors.h). The caller
-// (feather_kernels/backends/cpp.py) answers for what addresses point to; C++ exceptions become Python's (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
+// (feather_kernels/backends/cpp.py) answers for what addresses point to; C++ exceptions become Python's
+// (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -125,7 +126,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "CPU kernels over addresses; see csrc/cpu/ops.h.";
+  module.doc() = "CPU kernels over addresses and tensors; see csrc/cpu/ops.h and tensors.h.";
   module.def("threshold", &threshold);
   module.def("scale_pruned_grad", &scale_pruned_grad);
   module.def("count_pruned", &count_pruned);

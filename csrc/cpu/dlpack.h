@@ -29,7 +29,7 @@ struct DLTensor {
   int32_t ndim;
   DLDataType dtype;
   int64_t* shape;
-  int64_t* strides;  // in elements; null: row-major
+  int64_t* strides;  // in elements; null only without dimensions
   uint64_t byte_offset;
 };
 

@@ -1,9 +1,10 @@
 #include "cpu/tensors.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #include <exception>
-#include <string>
+#include <new>
 
 #include "cpu/arrays.h"
 #include "cpu/dlpack.h"
@@ -28,7 +29,7 @@ const dlpack::DLPackExchangeAPI* find_version(const void* pointer) {
   return reinterpret_cast<const dlpack::DLPackExchangeAPI*>(header);
 }
 
-// A tensor as an operand: on the CPU, of a weight's dtype, row-major. Others cannot be taken.
+// A tensor as an operand: on the CPU, of a weight's dtype, without gaps or repetitions. Others cannot be taken.
 struct Operand {
   DLTensor tensor;
   DType dtype;
@@ -41,7 +42,7 @@ struct Operand {
       return false;
     }
     const bool usable = tensor.device.device_type == dlpack::kDLCPU && take_dtype() && take_layout();
-    return usable && (tensor.data != nullptr || n == 0);  // lazy zeros have no memory
+    return usable && (tensor.data != nullptr || n == 0);
   }
 
   bool take_dtype() {
@@ -55,19 +56,30 @@ struct Operand {
     return bits == 16 || bits == 32 || bits == 64;
   }
 
+  // In whatever order: there is a dimension of stride 1, one whose stride is the size of that, and so on.
   bool take_layout() {
     n = 1;
-    for (int d = tensor.ndim - 1; d >= 0; --d) {
-      if (tensor.strides != nullptr && tensor.shape[d] != 1 && tensor.strides[d] != n) return false;
+    int dimensions = 0;
+    for (int d = 0; d < tensor.ndim; ++d) {
       n *= tensor.shape[d];
+      dimensions += tensor.shape[d] != 1;
+    }
+    if (n == 0) return true;
+    for (int64_t stride = 1; dimensions > 0; --dimensions) {
+      int d = 0;
+      while (d < tensor.ndim && (tensor.shape[d] == 1 || tensor.strides[d] != stride)) ++d;
+      if (d == tensor.ndim) return false;
+      stride *= tensor.shape[d];
     }
     return true;
   }
 
-  bool has_shape_of(const Operand& other) const {
+  bool is_laid_out_as(const Operand& other) const {
     if (tensor.ndim != other.tensor.ndim) return false;
     for (int d = 0; d < tensor.ndim; ++d) {
-      if (tensor.shape[d] != other.tensor.shape[d]) return false;
+      const int64_t size = tensor.shape[d];
+      if (size != other.tensor.shape[d]) return false;
+      if (size != 1 && n > 0 && tensor.strides[d] != other.tensor.strides[d]) return false;
     }
     return true;
   }
@@ -80,30 +92,35 @@ struct Operand {
   Array array() const { return Array{data(), n, dtype}; }
 };
 
-// Threads for n elements; 0 with a Python exception set.
-int threads_for(int64_t n) {
-  if (n < kParallel) return 1;
+// Sets the number of threads for n elements; false with a Python exception set.
+bool find_threads(int64_t n, int* threads) {
+  *threads = 1;
+  if (n < kParallel) return true;
   PyObject* number = PyObject_CallNoArgs(torch_side.get_num_threads);
-  if (number == nullptr) return 0;
-  const long threads = PyLong_AsLong(number);
+  if (number == nullptr) return false;
+  *threads = static_cast<int>(PyLong_AsLong(number));
   Py_DECREF(number);
-  return threads == -1 && PyErr_Occurred() ? 0 : static_cast<int>(threads);
+  return PyErr_Occurred() == nullptr;
 }
 
 // Runs op(threads) and returns Python's True; Python's other threads run meanwhile where that pays.
 template <class F>
 PyObject* run(int64_t n, const F& op) {
-  const int threads = threads_for(n);
-  if (threads == 0) return nullptr;
+  int threads;
+  if (!find_threads(n, &threads)) return nullptr;
   PyThreadState* released = n < kParallel ? nullptr : PyEval_SaveThread();
-  std::string failure;
+  PyObject* error = nullptr;
+  char words[200] = "";
   try {
     op(threads);
-  } catch (const std::exception& error) {  // e.g. a thread that cannot be started
-    failure = error.what();
+  } catch (const std::bad_alloc&) {
+    error = PyExc_MemoryError;
+  } catch (const std::exception& exception) {
+    error = PyExc_RuntimeError;
+    snprintf(words, sizeof(words), "%s", exception.what());
   }
   if (released != nullptr) PyEval_RestoreThread(released);
-  if (!failure.empty()) return PyErr_Format(PyExc_RuntimeError, "%s", failure.c_str());
+  if (error != nullptr) return PyErr_Format(error, "%s", words);
   Py_RETURN_TRUE;
 }
 
@@ -120,7 +137,7 @@ PyObject* try_threshold(PyObject*, PyObject* const* arguments, Py_ssize_t count)
   Operand w, t, out;
   const double p = power_of(arguments[2]);
   const bool plain = p >= 1 && w.take(arguments[0]) && t.take(arguments[1]) && out.take(arguments[3]) &&
-                     t.is_scalar_for(w) && out.has_shape_of(w);
+                     t.is_scalar_for(w) && out.is_laid_out_as(w);
   if (!plain) Py_RETURN_FALSE;
   const double value = read_scalar(t.data(), w.dtype);
   return run(w.n, [&](int threads) { threshold(w.array(), value, p, out.data(), out.dtype, threads); });
@@ -134,7 +151,7 @@ PyObject* try_scale_pruned_grad(PyObject*, PyObject* const* arguments, Py_ssize_
   Operand g, w, t, grad_scale, out;
   const bool plain = g.take(arguments[0]) && w.take(arguments[1]) && t.take(arguments[2]) &&
                      grad_scale.take(arguments[3]) && out.take(arguments[4]) && t.is_scalar_for(w) &&
-                     grad_scale.is_scalar_for(w) && g.has_shape_of(w) && out.has_shape_of(w);
+                     grad_scale.is_scalar_for(w) && g.is_laid_out_as(w) && out.is_laid_out_as(w);
   if (!plain) Py_RETURN_FALSE;
   const double value = read_scalar(t.data(), w.dtype), scale = read_scalar(grad_scale.data(), w.dtype);
   return run(w.n, [&](int threads) {

@@ -1,7 +1,7 @@
 // Ops on torch's tensors in one call: arguments described, checked against the contract, run.
 //
 // A small weight's work is less than what Python does to check its arguments and to take their addresses. torch
-// describes its tensors to C by DLPack's exchange API (2.10 and later); no header of torch is used.
+// describes its tensors to C by DLPack's exchange API; no header of torch is used.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -13,8 +13,10 @@ namespace feather {
 bool use_torch(const pybind11::type& tensor, const pybind11::type& parameter, const pybind11::object& get_num_threads);
 
 // try_threshold(w, t, p, out) and try_scale_pruned_grad(g, w, t, grad_scale, out) -> whether the op was run. It is not,
-// and nothing is written, for other devices and layouts and for arguments that do not fit: the caller's to look at.
-// Whether a tensor is negated lazily cannot be seen here.
+// and nothing is written, for other devices, tensors with gaps or of different layouts, and arguments that do not fit:
+// the caller's to look at.
+// The caller answers for what cannot be seen here: that the memory of the tensors holds their values (that of a lazy
+// zero does not exist), and that out is g, w or memory of its own.
 extern PyMethodDef tensor_functions[];
 
 }  // namespace feather

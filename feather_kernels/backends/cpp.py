@@ -21,7 +21,7 @@ from feather_kernels.backends.native import CODES
 MODULE = "feather_kernels._cpu"
 
 _cpu: Any = None  # the module, once probe has found it good
-# the module's functions of these names, where torch has what they need: see ops.dispatch.Attempts
+# the module's functions of these names, where torch offers what they need: see ops.dispatch.Attempts
 try_threshold: Callable[..., bool] | None = None
 try_scale_pruned_grad: Callable[..., bool] | None = None
 
@@ -40,12 +40,14 @@ def probe(device: torch.device) -> str | None:
     if path is None:
         return "its module was not built (no compiler at install time, or FEATHER_BUILD=none)"
     try:
-        _cpu = native.load(MODULE, path, "cpu")
-    except ImportError as error:
+        module = native.load(MODULE, path, "cpu")
+        takes_tensors = module.use_torch(Tensor, Parameter, get_num_threads)
+    except (ImportError, AttributeError) as error:
         warnings.warn(f"feather_kernels: the C++ backend is not used: {error}", RuntimeWarning, stacklevel=2)
         return str(error)
-    if _cpu.use_torch(Tensor, Parameter, get_num_threads):
-        try_threshold, try_scale_pruned_grad = _cpu.try_threshold, _cpu.try_scale_pruned_grad
+    if takes_tensors:
+        try_threshold, try_scale_pruned_grad = module.try_threshold, module.try_scale_pruned_grad
+    _cpu = module
     return None
 
 

@@ -76,8 +76,9 @@ class Backend(Protocol):
 class Attempts(NamedTuple):
     """Functions of a backend that check an op's arguments by the contract and fill ``out`` in one call, or None.
 
-    They return False, and have done nothing, unless all arguments fit and are plain tensors, dense and row-major; lazy
-    negation they do not see.
+    They return False, and have done nothing, unless all tensors are on the CPU, without gaps and laid out alike, and
+    all arguments fit. The caller answers for what they cannot see: that the tensors' memory holds their values, and
+    that ``out`` is g, w or memory of its own.
     """
 
     threshold: Callable[[Tensor, Tensor, float, Tensor], bool] | None
@@ -114,14 +115,20 @@ def backend_for(device: torch.device) -> Backend:
 
 
 def cpu_attempts() -> Attempts:
-    """The attempts of the backend that runs ops on CPU tensors."""
+    """The attempts of the backend that runs ops on CPU tensors; where none can, the op says so."""
     global _attempts
     attempts = _attempts
     if attempts is None:
         with _lock:
-            backend = backend_for(_CPU)
-            attempts = _attempts = Attempts(*(getattr(backend, f"try_{op}", None) for op in Attempts._fields))
+            attempts = _attempts = Attempts(*(_function_on_cpu(f"try_{op}") for op in Attempts._fields))
     return attempts
+
+
+def _function_on_cpu(name: str) -> Callable[..., bool] | None:
+    try:
+        return getattr(backend_for(_CPU), name, None)
+    except BackendUnavailableError:
+        return None
 
 
 def chosen_name(device: torch.device) -> str:
