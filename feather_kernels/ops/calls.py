@@ -91,7 +91,7 @@ DISPATCHED = Way(
     OURS.scale_pruned_grad_.default,
     CONVOLUTION_BACKWARD,
 )
-# torch's op is dispatched on both ways; ``_op`` is without the Python of its overload, and nothing that Dynamo traces
+# torch's op is dispatched on every way; ``_op`` is without the Python of its overload, and nothing that Dynamo traces
 STRAIGHT = Way(
     IMPLEMENTATIONS["threshold"],
     IMPLEMENTATIONS["threshold_recompute"],
