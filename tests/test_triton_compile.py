@@ -22,7 +22,7 @@ from torch._inductor import config as inductor_config
 
 import feather_kernels as fk
 from feather_kernels import cli
-from feather_kernels.ops import dispatch, eager
+from feather_kernels.ops import dispatch, implementations
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 COMPILERS = ("aot_eager", "inductor")
@@ -63,7 +63,7 @@ class Training:
         seen = [y.detach().clone(), *(p.grad.clone() for p in self.model.parameters() if p.grad is not None)]
         self.optimizer.step()
         self.sparsifier.step()
-        return [*seen, *(use.threshold.threshold.clone() for w in self.sparsifier.weights for use in w.uses)]
+        return [*seen, *(use.binding.value.clone() for w in self.sparsifier.weights for use in w.uses)]
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +217,7 @@ def test_backward_recomputes(backend: BackendUnderTest, compiler: str, monkeypat
             calls[name] += 1
             return getattr(dispatch.backend_for(backend.device), name)
 
-    monkeypatch.setattr(eager, "backend_for", lambda device: Counting())
+    monkeypatch.setattr(implementations, "backend_for", lambda device: Counting())
     training = Training(4, compiler)
     training.step(0)
     calls.clear()
