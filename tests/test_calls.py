@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
-from feather_kernels.ops import calls, dispatch, eager, schema
+from feather_kernels.ops import calls, eager, schema
 
 OPS = ("threshold", "threshold_recompute", "scale_pruned_grad_")  # of one step of a sparse layer
 
@@ -48,7 +48,7 @@ class Listener(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-SHORT = ("AT_ONCE", "STRAIGHT")  # the ways past the dispatcher
+SHORT = ("STRAIGHT",)  # the ways past the dispatcher
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, *ways: str) -> None:
@@ -75,12 +75,8 @@ def note_calls(monkeypatch: pytest.MonkeyPatch, way: str, op: str) -> list[tuple
 
 
 @pytest.fixture(params=SHORT)
-def short_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The way that CPU tensors take, by whether the backend can attempt an op."""
-    if request.param == "STRAIGHT":
-        monkeypatch.setattr(calls, "cpu_attempts", lambda: dispatch.Attempts(None, None))
-    elif dispatch.cpu_attempts().threshold is None:
-        pytest.skip("the backend of CPU tensors has no attempts here")
+def short_way(request: pytest.FixtureRequest) -> str:
+    """The way that plain tensors take."""
     w = torch.ones(3)
     assert calls.way(w, torch.tensor(0.5)) is getattr(calls, request.param)
     return request.param
@@ -95,24 +91,6 @@ def test_no_dispatch_where_nothing_listens(
         expected = step(layer)
     forbid(monkeypatch, "DISPATCHED", *(way for way in SHORT if way != short_way))
     assert step(layer).equal(expected)
-
-
-def test_which_way_follows_the_backend_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
-    if dispatch.cpu_attempts().threshold is None:
-        pytest.skip("the backend of CPU tensors has no attempts here")
-    w = torch.ones(3)
-    assert calls.way(w) is calls.AT_ONCE
-    with fk.use_backend("reference"):
-        assert calls.way(w) is calls.STRAIGHT
-    assert calls.way(w) is calls.AT_ONCE
-    monkeypatch.setitem(dispatch.ORDER, "cpu", ("reference",))
-    dispatch.reset()
-    try:
-        assert calls.way(w) is calls.STRAIGHT
-    finally:
-        monkeypatch.undo()
-        dispatch.reset()
-    assert calls.way(w) is calls.AT_ONCE
 
 
 def test_a_backend_that_cannot_run_is_the_ops_to_report() -> None:
@@ -146,28 +124,6 @@ def arguments_of(op: str, layout: str) -> tuple[Any, ...]:
     w, g = LAYOUTS[layout](), LAYOUTS[layout]()
     values = {"w": w, "g": g, "t": torch.tensor(0.5), "scale": torch.tensor(0.25)}
     return tuple(values[a] if isinstance(a, str) else a for a in OPS_OF_WAYS[op])
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("out_dtype", [None, torch.float64])
-@pytest.mark.parametrize("op", OPS_OF_WAYS)
-def test_what_an_attempt_refuses_goes_straight(
-    op: str, out_dtype: torch.dtype | None, layout: str, short_way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights with gaps, by their own op; the results are the same."""
-    in_place = op == "scale_fresh_grad_"
-    options = {} if in_place else {"out_dtype": out_dtype}
-    expected = arguments_of(op, layout)
-    expected = (getattr(calls.DISPATCHED, op)(*expected, **options), *expected)
-    arguments = arguments_of(op, layout)
-    noted = note_calls(monkeypatch, "STRAIGHT", op)
-    result = getattr(getattr(calls, short_way), op)(*arguments, **options)
-    straight = layout == "gaps" or short_way == "STRAIGHT"
-    assert noted == ([(len(arguments), options.get("out_dtype"))] if straight else [])
-    got, wanted = ((values[1] if in_place else values[0]) for values in ((result, *arguments), expected))
-    assert (got.dtype, got.stride()) == (wanted.dtype, wanted.stride())
-    assert got.dtype is (torch.float32 if in_place or out_dtype is None else out_dtype)
-    assert got.equal(wanted)
 
 
 @pytest.mark.parametrize("out_dtype", [torch.quint8, torch.int64, torch.float8_e4m3fn])

@@ -2,11 +2,10 @@
 
 A call by way of ``torch.ops`` costs 2 us more than the implementation itself with warm caches and 30 us more with cold
 ones (a pass over 100 MB before each call), three times a layer and step; so ops are called past the dispatcher unless
-something may be listening there. On CPU tensors the C++ backend also checks the arguments, which saves another 25 us
-each time. To ask which way to take costs 1 us warm and 20 us cold, so a backward pass asks once. Functions of torch are
-bound to names here: to look one up through ``torch._C`` touches memory that is no longer cached. Tracers, modes,
-transforms, the profiler and tensors that are not plain get the op; an ``ExecutionTraceObserver`` without a profiler is
-not noticed.
+something may be listening there. To ask which way to take costs 1 us warm and 20 us cold, so a backward pass asks once.
+Functions of torch are bound to names here: to look one up through ``torch._C`` touches memory that is no longer cached.
+Tracers, modes, transforms, the profiler and tensors that are not plain get the op; an ``ExecutionTraceObserver``
+without a profiler is not noticed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, empty_like
+from torch import Tensor
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
@@ -29,9 +28,7 @@ from torch._C._autograd import _profiler_enabled
 from torch.compiler import is_dynamo_compiling
 from torch.nn import Parameter
 
-from feather_kernels.ops.dispatch import cpu_attempts
-from feather_kernels.ops.eager import IMPLEMENTATIONS, CallRecord, scale_fresh_grad_
-from feather_kernels.ops.schema import COMPUTE_DTYPE
+from feather_kernels.ops.eager import IMPLEMENTATIONS, scale_fresh_grad_
 
 KINDS = (Tensor, Parameter)  # no subclasses
 PRE_DISPATCH = DispatchKey.PreDispatch
@@ -105,47 +102,4 @@ def way(*tensors: Tensor | None) -> Way:
     """The shortest way on which nothing is lost, for ops on these tensors where autograd records nothing."""
     if something_listens() or not are_plain(tensors):
         return DISPATCHED
-    on_cpu = tensors[0] is not None and tensors[0].is_cpu
-    return AT_ONCE if on_cpu and cpu_attempts().threshold is not None else STRAIGHT
-
-
-# ---------------------------------------------------------------------------------------------- checked and run at once
-# What an attempt refuses, for its layout or because it does not fit, goes straight.
-
-
-def _threshold(
-    w: Tensor, t: Tensor, p: float, after: Tensor | None = None, *, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    """``threshold``, and ``threshold_recompute`` where ``after`` is given."""
-    attempt = cpu_attempts().threshold
-    if attempt is not None and (out_dtype is None or out_dtype in COMPUTE_DTYPE):
-        out = empty_like(w, dtype=out_dtype)
-        if attempt(w, t, p, out):
-            if CallRecord.active and after is None:
-                CallRecord.add(t)
-            return out
-    if after is None:
-        return STRAIGHT.threshold(w, t, p, out_dtype=out_dtype)
-    return STRAIGHT.threshold_recompute(w, t, p, after, out_dtype=out_dtype)
-
-
-def _scale_pruned_grad(
-    g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, *, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    attempt = cpu_attempts().scale_pruned_grad
-    if attempt is not None and (out_dtype is None or out_dtype in COMPUTE_DTYPE):
-        out = empty_like(w, dtype=out_dtype)
-        if attempt(g, w, t, grad_scale, out):
-            return out
-    return STRAIGHT.scale_pruned_grad(g, w, t, grad_scale, out_dtype=out_dtype)
-
-
-def _scale_fresh_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
-    attempt = cpu_attempts().scale_pruned_grad
-    if attempt is None or not attempt(g, w, t, grad_scale, g):
-        STRAIGHT.scale_fresh_grad_(g, w, t, grad_scale)
-
-
-AT_ONCE = Way(
-    _threshold, _threshold, _scale_pruned_grad, _scale_fresh_grad_, CONVOLUTION_BACKWARD._op,
-)  # fmt: skip
+    return STRAIGHT

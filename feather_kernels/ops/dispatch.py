@@ -13,9 +13,9 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -27,10 +27,7 @@ AUTO = "auto"
 
 
 class Backend(Protocol):
-    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract.
-
-    A backend of CPU tensors may have ``try_threshold`` and ``try_scale_pruned_grad`` too: see ``Attempts``.
-    """
+    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract."""
 
     @staticmethod
     def probe(device: torch.device) -> str | None:
@@ -73,18 +70,6 @@ class Backend(Protocol):
         """Fill ``out`` (L,) with the number of pruned elements of each weight."""
 
 
-class Attempts(NamedTuple):
-    """Functions of a backend that check an op's arguments by the contract and fill ``out`` in one call, or None.
-
-    They return False, and have done nothing, unless all tensors are on the CPU, without gaps and laid out alike, and
-    all arguments fit. The caller answers for what they cannot see: that the tensors' memory holds their values, and
-    that ``out`` is g, w or memory of its own.
-    """
-
-    threshold: Callable[[Tensor, Tensor, float, Tensor], bool] | None
-    scale_pruned_grad: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], bool] | None
-
-
 # name -> module; imported when the backend is first considered
 BACKENDS: dict[str, str] = {
     "triton": "feather_kernels.backends.triton",
@@ -96,7 +81,6 @@ BACKENDS: dict[str, str] = {
 ORDER: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpp", "reference")}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 
-_CPU = torch.device("cpu")
 NOT_INSTALLED = "is not installed"  # how such a reason begins
 
 _log = logging.getLogger("feather_kernels")
@@ -105,30 +89,12 @@ _named: list[str] = []  # process-wide, because autograd runs backward passes in
 _probed: dict[tuple[str, torch.device], str | None] = {}
 _chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
 _in_force: str | None = None  # what requested() said last; None where that may have changed
-_attempts: Attempts | None = None  # what cpu_attempts() said last; None where that may have changed
 
 
 def backend_for(device: torch.device) -> Backend:
     """The backend that runs ops on ``device``; raises BackendUnavailableError if there is none."""
     choice = _chosen.get((_in_force, device))  # type: ignore[arg-type]  # every op comes here: one look
     return (choice or _choice(device))[1]
-
-
-def cpu_attempts() -> Attempts:
-    """The attempts of the backend that runs ops on CPU tensors; where none can, the op says so."""
-    global _attempts
-    attempts = _attempts
-    if attempts is None:
-        with _lock:
-            attempts = _attempts = Attempts(*(_function_on_cpu(f"try_{op}") for op in Attempts._fields))
-    return attempts
-
-
-def _function_on_cpu(name: str) -> Callable[..., bool] | None:
-    try:
-        return getattr(backend_for(_CPU), name, None)
-    except BackendUnavailableError:
-        return None
 
 
 def chosen_name(device: torch.device) -> str:
@@ -192,8 +158,8 @@ def reset() -> None:
 
 
 def _reconsider() -> None:
-    global _in_force, _attempts
-    _in_force = _attempts = None
+    global _in_force
+    _in_force = None
 
 
 def _choice(device: torch.device) -> tuple[str, Backend]:
