@@ -37,14 +37,11 @@ def each_instruction_set() -> Iterator[list[str]]:
     cpp._cpu.use_instruction_set(before)
 
 
-POWERS = (*samples.POWERS, 2.5)
-
-
 def results(weights: list[torch.Tensor], t: float) -> list[torch.Tensor]:
     """Every op over weights of one compute dtype."""
     threshold, scale = (samples.scalar(v, weights[0].dtype, CPU) for v in (t, 0.3))
     count = sum(w.numel() for w in weights)
-    found = [ops.threshold(w, threshold, p) for w in weights for p in POWERS]
+    found = [ops.threshold(w, threshold, p) for w in weights for p in samples.POWERS]
     found += [ops.scale_pruned_grad(w, w, threshold, scale) for w in weights]
     found.append(ops.count_pruned(weights, [threshold] * len(weights)))
     for rank in (0, count // 3, count - 1):
@@ -75,7 +72,7 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(
             same = expected.setdefault(name == "baseline", found)
             assert all(oracle.same_bits(a, b) for a, b in zip(found, same, strict=True)), f"{name}, {threads}"
     for index, (baseline, fused) in enumerate(zip(*expected.values(), strict=True) if len(expected) == 2 else ()):
-        if index < len(weights) * len(POWERS) and POWERS[index % len(POWERS)] == 3:
+        if index < len(weights) * len(samples.POWERS) and samples.POWERS[index % len(samples.POWERS)] == 3:
             assert oracle.ulp_error(baseline, oracle.long_double(fused)) <= 2
         else:
             assert oracle.same_bits(baseline, fused)
@@ -127,8 +124,8 @@ def test_weights_resized_between_calls() -> None:
 def test_cpp_errors_are_python_exceptions() -> None:
     w = torch.ones(4)
     address = w.data_ptr()
-    with pytest.raises(ValueError, match=r"power must be at least 1, got 0\.5"):
-        cpp._cpu.threshold(address, 2, address, 2, 4, address, 0.5, 1)
+    with pytest.raises(ValueError, match=r"power must be 1, 2, 3 or inf, got 2\.5"):
+        cpp._cpu.threshold(address, 2, address, 2, 4, address, 2.5, 1)
     with pytest.raises(ValueError, match=r"dtype code must be in \[0, 4\), got 9"):
         cpp._cpu.threshold(address, 9, address, 2, 4, address, 3.0, 1)
     with pytest.raises(ValueError, match=r"instruction set must be one of .*got mmx"):

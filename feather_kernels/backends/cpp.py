@@ -6,6 +6,7 @@ optional; ``probe`` refuses one that is incomplete or was built from other sourc
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from feather_kernels.backends import layouts, native
 from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cpu"
+POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
 
 _cpu: Any = None  # the module, once probe has found it good
 

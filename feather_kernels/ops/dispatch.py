@@ -3,7 +3,7 @@
 A backend is a module with the functions of ``Backend``; it takes tensors, fills tensors and knows nothing above it.
 The first available backend in the device's order serves, unless one was named: by ``use_backend`` or, outside of it,
 by the environment variable ``FEATHER_KERNELS_BACKEND``. A choice that falls past a backend is logged, once per device.
-A named backend that cannot run raises; it never falls back.
+A named backend that cannot run raises; it never falls back. Powers without a compiled kernel run on the reference.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ AUTO = "auto"
 
 class Backend(Protocol):
     """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract."""
+
+    POWERS: frozenset[float] | None
+    """Powers that ``threshold`` has, or None for all."""
 
     @staticmethod
     def probe(device: torch.device) -> str | None:
@@ -88,6 +91,7 @@ _lock = threading.RLock()  # of the state below; a probe may itself call ops
 _named: list[str] = []  # process-wide, because autograd runs backward passes in threads of its own
 _probed: dict[tuple[str, torch.device], str | None] = {}
 _chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
+_without_kernel: set[torch.device] = set()  # of which it is logged that a power has no kernel there
 _in_force: str | None = None  # what requested() said last; None where that may have changed
 
 
@@ -95,6 +99,29 @@ def backend_for(device: torch.device) -> Backend:
     """The backend that runs ops on ``device``; raises BackendUnavailableError if there is none."""
     choice = _chosen.get((_in_force, device))  # type: ignore[arg-type]  # every op comes here: one look
     return (choice or _choice(device))[1]
+
+
+def backend_for_threshold(device: torch.device, power: float) -> Backend:
+    """The backend that runs ``threshold`` of ``power``: the reference where the one of ``device`` lacks the power.
+
+    Raises BackendUnavailableError if there is none, or if a backend that lacks the power was named.
+    """
+    choice = _chosen.get((_in_force, device))  # type: ignore[arg-type]
+    backend = (choice or _choice(device))[1]
+    powers = backend.POWERS
+    return backend if powers is None or power in powers else _instead_of_kernel(device, power, powers)
+
+
+def _instead_of_kernel(device: torch.device, power: float, powers: frozenset[float]) -> Backend:
+    name, request = _choice(device)[0], requested()
+    lacks = f"{device}: backend {name!r} has the powers {', '.join(f'{p:g}' for p in sorted(powers))}, not {power}"
+    if request != AUTO:
+        raise BackendUnavailableError(f"{lacks}; the backends 'auto' and 'reference' run it")
+    with _lock:
+        if device not in _without_kernel:
+            _without_kernel.add(device)
+            _log.info("%s; using 'reference' for it", lacks)
+    return _load("reference")
 
 
 def chosen_name(device: torch.device) -> str:
@@ -154,6 +181,7 @@ def reset() -> None:
     with _lock:
         _probed.clear()
         _chosen.clear()
+        _without_kernel.clear()
         _reconsider()
 
 
