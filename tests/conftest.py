@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import samples
 import torch
 from hypothesis import settings
 
@@ -30,6 +31,11 @@ class BackendUnderTest:
         """Skip the test where one of the dtypes is not to be relied on."""
         if torch.bfloat16 in dtypes and not self.exact_bfloat16:
             pytest.skip("Triton's interpreter truncates bfloat16")
+
+    @property
+    def powers(self) -> tuple[float, ...]:
+        """The powers that it is tested with."""
+        return (*samples.POWERS, *samples.OTHER_POWERS) if self.name == "reference" else samples.POWERS
 
     def __str__(self) -> str:
         return f"{self.name}-{self.device}"
@@ -56,6 +62,12 @@ else:
     BACKENDS = [BackendUnderTest("reference", CPU)]
     if dispatch.availability(CPU).get("cpp", "unknown") is None:
         BACKENDS.append(BackendUnderTest("cpp", CPU))
+each_power = pytest.mark.parametrize(
+    ("backend", "p"),
+    [(under_test, p) for under_test in BACKENDS for p in under_test.powers],
+    indirect=["backend"],
+    ids=str,
+)
 
 
 if INTERPRETED:

@@ -154,7 +154,7 @@ def pair(launches: list[LaunchReport], dtype: torch.dtype, out_dtype: torch.dtyp
     for form, value in [*forms, (Form(543, ALIGNED, MISALIGNED), EXACT)]:
         w, t = form.laid_out(weights(value, dtype), form.weights), samples.scalar(value, dtype, CPU)
         pruned = torch.from_numpy(oracle.pruned(w, t))
-        for p in (1.0, 2.0, 3.0, 4.5, INF):
+        for p in samples.POWERS:
             unwritten = torch.full((LENGTH,), 7.0 if math.isnan(value) else NAN, dtype=out_dtype)
             out = form.laid_out(unwritten, form.written)
             ops.threshold.out(w, t, p, out=out)
@@ -227,14 +227,7 @@ CASES = [
         Case(
             f"threshold {str(dtype)[6:]}, p = {p}", partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t)
         )
-        for dtype, p, all_t in (
-            (FLOAT32, 4.5, ORDINARY),
-            (FLOAT32, 1.1, (0.3, 1e30)),
-            (FLOAT32, 30.0, (0.3, 1e-42)),
-            *((FLOAT16, p, (EXACT, 0.3, 0.0, NAN)) for p in (1.0, 2.0, INF)),
-            (FLOAT64, 4.5, (0.3, 1e-310)),
-            (BFLOAT16, 4.5, (EXACT,)),
-        )
+        for dtype, p, all_t in ((FLOAT16, p, (EXACT, 0.3, 0.0, NAN)) for p in (1.0, 2.0, INF))
     ),
     *(
         Case(

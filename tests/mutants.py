@@ -4,7 +4,7 @@
 
 ``triton`` and ``cuda``: one-instruction mutants of the compiled PTX (``ptx/mutation.py``), N of each kernel, drawn with
 a fixed seed from all the forms in which it is compiled; each runs through the checks (``CASES``) that execute the
-instruction until one fails. Of the kernels in ``WITH_LIBRARY`` only instructions that some check executes are drawn.
+instruction until one fails.
 ``sources-...``: changes of csrc by hand (``source_mutants.py``). A mutant on which no check fails is a survivor. Exit
 status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu.md.
 """
@@ -47,7 +47,6 @@ ARCHITECTURE = 90
 EACH = 25  # mutants of a kernel
 SEED = 2023
 WANTED = 0.9  # of the mutants killed
-WITH_LIBRARY = ("general_power_kernel",)  # most of it is NVIDIA's exp and log, with code for any argument
 MOST_STEPS = 20_000  # of a launch; the longest of the unchanged kernels takes a fifth of it
 
 
@@ -145,14 +144,9 @@ def reaches(
 def possible_mutants(found: dict[Program, list[Reach]]) -> dict[str, list[tuple[Program, Mutation]]]:
     """By the name of a kernel, those of all the forms in which it is compiled."""
     possible: dict[str, list[tuple[Program, Mutation]]] = defaultdict(list)
-    for program, reached in found.items():
+    for program in found:
         name = plain_name(program.kernel.name)
-        executed = set().union(*(reach.places for reach in reached))
-        possible[name] += [
-            (program, mutation)
-            for mutation in mutations(program)
-            if name not in WITH_LIBRARY or mutation.place in executed
-        ]
+        possible[name] += [(program, mutation) for mutation in mutations(program)]
     return possible
 
 

@@ -34,8 +34,6 @@ VALUES = [
     Change(MATH, "2.0 / 9.0 * d", "0.0 * d"),
     Change(MATH, "multiply_add(x, bound, bound * bound)", "multiply_add(x, bound, -bound * bound)"),
     Change(MATH, "P == 2 ? x + bound", "P == 2 ? x - bound"),
-    Change(MATH, " - n * (power.p - power.high)", ""),
-    Change(MATH, "if (!(a < INFINITY)) return w;", ""),
     Change(MATH, "kNanKey = 0x7F800001u", "kNanKey = 0x7F800000u"),
 ]
 CPU = [
@@ -68,7 +66,6 @@ CPU = [
     Change("cpu/histogram.cpp", "rank + 1 < at_most", "rank + 1 <= at_most"),
     Change("cpu/histogram.cpp", "keys[i] > key && keys[i]", "keys[i] >= key && keys[i]"),
     Change("cpu/groups.cpp", "row.n += w.n;", "row.n = w.n;"),
-    Change("cpu/elementwise.cpp", "special || !(t > 0)", "special"),
     Change("cpu/parallel.h", "blocks / parts * (index + 1) + (blocks % parts) * (index + 1) / parts",
            "blocks / parts * (index + 1) + (blocks % parts) * index / parts"),
 ]  # fmt: skip

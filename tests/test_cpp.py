@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import datetime
 import importlib.util
-import itertools
 import math
 import os
 import shutil
@@ -40,14 +37,11 @@ def each_instruction_set() -> Iterator[list[str]]:
     cpp._cpu.use_instruction_set(before)
 
 
-POWERS = (*samples.POWERS, 2.5)
-
-
 def results(weights: list[torch.Tensor], t: float) -> list[torch.Tensor]:
     """Every op over weights of one compute dtype."""
     threshold, scale = (samples.scalar(v, weights[0].dtype, CPU) for v in (t, 0.3))
     count = sum(w.numel() for w in weights)
-    found = [ops.threshold(w, threshold, p) for w in weights for p in POWERS]
+    found = [ops.threshold(w, threshold, p) for w in weights for p in samples.POWERS]
     found += [ops.scale_pruned_grad(w, w, threshold, scale) for w in weights]
     found.append(ops.count_pruned(weights, [threshold] * len(weights)))
     for rank in (0, count // 3, count - 1):
@@ -78,7 +72,7 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(
             same = expected.setdefault(name == "baseline", found)
             assert all(oracle.same_bits(a, b) for a, b in zip(found, same, strict=True)), f"{name}, {threads}"
     for index, (baseline, fused) in enumerate(zip(*expected.values(), strict=True) if len(expected) == 2 else ()):
-        if index < len(weights) * len(POWERS) and POWERS[index % len(POWERS)] == 3:
+        if index < len(weights) * len(samples.POWERS) and samples.POWERS[index % len(samples.POWERS)] == 3:
             assert oracle.ulp_error(baseline, oracle.long_double(fused)) <= 2
         else:
             assert oracle.same_bits(baseline, fused)
@@ -130,190 +124,12 @@ def test_weights_resized_between_calls() -> None:
 def test_cpp_errors_are_python_exceptions() -> None:
     w = torch.ones(4)
     address = w.data_ptr()
-    with pytest.raises(ValueError, match=r"power must be at least 1, got 0\.5"):
-        cpp._cpu.threshold(address, 2, address, 2, 4, address, 0.5, 1)
+    with pytest.raises(ValueError, match=r"power must be 1, 2, 3 or inf, got 2\.5"):
+        cpp._cpu.threshold(address, 2, address, 2, 4, address, 2.5, 1)
     with pytest.raises(ValueError, match=r"dtype code must be in \[0, 4\), got 9"):
         cpp._cpu.threshold(address, 9, address, 2, 4, address, 3.0, 1)
     with pytest.raises(ValueError, match=r"instruction set must be one of .*got mmx"):
         cpp._cpu.use_instruction_set("mmx")
-
-
-ATTEMPTED = BUILT and dispatch.cpu_attempts().threshold is not None
-needs_attempts = pytest.mark.skipif(
-    not ATTEMPTED, reason="the module is not built here, or torch does not describe its tensors to it"
-)
-
-
-@needs_attempts
-@pytest.mark.parametrize("out_dtype", samples.DTYPES, ids=str)
-@pytest.mark.parametrize("dtype", samples.DTYPES, ids=str)
-def test_an_attempt_gives_the_bits_of_the_op(dtype: torch.dtype, out_dtype: torch.dtype) -> None:
-    """With slices, whose memory begins inside their storage, and enough elements for two threads."""
-    torch.manual_seed(2)
-    t, scale = samples.scalar(0.7, dtype, CPU), samples.scalar(0.3, dtype, CPU)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        for shape in ((), (0, 3), (5,), (7, 1, 9), (300, 250)):
-            w, g = (torch.randn(2, *shape).to(d)[1] for d in (dtype, torch.float16))
-            for p in (1.0, 2.5, 3, math.inf):
-                out = torch.empty(shape, dtype=out_dtype)
-                assert cpp.try_threshold(torch.nn.Parameter(w), t, p, out)
-                assert oracle.same_bits(out, ops.threshold(w, t, p, out_dtype=out_dtype))
-            expected, out = ops.scale_pruned_grad(g, w, t, scale, out_dtype=out_dtype), torch.empty_like(out)
-            assert cpp.try_scale_pruned_grad(g, w, t, scale, out)
-            assert oracle.same_bits(out, expected)
-            expected = ops.scale_pruned_grad(g, w, t, scale, out_dtype=g.dtype)
-            assert cpp.try_scale_pruned_grad(g, w, t, scale, g)
-            assert oracle.same_bits(g, expected)
-    finally:
-        torch.set_num_threads(threads)
-
-
-@needs_attempts
-def test_attempts_in_any_order_of_memory() -> None:
-    torch.manual_seed(4)
-    t, scale = torch.tensor(0.5), torch.tensor(0.25)
-    for order in itertools.permutations(range(4)):
-        w, g = (torch.randn(5, 1, 3, 4).permute(order) for _ in range(2))
-        y, scaled = torch.empty_like(w), torch.empty_like(w)
-        assert cpp.try_threshold(w, t, math.inf, y)
-        assert y.equal(torch.where(w.abs() > t, w, 0.0))
-        assert cpp.try_scale_pruned_grad(g, w, t, scale, scaled)
-        assert scaled.equal(torch.where(w.abs() > t, g, g / 4))
-    images = torch.randn(5, 3, 2, 2).contiguous(memory_format=torch.channels_last)
-    for others in (torch.empty(5, 3, 2, 2), torch.empty(5, 2, 2, 3).permute(0, 3, 2, 1)):
-        assert not cpp.try_threshold(images, t, math.inf, others)
-    for strides in ((2, 2), (1, 1), (1, 2)):  # with repetitions
-        repeated = torch.ones(9).as_strided((3, 3), strides)
-        assert not cpp.try_threshold(repeated, t, 1.0, repeated)
-
-
-@needs_attempts
-def test_strides_that_lead_nowhere_do_not_matter() -> None:
-    t = torch.tensor(0.5)
-    for w in (torch.arange(6.0).as_strided((1, 6), (999, 1)), torch.empty(9).as_strided((3, 0), (1, 1))):
-        out = torch.full(w.shape, math.nan)
-        assert cpp.try_threshold(w, t, math.inf, out)
-        assert out.equal(torch.where(w > t, w, 0.0))
-
-
-NOT_WEIGHTS = {  # instead of a dense (4, 6) tensor of ones
-    "order of memory": torch.ones(6, 4).t(),
-    "gaps": torch.ones(4, 7)[:, :6],
-    "expanded": torch.ones(1, 6).expand(4, 6),
-    "shape": torch.ones(6, 4),
-    "dimensions": torch.ones(4, 6, 1),
-    "integers": torch.ones(4, 6, dtype=torch.int32),
-    "complex": torch.ones(4, 6, dtype=torch.complex64),
-    "float8": torch.ones(4, 6).to(torch.float8_e4m3fn),
-    "meta": torch.ones(4, 6, device="meta"),
-    "sparse": torch.ones(4, 6).to_sparse(),
-    "lazy zeros": torch._efficientzerotensor((4, 6)),
-    "subclass": torch.ones(4, 6).as_subclass(type("Sub", (torch.Tensor,), {})),
-    "None": None,
-    "number": 1.0,
-}
-NOT_SCALARS = {
-    "vector": torch.ones(1),
-    "float64": torch.ones((), dtype=torch.float64),
-    "float16": torch.ones((), dtype=torch.float16),
-    "number": 0.5,
-}
-NOT_POWERS = (0.5, -1.0, math.nan, 10**400, True, torch.tensor(3.0), "3", None)
-
-
-@needs_attempts
-@pytest.mark.parametrize("wrong", NOT_WEIGHTS.values(), ids=NOT_WEIGHTS)
-def test_an_attempt_leaves_tensors_that_are_not_plain(wrong: object) -> None:
-    w, t, out = torch.ones(4, 6), torch.tensor(0.5), torch.full((4, 6), 7.0)
-    for weight, result in ((wrong, out), (w, wrong)):
-        assert cpp.try_threshold(weight, t, 3.0, result) is False
-    for gradient, weight, result in ((wrong, w, out), (w, wrong, out), (w, w, wrong)):
-        assert cpp.try_scale_pruned_grad(gradient, weight, t, t, result) is False
-    assert (out == 7).all()
-    if isinstance(wrong, torch.Tensor) and not wrong.is_meta:
-        assert set(wrong.to_dense().cfloat().flatten().tolist()) <= {0, 1}  # as it was
-
-
-@needs_attempts
-@pytest.mark.parametrize("wrong", NOT_SCALARS.values(), ids=NOT_SCALARS)
-def test_an_attempt_leaves_wrong_scalars(wrong: object) -> None:
-    w, t, out = torch.ones(4, 6), torch.tensor(0.5), torch.full((4, 6), 7.0)
-    assert cpp.try_threshold(w, wrong, 3.0, out) is False
-    assert cpp.try_scale_pruned_grad(w, w, wrong, t, out) is False
-    assert cpp.try_scale_pruned_grad(w, w, t, wrong, out) is False
-    assert cpp.try_threshold(w.double(), t, 3.0, out) is False  # a wide weight's is wide
-    assert (out == 7).all()
-
-
-@needs_attempts
-@pytest.mark.parametrize("wrong", NOT_POWERS, ids=str)
-def test_an_attempt_leaves_wrong_powers(wrong: object) -> None:
-    w, t, out = torch.ones(4, 6), torch.tensor(0.5), torch.full((4, 6), 7.0)
-    assert cpp.try_threshold(w, t, wrong, out) is False
-    assert (out == 7).all()
-
-
-@needs_attempts
-def test_attempts_with_a_wrong_number_of_arguments() -> None:
-    w, t = torch.ones(3), torch.tensor(0.5)
-    with pytest.raises(TypeError, match=r"try_threshold takes \(w, t, p, out\), got 3 arguments"):
-        cpp.try_threshold(w, t, 3.0)
-    with pytest.raises(TypeError, match=r"takes \(g, w, t, grad_scale, out\), got 1 arguments"):
-        cpp.try_scale_pruned_grad(w)
-
-
-def exchange_api(**changes: int) -> type:
-    """A type with a copy of torch's table of functions, its words changed: major, previous, describe."""
-    new, pointer = ctypes.pythonapi.PyCapsule_New, ctypes.pythonapi.PyCapsule_GetPointer
-    new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    name = b"dlpack_exchange_api"
-    real = pointer(torch.Tensor.__dlpack_c_exchange_api__, name)
-    table = (ctypes.c_uint64 * 7).from_buffer_copy((ctypes.c_uint64 * 7).from_address(real))
-    for key, value in changes.items():
-        table[{"major": 0, "previous": 1, "describe": 5}[key]] = value
-    address = ctypes.addressof(table)
-    members = {"__dlpack_c_exchange_api__": new(address, name, None), "table": table, "name": name, "address": address}
-    return type("Tensor", (), members)
-
-
-@needs_attempts
-def test_a_torch_that_does_not_describe_its_tensors() -> None:
-    """Or does it by another major version of DLPack, with this one behind it or not; what was in use stays."""
-    another_capsule = datetime.datetime_CAPI  # type: ignore[attr-defined]
-    for members in ({}, {"__dlpack_c_exchange_api__": 5}, {"__dlpack_c_exchange_api__": another_capsule}):
-        torchs = type("Tensor", (), members)
-        assert cpp._cpu.use_torch(torchs, torchs, torch.get_num_threads) is False
-    for torchs in (exchange_api(major=2), exchange_api(describe=0)):
-        assert cpp._cpu.use_torch(torchs, torchs, torch.get_num_threads) is False
-    out = torch.zeros(2)
-    assert cpp.try_threshold(torch.ones(2), torch.tensor(0.5), math.inf, out)
-    assert out.equal(torch.ones(2))
-    older = exchange_api()
-    newer = exchange_api(major=2, previous=older.address)
-    try:
-        assert cpp._cpu.use_torch(newer, newer, torch.get_num_threads) is True
-        assert cpp.try_threshold(torch.ones(2), torch.tensor(0.5), math.inf, out) is False  # not of that type
-    finally:
-        assert cpp._cpu.use_torch(torch.Tensor, torch.nn.Parameter, torch.get_num_threads)
-
-
-@needs_attempts
-def test_the_number_of_threads_cannot_be_had() -> None:
-    def fail() -> int:
-        raise OSError("no threads")
-
-    w, t = torch.ones(1 << 15), torch.tensor(0.5)
-    try:
-        for get_num_threads, error in ((fail, OSError), (lambda: "two", TypeError)):
-            assert cpp._cpu.use_torch(torch.Tensor, torch.nn.Parameter, get_num_threads)
-            assert cpp.try_threshold(w[1:], t, 3.0, torch.empty(len(w) - 1))  # needs one
-            with pytest.raises(error):
-                cpp.try_threshold(w, t, 3.0, torch.empty_like(w))
-    finally:
-        assert cpp._cpu.use_torch(torch.Tensor, torch.nn.Parameter, torch.get_num_threads)
 
 
 @needs_module

@@ -163,6 +163,65 @@ def test_a_named_backend_is_no_fall_and_probes_no_other(broken: list[str], caplo
     assert caplog.records == []
 
 
+needs_cpp = pytest.mark.skipif(dispatch.availability(CPU)["cpp"] is not None, reason="the C++ module is not built here")
+
+
+@needs_cpp
+def test_a_power_without_a_kernel_takes_the_reference_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "feather_kernels")
+    dispatch.reset()
+    w, t, half = torch.randn(1000), torch.tensor(0.5), torch.tensor(0.5)
+    out = torch.empty_like(w)
+    for power in (2.5, 4):
+        expected = torch.empty_like(w)
+        reference.threshold(w, t, power, expected)
+        torch.ops.feather_kernels.threshold.out(w, t, power, out=out)
+        for result in (
+            fk.functional.threshold(w, t, power, half),
+            torch.ops.feather_kernels.threshold_recompute(w, t, power, w),
+            out,
+        ):
+            assert result.equal(expected)
+    assert [(record.name, record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("feather_kernels", "INFO", "cpu: backend 'cpp' has the powers 1, 2, 3, inf, not 2.5; using 'reference' for it")
+    ]
+
+
+@needs_cpp
+def test_powers_with_a_kernel_take_it() -> None:
+    for power in (1, 2.0, 3, float("inf")):
+        assert dispatch.backend_for_threshold(CPU, power) is cpp
+    assert dispatch.backend_for_threshold(CPU, 3.5) is dispatch.backend_for_threshold(CPU, -0.5) is reference
+
+
+@needs_cpp
+@pytest.mark.parametrize("variable", ["environment", "use_backend"])
+def test_a_named_backend_without_the_power_raises(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if variable == "environment":
+        monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cpp")
+    dispatch.reset()
+    w, t = torch.randn(9), torch.tensor(0.5)
+    named = fk.use_backend("cpp") if variable == "use_backend" else contextlib.nullcontext()
+    message = "cpu: backend 'cpp' has the powers 1, 2, 3, inf, not 2.5; the backends 'auto' and 'reference' run it"
+    with named:
+        with pytest.raises(fk.BackendUnavailableError, match=message):
+            torch.ops.feather_kernels.threshold(w, t, 2.5)
+        torch.ops.feather_kernels.threshold(w, t, 3.0)
+        for able in ("auto", "reference"):
+            with fk.use_backend(able):
+                torch.ops.feather_kernels.threshold(w, t, 2.5)
+    monkeypatch.undo()
+    dispatch.reset()
+
+
+def test_the_named_reference_has_every_power(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "feather_kernels")
+    with fk.use_backend("reference"):
+        assert dispatch.backend_for_threshold(CPU, 2.5) is reference
+    assert dispatch.backend_for_threshold(torch.device("xpu"), 2.5) is reference
+    assert caplog.records == []
+
+
 def test_a_module_that_does_not_load_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "outdated_backend.py").write_text("import math\nmath.no_such_function\n")
     monkeypatch.syspath_prepend(tmp_path)

@@ -82,7 +82,6 @@ CALLS: dict[str, Callable[[], None]] = {
         for dtype in (FLOAT32, BFLOAT16, FLOAT64)
         for p in (1.0, 2.0, 3.0, math.inf)
     },
-    "threshold float32 p=4.5": lambda: threshold(FLOAT32, FLOAT32, 4.5),
     "threshold float32 to bfloat16": lambda: threshold(FLOAT32, BFLOAT16, 3.0),
     "scale float32": lambda: scale_pruned_grad(FLOAT32, FLOAT32),
     "scale bfloat16": lambda: scale_pruned_grad(BFLOAT16, BFLOAT16),

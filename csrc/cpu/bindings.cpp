@@ -1,13 +1,11 @@
-// feather_kernels._cpu: the ops over addresses, two of them over tensors too (tensors.h). The caller
-// (feather_kernels/backends/cpp.py) answers for what addresses point to; C++ exceptions become Python's
-// (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
+// feather_kernels._cpu: the ops over addresses. The caller (feather_kernels/backends/cpp.py) answers for what they point
+// to; C++ exceptions become Python's (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include "cpu/arrays.h"
 #include "cpu/isa.h"
 #include "cpu/ops.h"
-#include "cpu/tensors.h"
 
 namespace py = pybind11;
 
@@ -126,14 +124,12 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "CPU kernels over addresses and tensors; see csrc/cpu/ops.h and tensors.h.";
+  module.doc() = "The ops of feather_kernels over addresses; see csrc/cpu/ops.h.";
   module.def("threshold", &threshold);
   module.def("scale_pruned_grad", &scale_pruned_grad);
   module.def("count_pruned", &count_pruned);
   module.def("magnitude_select", &magnitude_select);
   module.def("magnitude_histogram", &magnitude_histogram);
-  module.def("use_torch", &feather::use_torch);
-  PyModule_AddFunctions(module.ptr(), feather::tensor_functions);
   module.def("build_info", &build_info);
   module.def("available_instruction_sets", &feather::available_instruction_sets);
   module.def("instruction_set", &feather::instruction_set);

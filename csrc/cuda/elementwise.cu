@@ -2,7 +2,6 @@
 #include "cuda/elementwise.cuh"
 
 #include <algorithm>
-#include <cmath>
 
 #include "cuda/ops.h"
 #include "feather/check.h"
@@ -102,17 +101,10 @@ void check_dtype(const char* name, DType dtype) {
 }
 
 template <class T>
-void threshold_any(const void* w, DType w_dtype, const void* t, double p, void* out, DType out_dtype, int64_t n,
+void threshold_any(const void* w, DType w_dtype, const void* t, int power, void* out, DType out_dtype, int64_t n,
                    void* stream) {
-  const T* bound = static_cast<const T*>(t);
-  if (p == 1 || p == 2 || p == 3 || std::isinf(p)) {
-    const int power = std::isinf(p) ? kInfinitePower : static_cast<int>(p);
-    launch("threshold", blocks_for(n), stream, any_threshold_kernel<T>, w, w_dtype, bound, power, out, out_dtype, n);
-  } else {
-    const Power power = make_power(p);
-    launch("threshold", blocks_for(n), stream, general_power_kernel<T>, w, w_dtype, bound, power.p, power.high, out,
-           out_dtype, n);
-  }
+  launch("threshold", blocks_for(n), stream, any_threshold_kernel<T>, w, w_dtype, static_cast<const T*>(t), power, out,
+         out_dtype, n);
 }
 
 template <class Product, class T>
@@ -128,15 +120,14 @@ void threshold(const void* w, DType w_dtype, const void* t, double p, void* out,
                void* stream) {
   check_dtype("w", w_dtype);
   check_dtype("out", out_dtype);
-  FEATHER_CHECK(p >= 1, "power must be at least 1, got ", p);
+  const int power = power_index(p);
   if (n <= 0) return;
-  const bool has_kernel = p == 1 || p == 2 || p == 3 || std::isinf(p);
   for (const ThresholdPair& pair : kThresholdPairs) {
-    if (!has_kernel || pair.w != w_dtype || pair.out != out_dtype) continue;
-    pair.launch[std::isinf(p) ? kInfinitePower : static_cast<int>(p)](w, t, out, n, stream);
+    if (pair.w != w_dtype || pair.out != out_dtype) continue;
+    pair.launch[power](w, t, out, n, stream);
     return;
   }
-  (w_dtype == kF64 ? threshold_any<double> : threshold_any<float>)(w, w_dtype, t, p, out, out_dtype, n, stream);
+  (w_dtype == kF64 ? threshold_any<double> : threshold_any<float>)(w, w_dtype, t, power, out, out_dtype, n, stream);
 }
 
 void scale_pruned_grad(const void* g, DType g_dtype, const void* w, DType w_dtype, const void* t,

@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   });
 }
 
-// Pairs of dtypes that no training step meets often, and general powers, take the dtypes as numbers.
+// Pairs of dtypes that no training step meets often take the dtypes as numbers.
 template <class T>
 __device__ __forceinline__ T load_any(const void* data, int64_t i, DType dtype) {
   if (dtype == DType::kFloat16) return load<T>(static_cast<const Half*>(data)[i]);
@@ -149,27 +149,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
       y = threshold_value<1>(weight, threshold);
     } else {
       y = threshold_value<kInfinitePower>(weight, threshold);
-    }
-    store_any(out, i, out_dtype, y);
-  };
-  for_each_element(n, one);
-}
-
-// p and what is left of it after 24 bits: see Power. All arithmetic: 40 registers would spill.
-template <class T>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
-    general_power_kernel(const void* w, DType w_dtype, const T* t, double p, double high, void* out, DType out_dtype,
-                         int64_t n) {
-  const Power power{p, high};
-  const T bound = *t;
-  const auto one = [&](int64_t i) {
-    const T weight = load_weight<T>(w, i, w_dtype);
-    T y = weight;
-    if (bound > 0) {
-      y = static_cast<T>(general_power(static_cast<double>(weight), static_cast<double>(bound), power));
-      y = magnitude(y) > magnitude(weight) ? weight : y;  // rounding must not make a weight larger
-    } else if (!(bound <= 0)) {
-      y = bound;
     }
     store_any(out, i, out_dtype, y);
   };

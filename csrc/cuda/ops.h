@@ -13,7 +13,7 @@
 
 namespace feather::cuda {
 
-// out[i] = P(w[i]); t: of the compute type; p >= 1 or infinite. out may be w where the dtypes agree.
+// out[i] = P(w[i]); t: of the compute type; p: 1, 2, 3 or infinite. out may be w where the dtypes agree.
 void threshold(const void* w, DType w_dtype, const void* t, double p, void* out, DType out_dtype, int64_t n,
                void* stream);
 

@@ -1,29 +1,26 @@
 """The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/native.md.
 
-The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. Where
-torch describes its tensors to C, it takes those too (``try_threshold``, ``try_scale_pruned_grad``). It is optional.
-``probe`` refuses one that is incomplete or was built from other sources than those beside the package.
+The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. It is
+optional; ``probe`` refuses one that is incomplete or was built from other sources than those beside the package.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, get_num_threads
-from torch.nn import Parameter
 
 from feather_kernels.backends import layouts, native
 from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cpu"
+POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
 
 _cpu: Any = None  # the module, once probe has found it good
-# the module's functions of these names, where torch offers what they need: see ops.dispatch.Attempts
-try_threshold: Callable[..., bool] | None = None
-try_scale_pruned_grad: Callable[..., bool] | None = None
 
 
 # ---------------------------------------------------------------------------------------------- the module
@@ -31,7 +28,7 @@ try_scale_pruned_grad: Callable[..., bool] | None = None
 
 def probe(device: torch.device) -> str | None:
     """None if the module is there, whole and of these sources, else the reason why not."""
-    global _cpu, try_threshold, try_scale_pruned_grad
+    global _cpu
     if device.type != "cpu":
         return f"runs CPU tensors only, not {device.type}"
     if _cpu is not None:
@@ -40,14 +37,10 @@ def probe(device: torch.device) -> str | None:
     if path is None:
         return "its module was not built (no compiler at install time, or FEATHER_BUILD=none)"
     try:
-        module = native.load(MODULE, path, "cpu")
-        takes_tensors = module.use_torch(Tensor, Parameter, get_num_threads)
-    except (ImportError, AttributeError) as error:
+        _cpu = native.load(MODULE, path, "cpu")
+    except ImportError as error:
         warnings.warn(f"feather_kernels: the C++ backend is not used: {error}", RuntimeWarning, stacklevel=2)
         return str(error)
-    if takes_tensors:
-        try_threshold, try_scale_pruned_grad = module.try_threshold, module.try_scale_pruned_grad
-    _cpu = module
     return None
 
 

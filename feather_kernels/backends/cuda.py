@@ -6,6 +6,7 @@ the stream that are current in torch are taken here. It is optional; importing i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import wraps
@@ -20,6 +21,7 @@ from feather_kernels.backends.layouts import flatten, write_back
 from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cuda"
+POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
 
 _cuda: Any = None  # the module, once it was found good
 

@@ -16,6 +16,7 @@ from feather_kernels.backends import radix
 from feather_kernels.backends.layouts import storage_order
 from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
 
+POWERS = None  # all
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
 
 

@@ -3,7 +3,7 @@
 A backend is a module with the functions of ``Backend``; it takes tensors, fills tensors and knows nothing above it.
 The first available backend in the device's order serves, unless one was named: by ``use_backend`` or, outside of it,
 by the environment variable ``FEATHER_KERNELS_BACKEND``. A choice that falls past a backend is logged, once per device.
-A named backend that cannot run raises; it never falls back.
+A named backend that cannot run raises; it never falls back. Powers without a compiled kernel run on the reference.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -27,10 +27,10 @@ AUTO = "auto"
 
 
 class Backend(Protocol):
-    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract.
+    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract."""
 
-    A backend of CPU tensors may have ``try_threshold`` and ``try_scale_pruned_grad`` too: see ``Attempts``.
-    """
+    POWERS: frozenset[float] | None
+    """Powers that ``threshold`` has, or None for all."""
 
     @staticmethod
     def probe(device: torch.device) -> str | None:
@@ -73,18 +73,6 @@ class Backend(Protocol):
         """Fill ``out`` (L,) with the number of pruned elements of each weight."""
 
 
-class Attempts(NamedTuple):
-    """Functions of a backend that check an op's arguments by the contract and fill ``out`` in one call, or None.
-
-    They return False, and have done nothing, unless all tensors are on the CPU, without gaps and laid out alike, and
-    all arguments fit. The caller answers for what they cannot see: that the tensors' memory holds their values, and
-    that ``out`` is g, w or memory of its own.
-    """
-
-    threshold: Callable[[Tensor, Tensor, float, Tensor], bool] | None
-    scale_pruned_grad: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], bool] | None
-
-
 # name -> module; imported when the backend is first considered
 BACKENDS: dict[str, str] = {
     "triton": "feather_kernels.backends.triton",
@@ -96,7 +84,6 @@ BACKENDS: dict[str, str] = {
 ORDER: dict[str, tuple[str, ...]] = {"cuda": ("triton", "cuda", "reference"), "cpu": ("cpp", "reference")}
 DEFAULT_ORDER: tuple[str, ...] = ("reference",)
 
-_CPU = torch.device("cpu")
 NOT_INSTALLED = "is not installed"  # how such a reason begins
 
 _log = logging.getLogger("feather_kernels")
@@ -104,8 +91,8 @@ _lock = threading.RLock()  # of the state below; a probe may itself call ops
 _named: list[str] = []  # process-wide, because autograd runs backward passes in threads of its own
 _probed: dict[tuple[str, torch.device], str | None] = {}
 _chosen: dict[tuple[str, torch.device], tuple[str, Backend]] = {}
+_without_kernel: set[torch.device] = set()  # of which it is logged that a power has no kernel there
 _in_force: str | None = None  # what requested() said last; None where that may have changed
-_attempts: Attempts | None = None  # what cpu_attempts() said last; None where that may have changed
 
 
 def backend_for(device: torch.device) -> Backend:
@@ -114,21 +101,27 @@ def backend_for(device: torch.device) -> Backend:
     return (choice or _choice(device))[1]
 
 
-def cpu_attempts() -> Attempts:
-    """The attempts of the backend that runs ops on CPU tensors; where none can, the op says so."""
-    global _attempts
-    attempts = _attempts
-    if attempts is None:
-        with _lock:
-            attempts = _attempts = Attempts(*(_function_on_cpu(f"try_{op}") for op in Attempts._fields))
-    return attempts
+def backend_for_threshold(device: torch.device, power: float) -> Backend:
+    """The backend that runs ``threshold`` of ``power``: the reference where the one of ``device`` lacks the power.
+
+    Raises BackendUnavailableError if there is none, or if a backend that lacks the power was named.
+    """
+    choice = _chosen.get((_in_force, device))  # type: ignore[arg-type]
+    backend = (choice or _choice(device))[1]
+    powers = backend.POWERS
+    return backend if powers is None or power in powers else _instead_of_kernel(device, power, powers)
 
 
-def _function_on_cpu(name: str) -> Callable[..., bool] | None:
-    try:
-        return getattr(backend_for(_CPU), name, None)
-    except BackendUnavailableError:
-        return None
+def _instead_of_kernel(device: torch.device, power: float, powers: frozenset[float]) -> Backend:
+    name, request = _choice(device)[0], requested()
+    lacks = f"{device}: backend {name!r} has the powers {', '.join(f'{p:g}' for p in sorted(powers))}, not {power}"
+    if request != AUTO:
+        raise BackendUnavailableError(f"{lacks}; the backends 'auto' and 'reference' run it")
+    with _lock:
+        if device not in _without_kernel:
+            _without_kernel.add(device)
+            _log.info("%s; using 'reference' for it", lacks)
+    return _load("reference")
 
 
 def chosen_name(device: torch.device) -> str:
@@ -188,12 +181,13 @@ def reset() -> None:
     with _lock:
         _probed.clear()
         _chosen.clear()
+        _without_kernel.clear()
         _reconsider()
 
 
 def _reconsider() -> None:
-    global _in_force, _attempts
-    _in_force = _attempts = None
+    global _in_force
+    _in_force = None
 
 
 def _choice(device: torch.device) -> tuple[str, Backend]:

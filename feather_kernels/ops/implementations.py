@@ -14,7 +14,7 @@ from torch.autograd.graph import increment_version
 
 from feather_kernels.ops import schema
 from feather_kernels.ops.call_record import CallRecord
-from feather_kernels.ops.dispatch import backend_for
+from feather_kernels.ops.dispatch import backend_for, backend_for_threshold
 
 
 def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -22,14 +22,14 @@ def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None =
     if CallRecord.active:
         CallRecord.add(t)
     if out.numel():
-        backend_for(w.device).threshold(w, t, p, out)
+        backend_for_threshold(w.device, p).threshold(w, t, p, out)
     return out
 
 
 def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     schema.threshold_out(w, t, p, out=out)
     if out.numel():
-        backend_for(w.device).threshold(w, t, p, out)
+        backend_for_threshold(w.device, p).threshold(w, t, p, out)
     increment_version(out)
 
 
@@ -38,7 +38,7 @@ def threshold_recompute(
 ) -> Tensor:
     out = schema.threshold_recompute(w, t, p, after, out_dtype=out_dtype)
     if out.numel():
-        backend_for(w.device).threshold(w, t, p, out)
+        backend_for_threshold(w.device, p).threshold(w, t, p, out)
     return out
 
 

@@ -184,37 +184,6 @@ FEATHER_HOST_DEVICE T threshold_value(T w, const Threshold<T>& threshold) {
   return threshold.t <= 0 ? w : threshold.t;
 }
 
-// A power p >= 1 and what is left of it after 24 bits, so that integer multiples of the rest of it are exact.
-struct Power {
-  double p;
-  double high;
-};
-
-inline Power make_power(double p) {
-  int exponent;
-  const double fraction = frexp(p, &exponent);
-  return Power{p, ldexp(nearbyint(ldexp(fraction, 24)), exponent - 24)};
-}
-
-// z^(1/p) for normal z <= 1: with z = m 2^k, m in [1/2, 1), and k = n p + r the exponential's argument stays below 1.
-FEATHER_HOST_DEVICE double inverse_power(double z, const Power& power) {
-  const uint64_t bits = bits_of(z);
-  const double k = static_cast<double>(static_cast<int>(bits >> 52) - 1022);
-  const double m = float_of(static_cast<uint64_t>((bits & 0xFFFFFFFFFFFFFull) | 0x3FE0000000000000ull));
-  const double n = floor(k / power.p + 0.5);
-  const double rest = k - n * power.high - n * (power.p - power.high);
-  const double scale = float_of(static_cast<uint64_t>(static_cast<int64_t>(n) + 1023) << 52);
-  return exp(rest / power.p * 0.6931471805599453 + log(m) / power.p) * scale;
-}
-
-// P(w) for T > 0 and any finite power, in double: w (1 - (T/a)^p)^(1/p); log1p and expm1 keep it exact near T.
-FEATHER_HOST_DEVICE double general_power(double w, double t, const Power& power) {
-  const double a = magnitude(w);
-  if (a <= t) return 0.0;
-  if (!(a < INFINITY)) return w;
-  return w * inverse_power(-expm1(power.p * log1p(-((a - t) / a))), power);
-}
-
 // The key of a score: its bits, which sort as the scores do; NaN last.
 template <class T>
 FEATHER_HOST_DEVICE Key<T> magnitude_key(T score) {

@@ -9,7 +9,7 @@
 namespace feather {
 namespace {
 
-constexpr double kPowers[] = {1, 2, 3, INFINITY, 4.5};
+constexpr double kPowers[] = {1, 2, 3, INFINITY};
 constexpr double kThresholds[] = {0.3, 1.9999, 1e-30, 0.0, -1.0, NAN, INFINITY};
 constexpr int64_t kSizes[] = {0, 1, 5, 31, 517, 3001};
 
@@ -22,7 +22,6 @@ long double exact(double w, double t, double p) {
   long double y = a - b;
   if (p == 2) y = sqrtl((a - b) * (a + b));
   if (p == 3) y = cbrtl((a - b) * (a * (a + b) + b * b));
-  if (p > 3) y = a * powl(-expm1l(p * log1pl(-((a - b) / a))), 1 / static_cast<long double>(p));
   return w < 0 ? -y : y;
 }
 
@@ -153,7 +152,7 @@ void check_results_of() {
 void test_elementwise_once() {
   check_threshold_in_place<float>(1003);
   check_threshold<float, BFloat16>(517, 0.3, 3, 1, 1, 5);
-  check_threshold<Half, float>(517, 0.3, 4.5, 0, 0, 6);
+  check_threshold<Half, float>(517, 0.3, 2, 0, 0, 6);
   check_scale<float, float, float>(517, 0.3, 1, true);
   check_scale<double, float, Half>(517, 0.3, 0, false);
 }

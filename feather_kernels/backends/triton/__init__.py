@@ -26,6 +26,8 @@ __all__ = [
     "threshold",
 ]
 
+POWERS = frozenset({1.0, 2.0, 3.0, float("inf")})
+
 
 def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
     """``op`` on the device of ``out``, its last argument: Triton launches on the current device."""
