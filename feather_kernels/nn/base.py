@@ -93,7 +93,8 @@ class SparseLayer(nn.Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Have torch.fx call the layer as one node, as it does torch's: a trace of its forward would hold a fixed P."""
         super().__init_subclass__(**kwargs)
-        cls.__module__ = next(base.__module__ for base in cls.__mro__ if base.__module__.startswith("torch.nn."))
+        own = (base.__module__ for base in cls.__mro__ if not issubclass(base, SparseLayer))
+        cls.__module__ = next(name for name in own if name.startswith("torch.nn."))
 
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
         """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
