@@ -134,6 +134,7 @@ def test_compiled_backward_recomputes_and_saves_no_copy(compiler: str, monkeypat
             return getattr(reference, name)
 
     monkeypatch.setattr(eager, "backend_for", lambda device: Counting())
+    monkeypatch.setattr(eager, "backend_for_threshold", lambda device, power: Counting())
     model, x = network(), torch.randn(4, WIDTH, requires_grad=True)
     torch._dynamo.reset()
     # on a CPU inductor lays the weight of a convolution out anew, in a dense model too

@@ -218,6 +218,7 @@ def test_backward_recomputes(backend: BackendUnderTest, compiler: str, monkeypat
             return getattr(dispatch.backend_for(backend.device), name)
 
     monkeypatch.setattr(eager, "backend_for", lambda device: Counting())
+    monkeypatch.setattr(eager, "backend_for_threshold", lambda device, power: Counting())
     training = Training(4, compiler)
     training.step(0)
     calls.clear()
