@@ -39,14 +39,10 @@ def most_bytes(launches: Sequence[LaunchReport], payload: float) -> None:
     assert moved <= payload + ROOM * programs, f"{moved} bytes where {payload} must move"
 
 
-BY_ELEMENT = {"any_threshold_kernel", "any_scale_kernel"}  # have no wide accesses
-
-
 def whole_blocks_are_wide(launches: Sequence[LaunchReport], kernel: str, scalars: int) -> None:
     """Raises where ``kernel``, on whole blocks, moves more than a thread's scalars by less than 16 bytes at once."""
     own = [report for report in launches if plain_name(report.kernel) == kernel]
-    others = {plain_name(report.kernel) for report in launches}
-    assert own or others <= BY_ELEMENT, f"launched were {sorted(others)}"
+    assert own, f"launched were {sorted(plain_name(report.kernel) for report in launches)}"
     for report in own:
         found, most = report.narrow_accesses, scalars * report.threads
         assert found <= most, f"{found} accesses of less than 16 bytes where threads have {most} scalars"

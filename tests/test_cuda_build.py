@@ -138,8 +138,10 @@ def test_a_failed_launch_names_the_op(module: SimpleNamespace) -> None:
 
 
 def test_arguments_are_checked(module: SimpleNamespace) -> None:
-    with pytest.raises(ValueError, match="dtype code of w must be in"):
+    with pytest.raises(ValueError, match="threshold has no kernel for the dtype codes 7 2"):
         module.threshold(16, 7, 16, 2, 4, 16, 3.0, 0)
+    with pytest.raises(ValueError, match="scale_pruned_grad has no kernel for the dtype codes 3 2 2"):
+        module.scale_pruned_grad(16, 3, 16, 2, 16, 2, 4, 16, 16, 0)
     with pytest.raises(ValueError, match=r"power must be 1, 2, 3 or inf, got 0\.5"):
         module.threshold(16, 2, 16, 2, 4, 16, 0.5, 0)
     with pytest.raises(ValueError, match=r"bits must be in \[1, 16\]"):

@@ -34,8 +34,7 @@ def test_op_tests_pass_on_the_python_backend() -> None:
     """From the dispatcher through the Python launcher and the C++ launches to the kernels."""
     environment = {**os.environ, "FEATHER_CUDA_MODULE": str(cuda_shim.module())}
     files = [str(TESTS / name) for name in ("test_threshold.py", "test_select.py")]
-    chosen = "not any_values and not 1.1 and not slow"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", chosen, *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not any_values", *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout

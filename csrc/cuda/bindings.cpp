@@ -93,6 +93,18 @@ void magnitude_select(const Tables& tables, bool wide, int64_t groups, int64_t r
   feather::cuda::magnitude_select(selection, pointer<void>(stream));
 }
 
+// A set of tuples of dtype codes.
+template <size_t N>
+py::frozenset codes_of(const std::vector<std::array<DType, N>>& dtypes) {
+  py::set all;
+  for (const auto& row : dtypes) {
+    py::tuple codes(N);
+    for (size_t i = 0; i < N; ++i) codes[i] = static_cast<int>(row[i]);
+    all.add(codes);
+  }
+  return py::frozenset(all);
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = FEATHER_VERSION;
@@ -108,6 +120,8 @@ PYBIND11_MODULE(_cuda, module) {
   using unlocked = py::call_guard<py::gil_scoped_release>;  // a launch may wait for room in the stream
   module.doc() = "The ops of feather_kernels over addresses of CUDA memory; see csrc/cuda/ops.h.";
   module.attr("CHUNK") = feather::cuda::kChunk;
+  module.attr("THRESHOLD_DTYPES") = codes_of(feather::cuda::threshold_dtypes());
+  module.attr("SCALE_DTYPES") = codes_of(feather::cuda::scale_dtypes());
   module.def("build_info", &build_info);
   module.def("threshold", &threshold, unlocked());
   module.def("scale_pruned_grad", &scale_pruned_grad, unlocked());

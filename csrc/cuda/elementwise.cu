@@ -2,6 +2,8 @@
 #include "cuda/elementwise.cuh"
 
 #include <algorithm>
+#include <string>
+#include <type_traits>
 
 #include "cuda/ops.h"
 #include "feather/check.h"
@@ -57,94 +59,80 @@ using LaunchScale = void (*)(const void*, const void*, const void*, const void*,
 
 constexpr int kPowers = 4;  // P = kInfinitePower, 1, 2, 3
 
-// What training meets: one dtype throughout, or float32 weights with a narrower result or gradient.
-struct ThresholdPair {
-  DType w, out;
+template <class W>
+constexpr DType code_of() {
+  if (sizeof(W) == 8) return DType::kFloat64;
+  if (sizeof(W) == 4) return DType::kFloat32;
+  return std::is_same_v<W, Half> ? DType::kFloat16 : DType::kBFloat16;
+}
+
+struct ThresholdKernels {
+  std::array<DType, 2> dtypes;  // w, out
   LaunchThreshold launch[kPowers];
 };
 
 template <class W, class Out>
-constexpr ThresholdPair pair_of(DType w, DType out) {
-  return {w,
-          out,
+constexpr ThresholdKernels threshold_kernels() {
+  return {{code_of<W>(), code_of<Out>()},
           {launch_threshold<W, Out, kInfinitePower>, launch_threshold<W, Out, 1>, launch_threshold<W, Out, 2>,
            launch_threshold<W, Out, 3>}};
 }
 
-constexpr DType kF16 = DType::kFloat16, kBF16 = DType::kBFloat16, kF32 = DType::kFloat32, kF64 = DType::kFloat64;
-
-constexpr ThresholdPair kThresholdPairs[] = {
-    pair_of<float, float>(kF32, kF32),       pair_of<float, BFloat16>(kF32, kBF16),
-    pair_of<float, Half>(kF32, kF16),        pair_of<BFloat16, BFloat16>(kBF16, kBF16),
-    pair_of<Half, Half>(kF16, kF16),         pair_of<double, double>(kF64, kF64),
-};
-
-struct ScaleTriple {
-  DType g, w, out;
+struct ScaleKernel {
+  std::array<DType, 3> dtypes;  // g, w, out
   LaunchScale launch;
 };
 
-constexpr ScaleTriple kScaleTriples[] = {
-    {kF32, kF32, kF32, launch_scale<float, float, float>},
-    {kBF16, kF32, kF32, launch_scale<BFloat16, float, float>},
-    {kF16, kF32, kF32, launch_scale<Half, float, float>},
-    {kBF16, kF32, kBF16, launch_scale<BFloat16, float, BFloat16>},
-    {kF16, kF32, kF16, launch_scale<Half, float, Half>},
-    {kBF16, kBF16, kBF16, launch_scale<BFloat16, BFloat16, BFloat16>},
-    {kF16, kF16, kF16, launch_scale<Half, Half, Half>},
-    {kF64, kF64, kF64, launch_scale<double, double, double>},
+template <class G, class W, class Out>
+constexpr ScaleKernel scale_kernels() {
+  return {{code_of<G>(), code_of<W>(), code_of<Out>()}, launch_scale<G, W, Out>};
+}
+
+// What training meets: one dtype throughout, or float32 weights with a narrower result or gradient. The caller casts
+// operands of other dtypes to these.
+constexpr ThresholdKernels kThreshold[] = {
+    threshold_kernels<float, float>(),       threshold_kernels<float, BFloat16>(), threshold_kernels<float, Half>(),
+    threshold_kernels<BFloat16, BFloat16>(), threshold_kernels<Half, Half>(),      threshold_kernels<double, double>(),
+};
+constexpr ScaleKernel kScale[] = {
+    scale_kernels<float, float, float>(),          scale_kernels<BFloat16, float, float>(),
+    scale_kernels<Half, float, float>(),           scale_kernels<BFloat16, float, BFloat16>(),
+    scale_kernels<Half, float, Half>(),            scale_kernels<BFloat16, BFloat16, BFloat16>(),
+    scale_kernels<Half, Half, Half>(),             scale_kernels<double, double, double>(),
 };
 
-void check_dtype(const char* name, DType dtype) {
-  const int code = static_cast<int>(dtype);
-  FEATHER_CHECK(code >= 0 && code < kDTypes, "dtype code of ", name, " must be in [0, ", kDTypes, "), got ", code);
+template <class Kernel, size_t N, size_t Count>
+const Kernel& kernel_for(const std::array<DType, N>& dtypes, const Kernel (&kernels)[Count], const char* op) {
+  for (const Kernel& kernel : kernels) {
+    if (kernel.dtypes == dtypes) return kernel;
+  }
+  std::string codes;
+  for (const DType dtype : dtypes) codes += ' ' + std::to_string(static_cast<int>(dtype));
+  fail(op, " has no kernel for the dtype codes", codes);
 }
 
-template <class T>
-void threshold_any(const void* w, DType w_dtype, const void* t, int power, void* out, DType out_dtype, int64_t n,
-                   void* stream) {
-  launch("threshold", blocks_for(n), stream, any_threshold_kernel<T>, w, w_dtype, static_cast<const T*>(t), power, out,
-         out_dtype, n);
-}
-
-template <class Product, class T>
-void scale_any(const void* g, DType g_dtype, const void* w, DType w_dtype, const void* t, const void* grad_scale,
-               void* out, DType out_dtype, int64_t n, void* stream) {
-  launch("scale_pruned_grad", blocks_for(n), stream, any_scale_kernel<Product, T>, g, g_dtype, w, w_dtype,
-         static_cast<const T*>(t), static_cast<const T*>(grad_scale), out, out_dtype, n);
+template <size_t N, class Kernel, size_t Count>
+std::vector<std::array<DType, N>> dtypes_of(const Kernel (&kernels)[Count]) {
+  std::vector<std::array<DType, N>> all;
+  for (const Kernel& kernel : kernels) all.push_back(kernel.dtypes);
+  return all;
 }
 
 }  // namespace
 
+std::vector<std::array<DType, 2>> threshold_dtypes() { return dtypes_of<2>(kThreshold); }
+std::vector<std::array<DType, 3>> scale_dtypes() { return dtypes_of<3>(kScale); }
+
 void threshold(const void* w, DType w_dtype, const void* t, double p, void* out, DType out_dtype, int64_t n,
                void* stream) {
-  check_dtype("w", w_dtype);
-  check_dtype("out", out_dtype);
-  const int power = power_index(p);
-  if (n <= 0) return;
-  for (const ThresholdPair& pair : kThresholdPairs) {
-    if (pair.w != w_dtype || pair.out != out_dtype) continue;
-    pair.launch[power](w, t, out, n, stream);
-    return;
-  }
-  (w_dtype == kF64 ? threshold_any<double> : threshold_any<float>)(w, w_dtype, t, power, out, out_dtype, n, stream);
+  const auto launch = kernel_for<ThresholdKernels, 2>({w_dtype, out_dtype}, kThreshold, "threshold").launch[power_index(p)];
+  if (n > 0) launch(w, t, out, n, stream);
 }
 
 void scale_pruned_grad(const void* g, DType g_dtype, const void* w, DType w_dtype, const void* t,
                        const void* grad_scale, void* out, DType out_dtype, int64_t n, void* stream) {
-  check_dtype("g", g_dtype);
-  check_dtype("w", w_dtype);
-  check_dtype("out", out_dtype);
-  if (n <= 0) return;
-  for (const ScaleTriple& triple : kScaleTriples) {
-    if (triple.g != g_dtype || triple.w != w_dtype || triple.out != out_dtype) continue;
-    triple.launch(g, w, t, grad_scale, out, n, stream);
-    return;
-  }
-  const auto any = w_dtype == kF64   ? scale_any<double, double>
-                   : g_dtype == kF64 ? scale_any<double, float>
-                                     : scale_any<float, float>;
-  any(g, g_dtype, w, w_dtype, t, grad_scale, out, out_dtype, n, stream);
+  const auto launch = kernel_for<ScaleKernel, 3>({g_dtype, w_dtype, out_dtype}, kScale, "scale_pruned_grad").launch;
+  if (n > 0) launch(g, w, t, grad_scale, out, n, stream);
 }
 
 }  // namespace feather::cuda

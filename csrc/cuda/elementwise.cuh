@@ -31,12 +31,6 @@ __device__ __forceinline__ int64_t thread_of_grid() {
 }
 __device__ __forceinline__ int64_t threads_of_grid() { return static_cast<int64_t>(gridDim.x) * kThreads; }
 
-// Calls one(i) for every i < n.
-template <class One>
-__device__ __forceinline__ void for_each_element(int64_t n, const One& one) {
-  for_each(thread_of_grid(), n, threads_of_grid(), one);
-}
-
 // Calls one(i) for single elements and pack(i) for N elements from i on.
 template <int N, class One, class Many>
 __device__ __forceinline__ void for_each_element(int64_t n, int64_t head, const One& one, const Many& pack) {
@@ -96,82 +90,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     const Product value = load<Product>(gradient);
     return is_pruned(load<T>(weight), bound) ? value * scale : value;
   });
-}
-
-// Pairs of dtypes that no training step meets often take the dtypes as numbers.
-template <class T>
-__device__ __forceinline__ T load_any(const void* data, int64_t i, DType dtype) {
-  if (dtype == DType::kFloat16) return load<T>(static_cast<const Half*>(data)[i]);
-  if (dtype == DType::kBFloat16) return load<T>(static_cast<const BFloat16*>(data)[i]);
-  if constexpr (sizeof(T) == sizeof(double)) {  // a float holds no double
-    if (dtype == DType::kFloat64) return static_cast<const double*>(data)[i];
-  }
-  return static_cast<const float*>(data)[i];
-}
-
-// A weight in its compute type, which is double for float64 storage alone.
-template <class T>
-__device__ __forceinline__ T load_weight(const void* data, int64_t i, DType dtype) {
-  if constexpr (sizeof(T) == sizeof(double)) {
-    return static_cast<const double*>(data)[i];
-  } else {
-    return load_any<T>(data, i, dtype);
-  }
-}
-
-template <class T>
-__device__ __forceinline__ void store_any(void* data, int64_t i, DType dtype, T value) {
-  switch (dtype) {
-    case DType::kFloat16:
-      return store(static_cast<Half*>(data)[i], value);
-    case DType::kBFloat16:
-      return store(static_cast<BFloat16*>(data)[i], value);
-    case DType::kFloat32:
-      return store(static_cast<float*>(data)[i], value);
-    default:
-      static_cast<double*>(data)[i] = value;
-  }
-}
-
-// T: compute type of w. P: of threshold_value, as a number.
-template <class T>
-__global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
-    any_threshold_kernel(const void* w, DType w_dtype, const T* t, int power, void* out, DType out_dtype, int64_t n) {
-  const Threshold<T> threshold = make_threshold(*t);
-  const auto one = [&](int64_t i) {
-    const T weight = load_weight<T>(w, i, w_dtype);
-    T y;
-    if (power == 3) {
-      y = threshold_value<3>(weight, threshold);
-    } else if (power == 2) {
-      y = threshold_value<2>(weight, threshold);
-    } else if (power == 1) {
-      y = threshold_value<1>(weight, threshold);
-    } else {
-      y = threshold_value<kInfinitePower>(weight, threshold);
-    }
-    store_any(out, i, out_dtype, y);
-  };
-  for_each_element(n, one);
-}
-
-// T: compute type of w. Product: the wider of it and g's; wider than T only where g is double.
-template <class Product, class T>
-__global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
-    any_scale_kernel(const void* g, DType g_dtype, const void* w, DType w_dtype, const T* t, const T* grad_scale,
-                     void* out, DType out_dtype, int64_t n) {
-  const T bound = *t;
-  const Product scale = *grad_scale;
-  const auto one = [&](int64_t i) {
-    Product value;
-    if constexpr (sizeof(Product) > sizeof(T)) {
-      value = static_cast<const double*>(g)[i];
-    } else {
-      value = load_any<Product>(g, i, g_dtype);
-    }
-    store_any(out, i, out_dtype, is_pruned(load_weight<T>(w, i, w_dtype), bound) ? value * scale : value);
-  };
-  for_each_element(n, one);
 }
 
 }  // namespace feather::cuda

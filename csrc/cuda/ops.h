@@ -7,11 +7,16 @@
 
 #include <stdint.h>
 
+#include <array>
 #include <vector>
 
 #include "feather/dtype.h"
 
 namespace feather::cuda {
+
+// The dtypes that have kernels: of w and out, and of g, w and out. The ops below throw for others.
+std::vector<std::array<DType, 2>> threshold_dtypes();
+std::vector<std::array<DType, 3>> scale_dtypes();
 
 // out[i] = P(w[i]); t: of the compute type; p: 1, 2, 3 or infinite. out may be w where the dtypes agree.
 void threshold(const void* w, DType w_dtype, const void* t, double p, void* out, DType out_dtype, int64_t n,

@@ -105,21 +105,42 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor, *, stream: int) -> None:
     """Fill ``out`` with P(w)."""
     flat_out, flat_w = flatten(out, w)
+    flat_w, result = with_kernel(_cuda.THRESHOLD_DTYPES, t.dtype, flat_w, flat_out)
     _cuda.threshold(
-        _address(flat_w), CODES[w.dtype], _address(flat_out), CODES[out.dtype], w.numel(), _address(t), p, stream
-    )  # fmt: skip
-    write_back(flat_out, out)
+        _address(flat_w), CODES[flat_w.dtype], _address(result), CODES[result.dtype], w.numel(), _address(t), p, stream
+    )
+    write_back(result, out)
 
 
 @on_its_device
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor, *, stream: int) -> None:
     """Fill ``out`` with the scaled gradient."""
+    product = torch.promote_types(g.dtype, t.dtype)
     flat_out, flat_g, flat_w = flatten(out, g, w)
+    flat_g, flat_w, result = with_kernel(_cuda.SCALE_DTYPES, product, flat_g, flat_w, flat_out)
+    t, grad_scale = t.to(product), grad_scale.to(product)  # wider only where w is now
     _cuda.scale_pruned_grad(
-        _address(flat_g), CODES[g.dtype], _address(flat_w), CODES[w.dtype], _address(flat_out), CODES[out.dtype],
-        w.numel(), _address(t), _address(grad_scale), stream,
+        _address(flat_g), CODES[flat_g.dtype], _address(flat_w), CODES[flat_w.dtype], _address(result),
+        CODES[result.dtype], w.numel(), _address(t), _address(grad_scale), stream,
     )  # fmt: skip
-    write_back(flat_out, out)
+    write_back(result, out)
+
+
+def with_kernel(kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *operands: Tensor) -> list[Tensor]:
+    """The operands, the last two of them a weight and a result, in dtypes for which ``kernels`` has one.
+
+    ``arithmetic`` is the dtype in which the op computes. Where the dtypes have no kernel of their own the weight is
+    cast to it, which is exact, and if there is no such kernel either, every operand: then what the kernel writes is not
+    rounded, and ``write_back`` rounds once, as a kernel would.
+    """
+    *gradient, _, last = own = tuple(CODES[operand.dtype] for operand in operands)
+    if own in kernels:
+        return list(operands)
+    *inputs, result = operands
+    if (*gradient, CODES[arithmetic], last) in kernels:
+        return [*inputs[:-1], inputs[-1].to(arithmetic), result]
+    result = result if result.dtype == arithmetic else torch.empty_like(result, dtype=arithmetic)
+    return [*(operand.to(arithmetic) for operand in inputs), result]
 
 
 # ---------------------------------------------------------------------------------------------- selection, counts

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include <stdexcept>
+
 #include "cuda/ops.h"
 #include "tests/cuda/arrays.h"
 
@@ -138,13 +140,15 @@ void check_scales() {
   check_scale<G, W, Out>(99, -1.0, 0, false);
 }
 
-template <class W>
-void check_results_of() {
-  check_thresholds<W, Half>(1);
-  check_thresholds<W, BFloat16>(2);
-  check_thresholds<W, float>(3);
-  check_thresholds<W, double>(4);
-  check_threshold_in_place<W>(1003);
+// Dtypes without a kernel are refused, before a launch.
+template <class Op>
+void check_refused(const char* words, const Op& op) {
+  try {
+    op();
+    expect(false, "no error that says \"%s\"", words);
+  } catch (const std::invalid_argument& error) {
+    expect(strcmp(error.what(), words) == 0, "\"%s\" instead of \"%s\"", error.what(), words);
+  }
 }
 
 }  // namespace
@@ -152,16 +156,27 @@ void check_results_of() {
 void test_elementwise_once() {
   check_threshold_in_place<float>(1003);
   check_threshold<float, BFloat16>(517, 0.3, 3, 1, 1, 5);
-  check_threshold<Half, float>(517, 0.3, 2, 0, 0, 6);
   check_scale<float, float, float>(517, 0.3, 1, true);
-  check_scale<double, float, Half>(517, 0.3, 0, false);
 }
 
 void test_threshold() {
-  check_results_of<Half>();
-  check_results_of<BFloat16>();
-  check_results_of<float>();
-  check_results_of<double>();
+  check_thresholds<float, float>(1);
+  check_thresholds<float, BFloat16>(2);
+  check_thresholds<float, Half>(3);
+  check_thresholds<BFloat16, BFloat16>(4);
+  check_thresholds<Half, Half>(5);
+  check_thresholds<double, double>(6);
+  check_threshold_in_place<float>(1003);
+  check_threshold_in_place<BFloat16>(1003);
+  check_threshold_in_place<Half>(1003);
+  check_threshold_in_place<double>(1003);
+  const Array<float> w(4);
+  check_refused("threshold has no kernel for the dtype codes 2 3", [&] {
+    cuda::threshold(w.data(), DType::kFloat32, w.data(), 3, w.data(), DType::kFloat64, 1, nullptr);
+  });
+  check_refused("power must be 1, 2, 3 or inf, got 4.5", [&] {
+    cuda::threshold(w.data(), DType::kFloat32, w.data(), 4.5, w.data(), DType::kFloat32, 1, nullptr);
+  });
 }
 
 void test_scale() {
@@ -173,9 +188,11 @@ void test_scale() {
   check_scales<BFloat16, BFloat16, BFloat16>();
   check_scales<Half, Half, Half>();
   check_scales<double, double, double>();
-  check_scales<double, float, float>();  // by the dtypes as numbers, as all others are
-  check_scales<Half, double, BFloat16>();
-  check_scales<float, BFloat16, Half>();
+  const Array<double> g(4);
+  check_refused("scale_pruned_grad has no kernel for the dtype codes 3 2 2", [&] {
+    cuda::scale_pruned_grad(g.data(), DType::kFloat64, g.data(), DType::kFloat32, g.data(), g.data(), g.data(),
+                            DType::kFloat32, 1, nullptr);
+  });
 }
 
 }  // namespace feather
