@@ -26,7 +26,7 @@ DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, 
 DTYPES["float64"] = torch.float64
 DEFAULT_DTYPES = ("float32", "bfloat16", "float16")
 AUTOCAST = {torch.float32: (torch.bfloat16, torch.float16)}  # weight's dtype -> those that autocast makes of it
-POWERS = (1.0, 2.0, 3.0, math.inf, 1.5)  # 1.5: any other power
+POWERS = (1.0, 2.0, 3.0, math.inf)
 SIZE = 1 << 17
 # selection is compiled for the power of two in the number of weights, as far as its bracket grows with it
 LIST_NUMELS = tuple(1 << k for k in range(14, 22))

@@ -46,6 +46,7 @@ def measure() -> dict[str, float]:
                 errors = {
                     f"threshold p={p}": oracle.ulp_error(ops.threshold(weights, t, p), oracle.threshold(weights, t, p))
                     for p in (*samples.POWERS, 1.1)
+                    if under_test.has_power(p)
                 }
                 scaled = ops.scale_pruned_grad(gradient, weights, t, scale)
                 errors["scale_pruned_grad"] = oracle.ulp_error(

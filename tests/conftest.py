@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import samples
 import torch
 from hypothesis import settings
 
@@ -25,6 +27,21 @@ class BackendUnderTest:
     name: str
     device: torch.device
     exact_bfloat16: bool = True
+
+    @property
+    def powers(self) -> list[float]:
+        """The powers of the samples that the backend has."""
+        return [p for p in samples.POWERS if self.has_power(p)]
+
+    def has_power(self, p: float) -> bool:
+        """Whether the backend has kernels for the power: any, where its module names none."""
+        own = getattr(importlib.import_module(dispatch.BACKENDS[self.name]), "POWERS", None)
+        return own is None or p in own
+
+    def skip_power(self, p: float) -> None:
+        """Skip the test where the backend has no kernel for the power."""
+        if not self.has_power(p):
+            pytest.skip(f"{self.name} has no kernel for p = {p}")
 
     def skip_inexact(self, *dtypes: torch.dtype) -> None:
         """Skip the test where one of the dtypes is not to be relied on."""

@@ -114,7 +114,6 @@ def cases() -> list[Case]:
         Case("threshold p=1, fp32", elementwise, threshold(w, 1.0)),
         Case("threshold p=inf, fp32", elementwise, threshold(w, math.inf)),
         Case("threshold p=3, fp64", elementwise, threshold(wide, 3.0)),
-        Case("threshold p=4.5, fp32", ("general_power_kernel",), threshold(w, 4.5)),
     ]
     for name, g, weight in (("fp32", w, w), ("bf16 gradient to fp32", low, w), ("bf16", low, low)):
         rows.append(Case(f"scale_pruned_grad, {name}", ("scale_kernel",), _scaling(g, weight, t, scale)))

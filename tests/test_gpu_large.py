@@ -54,14 +54,6 @@ def check_threshold(given: Marked) -> None:
     assert equal_to(y, 0.0) == w.numel() - len(given.places)
 
 
-def check_general_power(given: Marked) -> None:
-    w, t = given.weights, torch.ones((), device=given.weights.device)
-    y = ops.threshold(w, t, 4.5)
-    expected = ops.threshold(torch.tensor(given.values, dtype=w.dtype, device=w.device), t, 4.5)
-    assert at(y, given.places) == expected.tolist()
-    assert equal_to(y, 0.0) == w.numel() - len(given.places)
-
-
 def check_gradient(given: Marked) -> None:
     w = given.weights
     t, half = torch.ones((), device=w.device), torch.full((), 0.5, device=w.device)
@@ -96,7 +88,6 @@ def check_histogram(given: Marked) -> None:
 
 CHECKS: dict[str, Callable[[Marked], None]] = {
     "threshold": check_threshold,
-    "general power": check_general_power,
     "gradient": check_gradient,
     "count": check_count,
     "selection": check_selection,

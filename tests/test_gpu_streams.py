@@ -40,7 +40,7 @@ class Step:
         ops.scale_pruned_grad_(self.gradient, self.weights[0], self.t, self.scale)
         selected = ops.magnitude_select(self.weights, [0, 0], self.rank, hint=self.hint)
         self.results = [
-            *(ops.threshold(self.weights[0], self.t, p) for p in (1.0, 2.0, 3.0, 4.5, math.inf)),
+            *(ops.threshold(self.weights[0], self.t, p) for p in (1.0, 2.0, 3.0, math.inf)),
             ops.threshold(self.weights[0], self.t, 3.0, out_dtype=torch.bfloat16),
             ops.count_pruned(self.weights, [self.t, self.t]),
             selected,

@@ -27,7 +27,7 @@ def arguments(device: torch.device) -> dict[str, tuple[tuple[Any, ...], dict[str
     return {
         "threshold": ((w.t(), t, 3.0), {"out_dtype": torch.bfloat16}),
         "threshold.out": ((w, t, math.inf), {"out": torch.empty_like(w)}),
-        "threshold_recompute": ((w, t, 4.5, low), {}),
+        "threshold_recompute": ((w, t, 2.0, low), {}),
         "scale_pruned_grad": ((w.half(), w, t, half), {"out_dtype": torch.float64}),
         "scale_pruned_grad_": ((torch.randn(6, 4, device=device), w, t, half), {}),
         "magnitude_select": (

@@ -6,12 +6,12 @@ the overheads are room for them. What torch itself moves, such as zeros for coun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import oracle
 import pytest
-import samples
 import torch
 from conftest import PTX_ARCHITECTURE, PTX_BACKEND, BackendUnderTest
 from torch import Tensor
@@ -21,7 +21,6 @@ pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="bytes are counted 
 ops = torch.ops.feather_kernels
 NUMEL = 1 << 17
 OVERHEAD = 0.0035  # at most measured: 0.32 %, the table's row of a chunk of 8,192 bfloat16 weights
-OVERHEADS = {"forward p=4.5": 0.015}  # 28 bytes of constants for 256 weights
 CUDA_OVERHEAD = 0.02
 T, HALF = torch.tensor(1.2), torch.tensor(0.5)
 
@@ -43,7 +42,7 @@ def forward(dtype: torch.dtype, out_dtype: torch.dtype, p: float) -> Callable[[]
 
 
 BYTES_PER_WEIGHT: dict[str, tuple[Callable[[], Any], int]] = {
-    **{f"forward p={p}": (forward(torch.float32, torch.float32, p), 8) for p in samples.POWERS},
+    **{f"forward p={p}": (forward(torch.float32, torch.float32, p), 8) for p in (1.0, 2.0, 3.0, math.inf)},
     "forward float32 to bfloat16": (forward(torch.float32, torch.bfloat16, 3.0), 6),
     "forward bfloat16": (forward(torch.bfloat16, torch.bfloat16, 3.0), 4),
     "gradient in place": (gradient_in_place, 12),
@@ -63,7 +62,7 @@ def expect_bytes(executor: Any, minimum: int, overhead: float = OVERHEAD) -> Non
 def test_every_byte_once(backend: BackendUnderTest, executor: Any, name: str) -> None:
     call, bytes_per_weight = BYTES_PER_WEIGHT[name]
     call()
-    expect_bytes(executor, bytes_per_weight * NUMEL, OVERHEADS.get(name, OVERHEAD))
+    expect_bytes(executor, bytes_per_weight * NUMEL)
 
 
 def test_an_accumulated_list_is_read_once(backend: BackendUnderTest, executor: Any) -> None:

@@ -198,7 +198,7 @@ def test_after_warmup_training_compiles_nothing(
                 assert training.step(1)[0].dtype == low
         training.step(2)
         training.sparsifier.report()
-    for power in (1.0, 2.0, math.inf, 4.5):
+    for power in (1.0, 2.0, math.inf):
         fk.functional.threshold(torch.randn(7, 5).to(dtype), 0.1, power)
     fk.functional.magnitude_threshold([torch.randn(7, 5).to(dtype), torch.randn(64).to(dtype)], 0.5)
     many, rank = torch.randn(1 << 20).to(dtype), torch.tensor([1 << 10])

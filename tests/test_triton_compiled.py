@@ -26,7 +26,7 @@ from conftest import ptx_executor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import feather_kernels as fk  # noqa: E402
-from feather_kernels.backends.triton import bracket  # noqa: E402
+from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
 from feather_kernels.backends.triton.math import COMPILE  # noqa: E402
 
 ops = torch.ops.feather_kernels
@@ -82,7 +82,6 @@ CALLS: dict[str, Callable[[], None]] = {
         for dtype in (FLOAT32, BFLOAT16, FLOAT64)
         for p in (1.0, 2.0, 3.0, math.inf)
     },
-    "threshold float32 p=4.5": lambda: threshold(FLOAT32, FLOAT32, 4.5),
     "threshold float32 to bfloat16": lambda: threshold(FLOAT32, BFLOAT16, 3.0),
     "scale float32": lambda: scale_pruned_grad(FLOAT32, FLOAT32),
     "scale bfloat16": lambda: scale_pruned_grad(BFLOAT16, BFLOAT16),
@@ -143,6 +142,12 @@ def whole_block_accesses(source: Any) -> dict[str, int]:
         inputs = [bits(name) for name in ("g_ptr", "w_ptr") if name in names]
         return {"LDG": accesses(*inputs), "STG": accesses(bits("out_ptr"))}
     return {"LDG": accesses(constants["STORED"].primitive_bitwidth)} if "chunks" in names else {}
+
+
+def test_a_power_without_a_kernel() -> None:
+    w, t = torch.ones(3), torch.tensor(0.5)
+    with pytest.raises(ValueError, match=r"power must be 1, 2, 3 or inf on the Triton backend, got 4\.5"):
+        elementwise.threshold(w, t, 4.5, torch.empty_like(w))
 
 
 def output_of(tool: str, option: str, cubin: Path) -> str:

@@ -11,6 +11,7 @@ import subprocess
 import textwrap
 from collections.abc import Callable
 from functools import wraps
+from math import inf  # the name math is a module of this package
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ __all__ = [
     "scale_pruned_grad",
     "threshold",
 ]
+
+POWERS = (1.0, 2.0, 3.0, inf)
 
 
 def on_its_device(op: Callable[..., None]) -> Callable[..., None]:

@@ -12,12 +12,11 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.layouts import flatten, write_back
-from feather_kernels.backends.resident import resident
-from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
+from feather_kernels.backends.triton.math import COMPILE, is_pruned, threshold_value
 
+CONSTANT_OF_POWER = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}  # power -> P of the kernel
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
 WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
-GENERAL_BLOCK = 256  # of general powers, with their logarithms
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
@@ -33,19 +32,6 @@ def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, BLOCK: tl.conste
         inside = offsets < n
         w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(t.dtype)
         tl.store(out_ptr + offsets, threshold_value(w, t, P).to(out_ptr.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
-def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
-    """As ``threshold_kernel``, any power in float64; p_ptr: float64 (3,), see power_constants."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = start + tl.arange(0, BLOCK)
-    inside = offsets < n
-    t = tl.load(t_ptr)
-    p, rest, inverse = tl.load(p_ptr), tl.load(p_ptr + 1), tl.load(p_ptr + 2)
-    w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(tl.float64)
-    y = general_power(w, t.to(tl.float64), p, rest, inverse)
-    tl.store(out_ptr + offsets, y.to(t.dtype).to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr", "scale_ptr"])
@@ -68,15 +54,17 @@ def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.cons
 
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
-    """Fill ``out`` with P(w)."""
+    """Fill ``out`` with P(w).
+
+    Raises:
+        ValueError: p has no kernel.
+    """
+    power = CONSTANT_OF_POWER.get(p)
+    if power is None:
+        raise ValueError(f"power must be 1, 2, 3 or inf on the Triton backend, got {p}")
     flat_out, flat_w = flatten(out, w)
-    n, wide = w.numel(), t.dtype == torch.float64
-    if p in (1, 2, 3, math.inf):
-        block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
-        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, BLOCK=block, **COMPILE)
-    else:
-        constants, block = power_constants(p, w.device), GENERAL_BLOCK
-        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block, **COMPILE)
+    n, block = w.numel(), WIDE_BLOCK if t.dtype == torch.float64 else BLOCK
+    threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, BLOCK=block, **COMPILE)
     write_back(flat_out, out)
 
 
@@ -89,10 +77,3 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
         flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK, **COMPILE
     )
     write_back(flat_out, out)
-
-
-def power_constants(p: float, device: torch.device) -> Tensor:
-    """(3,) float64: p, what is left of it after 24 bits, 1/p; made once for each power and device."""
-    fraction, exponent = math.frexp(p)
-    rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
-    return resident(("power", p), device, lambda: torch.tensor([p, rest, 1 / p], dtype=torch.float64))
