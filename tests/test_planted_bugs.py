@@ -236,8 +236,8 @@ BUGS = [
     Bug(
         "stale threshold",
         "elementwise",
-        r"flat_w, t, flat_out, n, P=power",
-        'flat_w, globals().setdefault("stale", t), flat_out, n, P=power',
+        r"flat_w, t, flat_out, n, power",
+        'flat_w, globals().setdefault("stale", t), flat_out, n, power',
         two_thresholds,
         "AssertionError",
     ),

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import feather_kernels as fk  # noqa: E402
 from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
-from feather_kernels.backends.triton.math import COMPILE  # noqa: E402
+from feather_kernels.backends.triton.launch import COMPILE  # noqa: E402
 
 ops = torch.ops.feather_kernels
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -4,13 +4,8 @@ Weights come in the compute dtype (float32, or float64 for float64 weights). Sou
 docs/design/numerics.md; the same formulas stand in ``backends/reference.py``.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
-
-COMPILE: dict[str, Any] = {"enable_fp_fusion": True}
-"""Options of every launch: the bounds hold with a * b + c fused, which triton 3.10 leaves off unless asked."""
 
 
 @triton.jit
