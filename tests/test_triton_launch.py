@@ -112,6 +112,15 @@ def test_hooks_of_a_launch_are_called(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.clear()
 
 
+def test_tables_are_made_on_the_host_whatever_the_default_device() -> None:
+    weights, ranks, caps = [torch.randn(300), torch.randn(41)], torch.tensor([100, 7]), torch.tensor([200, 40])
+    for options in ({}, {"caps": caps}, {"hint": torch.ones(2, 2)}):
+        with fk.use_backend("reference"):
+            expected = ops.magnitude_select(weights, [0, 1], ranks, **options)
+        with ptx_executor(90), fk.use_backend("triton"), torch.device("meta"):
+            assert ops.magnitude_select(weights, [0, 1], ranks, **options).equal(expected)
+
+
 @pytest.mark.parametrize("length", [1 << 31, (1 << 31) - 1])
 @pytest.mark.parametrize("call", [ops.threshold, ops.scale_pruned_grad], ids=["threshold", "scale"])
 def test_the_width_of_the_number_of_elements(call: Callable[..., Any], length: int) -> None:

@@ -18,7 +18,13 @@ def storage_order(tensor: Tensor) -> list[int]:
 
 def alike(*tensors: Tensor) -> bool:
     """Whether all are dense in one of torch's memory formats: matching elements stand at one place of their memory."""
-    return any(all(x.is_contiguous(memory_format=form) for x in tensors) for form in FORMATS)
+    for form in FORMATS:  # every op comes here: plain loops
+        for tensor in tensors:
+            if not tensor.is_contiguous(memory_format=form):
+                break
+        else:
+            return True
+    return False
 
 
 def dense(w: Tensor) -> Tensor:

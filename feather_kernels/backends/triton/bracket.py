@@ -117,20 +117,18 @@ def try_bracket(
     scales: Tensor | None,
     hint: Tensor,
     rank: Tensor,
-    elements: int,
+    bins: int,
+    counts: Tensor,
+    below: Tensor,
     sizes: Tensor,
     prefixes: Tensor,
     keys: Tensor,
 ) -> None:
     """Set keys (G, 2) and prefixes (G,) of the groups whose bracket around hint (G, 2) holds what is wanted.
 
-    elements: of all tensors; sizes (G,): of each group's.
+    bins: see ``bracket_keys``. counts (G bins,) and below (G,): zeros. sizes (G,): elements of each group.
     """
     groups = rank.numel()
-    bins = bracket_keys(hint.dtype, groups, elements)
-    if not bins:
-        return
-    counts, below = rank.new_zeros(groups * (bins + 1)).split([groups * bins, groups])
     for chunks, stored, _ in tables:
         scaled = scales is not None
         bracket_kernel.launch(

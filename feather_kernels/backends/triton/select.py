@@ -14,7 +14,7 @@ from torch import Tensor
 from feather_kernels.backends.chunks import element_count, group_elements, make_rows
 from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import table
-from feather_kernels.backends.triton.bracket import try_bracket
+from feather_kernels.backends.triton.bracket import bracket_keys, try_bracket
 from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.radix_passes import (
     DIGIT_BITS,
@@ -58,13 +58,13 @@ def magnitude_select(
     rows = make_rows(tuple(groups), group_count, capped, rank.device)
     row_count = len(rows.groups)
     tables = table.make_tables(weights, rows.of_tensor)
-    state = rank.new_zeros(3 * group_count + 2 * row_count + (row_count << DIGIT_BITS))
-    keys, sizes, prefixes, below, counts = state.split(
-        [2 * group_count, group_count, row_count, row_count, row_count << DIGIT_BITS]
-    )
-    if hint is not None and not capped:
+    hinted = hint is not None and not capped
+    bins = bracket_keys(out.dtype, group_count, element_count(weights)) if hinted else 0
+    parts = [group_count * bins, 2 * group_count, *[group_count] * 2, *[row_count] * 2, row_count << DIGIT_BITS]
+    bracket, keys, bracket_below, sizes, prefixes, below, counts = rank.new_zeros(sum(parts)).split(parts)  # one fill
+    if hint is not None and bins:
         elements = group_elements(weights, groups, group_count, rank.device)
-        try_bracket(tables, scales, hint.contiguous(), rank, element_count(weights), elements, prefixes, keys)
+        try_bracket(tables, scales, hint.contiguous(), rank, bins, bracket, bracket_below, elements, prefixes, keys)
     shift = KEY_BITS[out.dtype]
     while shift:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
