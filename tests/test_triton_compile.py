@@ -200,6 +200,12 @@ def test_after_warmup_training_compiles_nothing(
         training.sparsifier.report()
     for power in (1.0, 2.0, math.inf):
         fk.functional.threshold(torch.randn(7, 5).to(dtype), 0.1, power)
+        fk.functional.threshold(torch.randn(8, 5).to(dtype)[1:], 0.1, power)
+    misaligned, scalar = torch.randn(8).to(dtype)[1:], torch.tensor(0.1)
+    torch.ops.feather_kernels.threshold.out(misaligned, scalar, 3.0, out=misaligned)
+    for gradient in (misaligned, torch.randn(7).to(dtype)):
+        torch.ops.feather_kernels.scale_pruned_grad(gradient, misaligned, scalar, scalar)
+        torch.ops.feather_kernels.scale_pruned_grad_(gradient, misaligned, scalar, scalar)
     fk.functional.magnitude_threshold([torch.randn(7, 5).to(dtype), torch.randn(64).to(dtype)], 0.5)
     many, rank = torch.randn(1 << 20).to(dtype), torch.tensor([1 << 10])
     for weights in ([many] * 3, [many[: 1 << 13]], [many[: 1 << 15]] * 3):
