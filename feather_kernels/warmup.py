@@ -97,7 +97,6 @@ def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> None:
     for grad_dtype in (dtype, *AUTOCAST.get(dtype, ())):
         for gradient, weight in product(_aligned_or_not(w.to(grad_dtype, copy=True)), _aligned_or_not(w)):
             ops.scale_pruned_grad(gradient, weight, t, t)
-            ops.scale_pruned_grad_(gradient, weight, t, t)
 
 
 def _magnitude_select(dtype: torch.dtype, device: torch.device) -> None:

@@ -179,10 +179,10 @@ class Policy:
         dtype = compute_dtype(parameters[0].dtype)
         key = (caps is not None, ranks.device, dtype)
         hint = self._hints.get(key)
-        if hint is None and self.captured:
+        if hint is None:  # NaN is no hint, but all kernels are compiled in the first step
             hint = self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
         values = ops.magnitude_select.default(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
-        if self.captured and hint is not None:
+        if self.captured:
             hint.copy_(values)
         else:
             self._hints[key] = values
