@@ -15,7 +15,7 @@ from torch import Tensor
 from feather_kernels import autograd
 from feather_kernels.ops import schema
 
-__all__ = ["magnitude_threshold", "threshold"]
+__all__ = ["magnitude_threshold", "sparse_conv1d", "sparse_conv2d", "sparse_conv3d", "sparse_linear", "threshold"]
 
 ops = torch.ops.feather_kernels
 
@@ -48,20 +48,148 @@ def threshold(
     Raises:
         ValueError, TypeError: an argument is outside of what is stated above; the message names it.
     """
-    if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
-        schema.check_weight("weight", weight)
-        threshold = _scalar("threshold", threshold, weight)
-    check_constant("threshold", threshold)
-    if type(power) is not float or not power >= 1:
-        schema.check_power(power)
-    if isinstance(grad_scale, Tensor):
-        check_constant("grad_scale", grad_scale)
-        schema.check_threshold("grad_scale", grad_scale, weight)
-        return autograd.threshold(weight, threshold, grad_scale, float(power), out_dtype)
-    if type(grad_scale) is not float or grad_scale != 1:
-        check_grad_scale(grad_scale)
-    scale = None if grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
-    return autograd.threshold(weight, threshold, scale, float(power), out_dtype)
+    t, scale = _constants(weight, threshold, power, grad_scale)
+    return autograd.threshold(weight, t, scale, float(power), out_dtype)
+
+
+def sparse_linear(
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor | float,
+    bias: Tensor | None = None,
+    *,
+    power: float = 3.0,
+    grad_scale: Tensor | float = 1.0,
+) -> Tensor:
+    """``x P(w)^T + b``, where backward computes P(w) again: no copy of the weight lives in between.
+
+    The gradient of w is that of ``threshold``. Under autocast x, P(w) and b are in its dtype. In torch.func transforms,
+    forward-mode differentiation and tracers P(w) is kept after all.
+
+    Args:
+        x: (*, in).
+        weight: w, (out, in); float16, bfloat16, float32 or float64.
+        threshold: T, as in ``threshold``.
+        bias: b, (out,), or None.
+        power: p, as in ``threshold``.
+        grad_scale: theta, as in ``threshold``.
+
+    Returns:
+        (*, out).
+
+    Raises:
+        ValueError, TypeError: as ``threshold`` and ``torch.nn.functional.linear``.
+
+    Example:
+        A layer of your own, under a threshold of your own::
+
+            class SparseLinear(torch.nn.Linear):
+                def forward(self, x):
+                    t = fk.functional.magnitude_threshold(self.weight, sparsity=0.9)
+                    return fk.functional.sparse_linear(x, self.weight, t, self.bias, grad_scale=0.5)
+    """
+    t, scale = _constants(weight, threshold, power, grad_scale)
+    return autograd.lean_linear(x, weight, t, scale, bias, float(power), autograd.autocast_dtype(weight))
+
+
+def sparse_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor | float,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    power: float = 3.0,
+    grad_scale: Tensor | float = 1.0,
+) -> Tensor:
+    """``torch.nn.functional.conv1d`` with P(w); see ``sparse_conv2d``. x: (N, C, L) or (C, L)."""
+    return _sparse_convolution(1, x, weight, threshold, bias, (stride, padding, dilation), groups, power, grad_scale)
+
+
+def sparse_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor | float,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    power: float = 3.0,
+    grad_scale: Tensor | float = 1.0,
+) -> Tensor:
+    """``torch.nn.functional.conv2d`` with P(w), where backward computes P(w) again: see ``sparse_linear``.
+
+    Args:
+        x: (N, C, H, W) or (C, H, W).
+        weight: w, (out, C / groups, kH, kW).
+        threshold: T, as in ``threshold``.
+        bias: b, (out,), or None.
+        stride: a number, or one for each dimension.
+        padding: zeros on both sides, a number, or one for each dimension.
+        dilation: a number, or one for each dimension.
+        groups: blocked connections.
+        power: p, as in ``threshold``.
+        grad_scale: theta, as in ``threshold``.
+
+    Returns:
+        (N, out, H', W') or (out, H', W').
+
+    Raises:
+        ValueError, TypeError: as ``threshold``; also where stride, padding or dilation fits no dimension.
+
+    Example::
+
+        y = fk.functional.sparse_conv2d(images, layer.weight, t, layer.bias, stride=2, padding=1)
+    """
+    return _sparse_convolution(2, x, weight, threshold, bias, (stride, padding, dilation), groups, power, grad_scale)
+
+
+def sparse_conv3d(
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor | float,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    power: float = 3.0,
+    grad_scale: Tensor | float = 1.0,
+) -> Tensor:
+    """``torch.nn.functional.conv3d`` with P(w); see ``sparse_conv2d``. x: (N, C, D, H, W) or (C, D, H, W)."""
+    return _sparse_convolution(3, x, weight, threshold, bias, (stride, padding, dilation), groups, power, grad_scale)
+
+
+def _sparse_convolution(
+    dimensions: int,
+    x: Tensor,
+    weight: Tensor,
+    threshold: Tensor | float,
+    bias: Tensor | None,
+    sizes: tuple[int | Sequence[int], ...],
+    groups: int,
+    power: float,
+    grad_scale: Tensor | float,
+) -> Tensor:
+    if weight.dim() != dimensions + 2:
+        raise ValueError(f"weight must have {dimensions + 2} dimensions, got shape {tuple(weight.shape)}")
+    each = []
+    for name, size in zip(("stride", "padding", "dilation"), sizes, strict=True):
+        numbers = [size] * dimensions if isinstance(size, int) else list(size)
+        if len(numbers) != dimensions or not all(isinstance(number, int) for number in numbers):
+            raise ValueError(f"{name} must be an integer or {dimensions} of them, got {size!r}")
+        each.append(numbers)
+    t, scale = _constants(weight, threshold, power, grad_scale)
+    autocast = autograd.autocast_dtype(weight)
+    return autograd.lean_convolution(
+        x, weight, t, scale, bias, float(power), autocast, *each, False, [0] * dimensions, groups
+    )
 
 
 @torch.no_grad()
@@ -133,6 +261,25 @@ def check_constant(name: str, value: object) -> None:
     """Raise ValueError if ``value`` is a tensor that requires grad: the method treats it as a constant."""
     if isinstance(value, Tensor) and value.requires_grad:
         raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
+
+
+def _constants(
+    weight: Tensor, threshold: Tensor | float, power: float, grad_scale: Tensor | float
+) -> tuple[Tensor, Tensor | None]:
+    """T and the gradient scale as the ops take them, None for the float 1; all arguments checked."""
+    if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
+        schema.check_weight("weight", weight)
+        threshold = _scalar("threshold", threshold, weight)
+    check_constant("threshold", threshold)
+    if type(power) is not float or not power >= 1:
+        schema.check_power(power)
+    if isinstance(grad_scale, Tensor):
+        check_constant("grad_scale", grad_scale)
+        schema.check_threshold("grad_scale", grad_scale, weight)
+        return threshold, grad_scale
+    if type(grad_scale) is not float or grad_scale != 1:
+        check_grad_scale(grad_scale)
+    return threshold, None if grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
 
 
 def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:

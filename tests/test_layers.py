@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
+from feather_kernels.autograd import autocast_dtype
 from feather_kernels.nn import SparseLayer
-from feather_kernels.nn.base import autocast_dtype
 from feather_kernels.nn.thresholds import ThresholdBinding
 
 

@@ -206,7 +206,6 @@ def test_after_warmup_training_compiles_nothing(
     torch.ops.feather_kernels.threshold.out(misaligned, scalar, 3.0, out=misaligned)
     for gradient in (misaligned, torch.randn(7).to(dtype)):
         torch.ops.feather_kernels.scale_pruned_grad(gradient, misaligned, scalar, scalar)
-        torch.ops.feather_kernels.scale_pruned_grad_(gradient, misaligned, scalar, scalar)
     fk.functional.magnitude_threshold([torch.randn(7, 5).to(dtype), torch.randn(64).to(dtype)], 0.5)
     many, rank = torch.randn(1 << 20).to(dtype), torch.tensor([1 << 10])
     for weights in ([many] * 3, [many[: 1 << 13]], [many[: 1 << 15]] * 3):

@@ -28,6 +28,14 @@ def weight_gradient(grad: Tensor, weight: Tensor, t: Tensor, grad_scale: Tensor 
     return grad.to(weight.dtype) if grad_scale is None else scale_pruned_grad(grad, weight, t, grad_scale)
 
 
+def autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast runs matrix products and convolutions of ``weight``; None where it leaves them."""
+    device = weight.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def cast_like_autocast(x: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
     """Input and bias as autocast casts them: to ``dtype``, unless that is None; float64 and integers stay."""
     if dtype is None:

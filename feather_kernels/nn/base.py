@@ -139,11 +139,3 @@ class SparseLayer(nn.Module):
     def _follow(self) -> None:
         for name, threshold in self.feather.thresholds.items():
             threshold.follow(self.latent(name))
-
-
-def autocast_dtype(weight: Tensor) -> torch.dtype | None:
-    """The dtype in which autocast runs matrix products and convolutions of ``weight``; None where it leaves them."""
-    device = weight.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
-        return None
-    return torch.get_autocast_dtype(device)

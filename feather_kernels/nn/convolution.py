@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feather_kernels import autograd
-from feather_kernels.nn.base import autocast_dtype
 from feather_kernels.nn.linear import CalledLayer
 
 
@@ -23,7 +22,7 @@ class FeatherForwardConv(CalledLayer):
         if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
             return type(layer).forward(layer, input)
         weight, t = layer.weight, self.feather.thresholds["weight"]
-        dtype = autocast_dtype(weight)
+        dtype = autograd.autocast_dtype(weight)
         if not t.recomputes(weight, dtype):
             sparse = autograd.threshold(weight, t.value, t.grad_scale, t.power, dtype)
             return layer._conv_forward(input, sparse, layer.bias)
@@ -47,7 +46,7 @@ class FeatherTransposedConv(CalledLayer):
         if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
             return type(layer).forward(layer, input, output_size)
         weight, t = layer.weight, self.feather.thresholds["weight"]
-        dtype = autocast_dtype(weight)
+        dtype = autograd.autocast_dtype(weight)
         output_padding = layer._output_padding(
             *(input, output_size, layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size)),
             layer.dilation,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feather_kernels import autograd
-from feather_kernels.nn.base import SparseLayer, autocast_dtype
+from feather_kernels.nn.base import SparseLayer
 
 
 class CalledLayer(SparseLayer):
@@ -24,7 +24,7 @@ class FeatherLinear(CalledLayer, nn.Linear):
         if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
             return type(self).forward(self, input)
         weight, t = self.weight, self.feather.thresholds["weight"]
-        dtype = autocast_dtype(weight)
+        dtype = autograd.autocast_dtype(weight)
         if t.recomputes(weight, dtype):
             return autograd.lean_linear(input, weight, t.value, t.grad_scale, self.bias, t.power, dtype)
         return F.linear(input, autograd.threshold(weight, t.value, t.grad_scale, t.power, dtype), self.bias)

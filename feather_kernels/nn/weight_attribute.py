@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feather_kernels.nn.base import SparseLayer, autocast_dtype
+from feather_kernels import autograd
+from feather_kernels.nn.base import SparseLayer
 
 
 class AttributeLayer(SparseLayer):
@@ -38,7 +39,7 @@ def thresholded(name: str, casts: bool) -> property:
     def read(self: SparseLayer) -> Tensor | None:
         if name not in self.feather.thresholds:
             return self._parameters[name]
-        dtype = autocast_dtype(self.latent(name)) if casts else None
+        dtype = autograd.autocast_dtype(self.latent(name)) if casts else None
         reads = None if torch.compiler.is_compiling() else self.feather.reads  # a compiler merges equal calls itself
         if reads is None:
             return self.sparse_weight(name, dtype)
