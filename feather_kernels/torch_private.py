@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.autograd import forward_ad
 
 
-def _absent(value: int) -> Callable[[], Any]:
-    return lambda: value
+def _outside_of_compilers() -> bool:
+    return not torch.compiler.is_compiling()
 
 
-transforms_active: Callable[[], int] = getattr(torch._C, "_are_functorch_transforms_active", _absent(True))
-"""Whether a torch.func transform is running; where torch does not say, always, which costs 15 us a call."""
+transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _outside_of_compilers)
+"""Whether a torch.func transform is running; where torch does not say, always in eager code (15 us a call)."""
 
-_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", _absent(-1))
+tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
+"""Whether torch.jit.trace, or the ONNX exporter that is built on it, is recording."""
+
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 
 def in_backward() -> bool:
@@ -24,10 +26,10 @@ def in_backward() -> bool:
     return _graph_task() != -1
 
 
-def forward_mode_active() -> bool:
-    """Whether a level of forward-mode differentiation is open; where torch does not say, always."""
-    return getattr(forward_ad, "_current_level", 0) >= 0
+if getattr(forward_ad, "_current_level", None) is None:
+    forward_mode_active = _outside_of_compilers
+else:
 
-
-tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", _absent(False))
-"""Whether torch.jit.trace, or the ONNX exporter that is built on it, is recording."""
+    def forward_mode_active() -> bool:
+        """Whether a level of forward-mode differentiation is open; where torch does not say, always in eager code."""
+        return forward_ad._current_level >= 0
