@@ -111,7 +111,7 @@ def interpolate(values: Tensor, fraction: Tensor | float) -> Tensor:
     """
     low, high = values.unbind(-1)
     value = low + (high - low) * fraction
-    return torch.where((high > low) & (value < high), value, low)
+    return torch.where(value < high, value, low)  # false for NaN, and for ties, where the value is v0
 
 
 def check_sparsity(name: str, sparsity: float) -> None:

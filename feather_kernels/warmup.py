@@ -1,8 +1,8 @@
 """Compiles ahead what training on a device would compile in its first step: ``feather-kernels warmup``.
 
-The ops are called on small tensors in every form that Triton compiles apart: dtypes, powers, optional arguments, the
-order of magnitude of the number of weights. Compiled kernels stay in Triton's cache on disk. What remains for training
-to compile: weights at addresses that 16 does not divide, and single tensors of more than 2^31 elements.
+The ops are called on small tensors in every form that Triton compiles apart: dtypes, powers, addresses that 16 divides
+or not, optional arguments, the order of magnitude of the number of weights. Compiled kernels stay in Triton's cache on
+disk. What remains for training to compile: single tensors of 2^31 elements or more.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -85,15 +86,17 @@ def _warm_op(op: str, calls: Calls, device: torch.device, name: str) -> Warmed:
 
 def _threshold(dtype: torch.dtype, device: torch.device) -> None:
     w, t = _weight_and_threshold(dtype, device)
-    for power in POWERS:
-        for out_dtype in (dtype, *AUTOCAST.get(dtype, ())):
-            ops.threshold(w, t, power, out_dtype=out_dtype)
+    for out_dtype in (dtype, *AUTOCAST.get(dtype, ())):
+        for weight, out in product(_aligned_or_not(w), _aligned_or_not(w.to(out_dtype, copy=True))):
+            for power in POWERS:
+                ops.threshold.out(weight, t, power, out=out)
 
 
 def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> None:
     w, t = _weight_and_threshold(dtype, device)
     for grad_dtype in (dtype, *AUTOCAST.get(dtype, ())):
-        ops.scale_pruned_grad(w.to(grad_dtype), w, t, t)
+        for gradient, weight in product(_aligned_or_not(w.to(grad_dtype, copy=True)), _aligned_or_not(w)):
+            ops.scale_pruned_grad(gradient, weight, t, t)
 
 
 def _magnitude_select(dtype: torch.dtype, device: torch.device) -> None:
@@ -110,6 +113,11 @@ def _magnitude_select(dtype: torch.dtype, device: torch.device) -> None:
 def _count_pruned(dtype: torch.dtype, device: torch.device) -> None:
     w, t = _weight_and_threshold(dtype, device)
     ops.count_pruned([w], [t])
+
+
+def _aligned_or_not(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """All elements but the last, at an address that 16 divides, and all but the first, at one that it does not."""
+    return tensor[:-1], tensor[1:]
 
 
 def _weight_and_threshold(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:

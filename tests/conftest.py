@@ -111,23 +111,40 @@ def backend(request: pytest.FixtureRequest, executor: Any) -> Iterator[BackendUn
 
 
 @contextmanager
-def ptx_executor(architecture: int = PTX_ARCHITECTURE, *, execute: bool = True, noise: bool = True) -> Iterator[Any]:
+def ptx_executor(
+    architecture: int = PTX_ARCHITECTURE, *, execute: bool = True, noise: bool = True, check: bool = True
+) -> Iterator[Any]:
     """The Triton backend takes CPU tensors: its compiled PTX runs on them, with all of the executor's checks.
 
     With ``noise`` approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see
-    ``simulated_gpu``).
+    ``simulated_gpu``). Without ``check`` nothing compares the kernels that are kept with those of Triton's own launch.
     """
     from ptx.driver import simulated_gpu
 
     from feather_kernels.backends.triton import table
+    from feather_kernels.backends.triton.launch import Kernel
 
     with simulated_gpu(architecture, noise=noise, execute=execute) as driver, pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "make_tables", exposing(driver, table.make_tables))
+        if check:
+            patch.setattr(Kernel, "launch", checked(Kernel.launch))
         patch.setitem(dispatch._probed, ("triton", CPU), None)
         try:
             yield driver
         finally:
             dispatch.reset()  # that Triton takes CPU tensors holds no longer
+
+
+def checked(launch: Callable[..., None]) -> Callable[..., None]:
+    """``Kernel.launch``; the kernel that it keeps for a form is the one that Triton has for the arguments."""
+    from feather_kernels.backends.triton.launch import COMPILE
+
+    def launch_and_check(kernel: Any, programs: int, form: Any, *arguments: Any) -> None:
+        launch(kernel, programs, form, *arguments)
+        wanted = kernel.function.warmup(*arguments, grid=(programs,), **COMPILE)
+        assert kernel.kept[arguments[0].device, form] is wanted, f"{kernel.function}: {form} is not all it depends on"
+
+    return launch_and_check
 
 
 def exposing(driver: Any, make_tables: Callable[..., Any]) -> Callable[..., Any]:

@@ -207,7 +207,9 @@ CASES = [
     ),
     *(
         Case(
-            f"threshold {str(dtype)[6:]}, p = {p}", partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t)
+            f"threshold {str(dtype)[6:]}, p = {p}",
+            partial(threshold, dtype=dtype, out_dtype=dtype, p=p, values=all_t),
+            ("triton", "cuda") if p in (1.0, 2.0, INF) else ("cuda",),
         )
         for dtype, p, all_t in ((FLOAT16, p, (EXACT, 0.3, 0.0, NAN)) for p in (1.0, 2.0, INF))
     ),

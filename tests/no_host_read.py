@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from feather_kernels.ops import eager
+from feather_kernels.ops import implementations
 
 HOST_READS = {
     "_local_scalar_dense",
@@ -36,7 +36,7 @@ class NoHostRead(TorchDispatchMode):
             name = func._schema.name.split("::")[1]
             name += f".{func._schema.overload_name}" if func._schema.overload_name else ""
             with self:
-                return eager.IMPLEMENTATIONS[name](*args, **kwargs)
+                return implementations.IMPLEMENTATIONS[name](*args, **kwargs)
         name = func.overloadpacket.__name__
         self.ops.add(name)
         if name in HOST_READS:

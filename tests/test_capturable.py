@@ -33,11 +33,11 @@ def tied_net() -> nn.Sequential:
 
 
 def thresholds(sparsifier: fk.Sparsifier) -> Tensor:
-    return torch.stack([use.threshold.threshold for weight in sparsifier.weights for use in weight.uses])
+    return torch.stack([use.binding.value for weight in sparsifier.weights for use in weight.uses])
 
 
 def grad_scales(sparsifier: fk.Sparsifier) -> list[float | None]:
-    scales = [use.threshold.grad_scale for weight in sparsifier.weights for use in weight.uses]
+    scales = [use.binding.grad_scale for weight in sparsifier.weights for use in weight.uses]
     return [None if scale is None else scale.item() for scale in scales]
 
 
@@ -115,8 +115,7 @@ def test_state_resumes_bit_for_bit(policy: str, saving: bool, loading: bool) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"update_every": 2}, "capturable needs update_every=1 and a named scope, got 2 and 'global'"),
-        ({"scope": lambda weights, s: weights[0].max()}, "capturable needs update_every=1 and a named scope"),
+        ({"scope": lambda weights, s: weights[0].max()}, "capturable needs a named scope"),
         ({"grad_scale": lambda s: s - 1}, "grad_scale must be a finite number of at least 0"),
         ({"min_density": 0.5}, "min_density must leave"),
     ],
@@ -171,6 +170,6 @@ def test_cuda_graph_replays_the_training_step(policy: str) -> None:
         assert sparsifier.step_count == count
         plain.model.load_state_dict(model.state_dict())
         plain.load_state_dict({**plain.state_dict(), "step": count})
-        plain.rethreshold(plain.model)
+        plain.refresh(plain.model)
         assert thresholds(sparsifier).equal(thresholds(plain))
         assert grad_scales(sparsifier) == grad_scales(plain)

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
+from feather_kernels.autograd.threshold import scale_pruned_grad
 from feather_kernels.functional import magnitude_threshold, threshold
 
 
@@ -99,11 +101,8 @@ def test_double_backward(scale: float) -> None:
 def test_gradient_of_the_backward_is_linear() -> None:
     w, g = torch.randn(8).double(), torch.randn(8).double().requires_grad_()
     t, half = torch.tensor(0.5).double(), torch.tensor(0.5).double()
-    from feather_kernels.autograd.threshold import ScalePrunedGrad
-
-    apply = ScalePrunedGrad.apply
-    assert torch.autograd.gradcheck(lambda g: apply(g, w, t, half, torch.float64), (g,))
-    assert torch.autograd.gradgradcheck(lambda g: apply(g, w, t, half, torch.float64), (g,))
+    assert torch.autograd.gradcheck(lambda g: scale_pruned_grad(g, w, t, half), (g,))
+    assert torch.autograd.gradgradcheck(lambda g: scale_pruned_grad(g, w, t, half), (g,))
 
 
 def test_torch_func() -> None:
@@ -117,8 +116,22 @@ def test_torch_func() -> None:
     stacked = torch.stack([w, 2 * w])
     per_row = torch.func.vmap(torch.func.grad(loss))(stacked)
     assert per_row[0].equal(expected)
-    with pytest.raises(RuntimeError, match="jvp"):
-        torch.func.jvp(loss, (w,), (w,))
+    assert torch.func.jvp(loss, (w,), (stacked[1],))[1].item() == pytest.approx((expected @ stacked[1]).item())
+    assert torch.func.vmap(torch.func.jacfwd(loss))(stacked)[0].allclose(expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("out_dtype", [None, torch.float64])
+def test_forward_mode(scale: float, out_dtype: torch.dtype | None) -> None:
+    """The tangent is scaled as the gradient is; in no_grad mode too, where no graph is."""
+    w, tangent = torch.randn(2, 30)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(w, tangent)
+        for mode in (torch.enable_grad(), torch.no_grad()):
+            with mode:
+                y = forward_ad.unpack_dual(threshold(dual, 0.5, grad_scale=scale, out_dtype=out_dtype))
+            assert y.primal.equal(threshold(w, 0.5, out_dtype=out_dtype))
+            assert y.tangent.equal(expected_gradient(w, 0.5, scale, tangent).to(y.primal.dtype))
 
 
 @pytest.mark.parametrize("compiler", ["aot_eager", "inductor"])

@@ -37,7 +37,7 @@ class Step:
 
     def run(self) -> None:
         self.gradient.copy_(self.given_gradient)
-        ops.scale_pruned_grad_(self.gradient, self.weights[0], self.t, self.scale)
+        self.gradient.copy_(ops.scale_pruned_grad(self.gradient, self.weights[0], self.t, self.scale))
         selected = ops.magnitude_select(self.weights, [0, 0], self.rank, hint=self.hint)
         self.results = [
             *(ops.threshold(self.weights[0], self.t, p) for p in (1.0, 2.0, 3.0, math.inf)),

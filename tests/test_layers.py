@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import feather_kernels as fk
 from feather_kernels.nn import SparseLayer
 from feather_kernels.nn.base import autocast_dtype
-from feather_kernels.nn.thresholds import WeightThreshold
+from feather_kernels.nn.thresholds import ThresholdBinding
 
 
 def sparsified(model: nn.Module, t: float = 0.05, grad_scale: float = 0.5) -> fk.Sparsifier:
@@ -34,7 +34,7 @@ def layers_of(model: nn.Module) -> list[SparseLayer]:
     return [m for m in model.modules() if isinstance(m, SparseLayer)]
 
 
-def weight_thresholds(model: nn.Module) -> list[WeightThreshold]:
+def weight_thresholds(model: nn.Module) -> list[ThresholdBinding]:
     return [t for layer in layers_of(model) for t in layer.feather.thresholds.values()]
 
 
@@ -45,7 +45,7 @@ def assign(model: nn.Module, t: float) -> None:
 
 def thresholds_of(model: nn.Module) -> set[float]:
     """The different thresholds that the layers read; the layers must all be bound to one vector."""
-    threshold = [t.threshold for t in weight_thresholds(model)]
+    threshold = [t.value for t in weight_thresholds(model)]
     assert len({t.untyped_storage().data_ptr() for t in threshold}) == 1
     assert len({t.data_ptr() for t in threshold}) == len(threshold)
     return {t.item() for t in threshold}
@@ -145,7 +145,7 @@ def test_shared_memory_is_shared_with_the_weight() -> None:
     model = nets.conv_net()
     sparsified(model)
     model.share_memory()
-    assert all(t.threshold.is_shared() for t in weight_thresholds(model))
+    assert all(t.value.is_shared() for t in weight_thresholds(model))
 
 
 def test_double_widens_the_threshold_and_float_narrows_it() -> None:
@@ -156,7 +156,7 @@ def test_double_widens_the_threshold_and_float_narrows_it() -> None:
     assert thresholds_of(model) == {float32(0.0123)}
     model(nets.images().double()).sum().backward()
     sparsifier.step()
-    sparsifier.rethreshold(model)
+    sparsifier.refresh(model)
     assert sparsifier.threshold.item() > 0
     model.float()
     assert sparsifier.threshold.dtype == torch.float32
@@ -173,7 +173,7 @@ def test_meta_to_empty_starts_at_zero_and_follows() -> None:
     assert sparsifier.threshold.item() == 0
     for parameter in model.parameters():
         nn.init.normal_(parameter)
-    sparsifier.rethreshold(model)
+    sparsifier.refresh(model)
     assert sparsifier.threshold.item() > 0
     assert thresholds_of(model) == {sparsifier.threshold.item()}
 
@@ -198,7 +198,7 @@ def test_load_onto_another_device() -> None:
     torch.save(model, file)
     file.seek(0)
     moved = torch.load(file, weights_only=False, map_location="meta")
-    assert {t.threshold.device.type for t in weight_thresholds(moved)} == {"meta"}
+    assert {t.value.device.type for t in weight_thresholds(moved)} == {"meta"}
     assert moved(nets.images().to("meta")).shape == (8, 10)
 
 
@@ -253,12 +253,10 @@ def test_data_replaced_before_backward_is_refused(rows: int) -> None:
 
 
 def test_autocast_of_devices_that_no_kernel_is_for() -> None:
-    x: Any = SimpleNamespace(
-        device=torch.device("mps"), is_cpu=False, is_cuda=False, dtype=torch.float32, is_floating_point=lambda: True
-    )
+    weight: Any = SimpleNamespace(device=torch.device("mps"), dtype=torch.float32)
     torch.set_autocast_enabled("mps", True)  # the context manager refuses it where there is none
     try:
-        assert autocast_dtype(x, torch.ones(1)) == torch.get_autocast_dtype("mps")
+        assert autocast_dtype(weight) == torch.get_autocast_dtype("mps")
     finally:
         torch.set_autocast_enabled("mps", False)
-    assert autocast_dtype(x, torch.ones(1)) is None
+    assert autocast_dtype(weight) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from families import FAMILIES, Family
 from nets import through_pickle, through_torch_save
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
@@ -20,9 +22,20 @@ from feather_kernels.nn import SparseLayer
 SPARSITY = 0.6
 
 
-@pytest.fixture(params=FAMILIES)
+IN_BOTH_MODES = {
+    **FAMILIES,
+    **{
+        f"{name}, recomputed": replace(family, options={**family.options, "recompute": True})
+        for name, family in FAMILIES.items()
+        if family.lean
+    },
+}
+
+
+@pytest.fixture(params=IN_BOTH_MODES)
 def family(request: pytest.FixtureRequest) -> Family:
-    return FAMILIES[request.param]
+    """A family of layers, and again with P(weight) computed twice where it can be."""
+    return IN_BOTH_MODES[request.param]
 
 
 def sparsify(model: nn.Module, family: Family, **options: Any) -> fk.Sparsifier:
@@ -48,14 +61,11 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("save", ["recompute", "keep"])
-def test_values_and_gradients_are_those_of_the_dense_layer_on_sparse_weights(
-    family: Family, save: str, mode: str
-) -> None:
+def test_values_and_gradients_are_those_of_the_dense_layer_on_sparse_weights(family: Family, mode: str) -> None:
     dense, masks = finalized(family)
     assert any(not mask.all() for mask in masks.values())
     model = family.model()
-    sparsifier = sparsify(model, family, save=save)
+    sparsifier = sparsify(model, family)
     model.train(mode == "train"), dense.train(mode == "train")
     x, x_dense = family.input().requires_grad_(), family.input().requires_grad_()
     y, y_dense = model(x), dense(x_dense)
@@ -67,7 +77,7 @@ def test_values_and_gradients_are_those_of_the_dense_layer_on_sparse_weights(
         expected = torch.where(masks[name], grad, grad * 0.5)
         torch.testing.assert_close(gradients(model)[name], expected, rtol=1e-5, atol=1e-5)
     backward = {layer.backward for layer in sparsifier.report().layers}
-    assert ("recomputes" in backward) == (save == "recompute" and family.lean)
+    assert ("recomputes" in backward) == ("recompute" in family.options)
 
 
 def test_no_grad_eval_sees_the_sparse_weights(family: Family) -> None:
@@ -114,8 +124,7 @@ def test_compile(family: Family) -> None:
     for step in range(100):
         y = compiled(family.input())
         if step % 25 == 0:
-            twin.load_state_dict(model.state_dict())
-            sparsifier.rethreshold(twin)
+            twin.load_state_dict(model.state_dict())  # its next forward selects thresholds from them
             torch.testing.assert_close(y, twin(family.input()), rtol=1e-5, atol=1e-5)
         y.square().mean().backward()
         optimizer.step()
@@ -171,9 +180,9 @@ def test_copies(family: Family, duplicate: Any) -> None:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.mul_(3)
-    sparsifier.rethreshold(twin)
+    twin(family.input())
     tripled = next(m for m in twin.modules() if isinstance(m, SparseLayer)).feather.thresholds.values()
-    torch.testing.assert_close(next(iter(tripled)).threshold, 3 * sparsifier.threshold)
+    torch.testing.assert_close(next(iter(tripled)).value, 3 * sparsifier.threshold)
 
 
 def test_resume(family: Family) -> None:
@@ -298,6 +307,30 @@ def test_double_backward(family: Family) -> None:
         torch.testing.assert_close(gradients(model)[name], expected, rtol=1e-4, atol=1e-4)
 
 
+def test_forward_mode(family: Family) -> None:
+    """The tangent is that of the dense layer on P(w), whose tangent is that of w by the mask."""
+    dense, masks = finalized(family)
+    model = family.model()
+    sparsify(model, family)
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tangents = {name: torch.randn_like(p) for name, p in parameters.items()}
+    masked = {name: torch.where(masks[name], tangent, 0.5 * tangent) for name, tangent in tangents.items()}
+    values = {name: p.detach().clone() for name, p in dense.named_parameters()}
+    x, dx = family.input(), torch.randn_like(family.input())
+
+    def tangent_of(layer: nn.Module, weights: dict[str, Any], directions: dict[str, Any]) -> torch.Tensor:
+        with forward_ad.dual_level():
+            duals = {name: forward_ad.make_dual(w, directions[name]) for name, w in weights.items()}
+            y = torch.func.functional_call(layer, duals, (forward_ad.make_dual(x, dx),))
+            return forward_ad.unpack_dual(y).tangent
+
+    try:
+        expected = tangent_of(dense, values, masked)
+    except (RuntimeError, NotImplementedError) as error:
+        pytest.skip(f"the dense layer has no forward mode: {error}")
+    torch.testing.assert_close(tangent_of(model, parameters, tangents), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_half_precision_thresholds_survive_moves(family: Family) -> None:
     model = family.model()
     sparsifier = sparsify(model, family)
@@ -322,7 +355,7 @@ def test_parametrize(family: Family) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(layer._parameters, name, None)
         with pytest.raises(RuntimeError, match="has lost its Parameter"):
-            sparsifier.rethreshold(model)
+            sparsifier.refresh(model)
 
     dense = family.model()
     path = next(n for n, m in model.named_modules() if m is layer)

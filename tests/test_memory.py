@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_iter
 
 import feather_kernels as fk
 from feather_kernels.backends import reference
-from feather_kernels.ops import eager
+from feather_kernels.ops import implementations
 
 
 class LiveBytes(TorchDispatchMode):
@@ -73,13 +73,13 @@ def saved_bytes(model: nn.Module, x: torch.Tensor) -> tuple[int, int]:
 def test_eager_saves_what_the_dense_model_saves(scale: float) -> None:
     model, x = network(), torch.randn(4, WIDTH, requires_grad=True)
     dense, weights = saved_bytes(model, x)
-    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=scale)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=scale, recompute=True)
     sparse, _ = saved_bytes(model, x)
     assert sparse <= dense + 0.1 / 4 * weights
     keeping = network()
-    fk.Sparsifier(keeping, schedule=fk.ConstantSchedule(0.5), grad_scale=scale, save="keep")
+    fk.Sparsifier(keeping, schedule=fk.ConstantSchedule(0.5), grad_scale=scale, recompute=False)
     kept, _ = saved_bytes(keeping, x)
-    assert kept >= dense + weights, 'save="keep" holds a copy of every weight: the measure sees it'
+    assert kept >= dense + weights, "recompute=False holds a copy of every weight: the measure sees it"
 
 
 def peak_of_a_step(model: nn.Module, x: torch.Tensor, compiled: Any = None) -> int:
@@ -98,7 +98,7 @@ def test_peak_of_an_eager_step(scale: float) -> None:
     x = torch.randn(4, WIDTH)
     dense = peak_of_a_step(network(), x)
     model = network()
-    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=scale)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=scale, recompute=True)
     sparse = peak_of_a_step(model, x)
     numels = [p.numel() for p in model.parameters() if p.dim() > 1]
     assert sparse <= dense + 0.1 * sum(numels) + 4 * max(numels) + 4096
@@ -133,13 +133,12 @@ def test_compiled_backward_recomputes_and_saves_no_copy(compiler: str, monkeypat
                 calls.append(name)
             return getattr(reference, name)
 
-    monkeypatch.setattr(eager, "backend_for", lambda device: Counting())
-    monkeypatch.setattr(eager, "backend_for_threshold", lambda device, power: Counting())
+    monkeypatch.setattr(implementations, "backend_for_threshold", lambda device, power: Counting())
     model, x = network(), torch.randn(4, WIDTH, requires_grad=True)
     torch._dynamo.reset()
     # on a CPU inductor lays the weight of a convolution out anew, in a dense model too
     dense, _ = copies_saved(torch.compile(model, fullgraph=True, backend=compiler), model, x)
-    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5, recompute=True)
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend=compiler)
     copies, y = copies_saved(compiled, model, x)
@@ -151,7 +150,7 @@ def test_compiled_backward_recomputes_and_saves_no_copy(compiler: str, monkeypat
 
 def test_weight_changed_between_forward_and_backward_raises() -> None:
     model, x = network(), torch.randn(4, WIDTH)
-    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), recompute=True)
     loss = model(x).sum()
     with torch.no_grad():
         model[2].weight.mul_(2)
@@ -172,6 +171,6 @@ def test_peak_on_a_gpu() -> None:
         return torch.cuda.max_memory_allocated() - before
 
     dense, model = peak(network().cuda()), network().cuda()
-    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), grad_scale=0.5, recompute=True)
     numels = [p.numel() for p in model.parameters() if p.dim() > 1]
     assert peak(model) <= dense + 0.1 * sum(numels) + 4 * max(numels) + (2 << 20)

@@ -16,12 +16,12 @@ import feather_kernels as fk
 
 
 def thresholds(sparsifier: fk.Sparsifier) -> list[Tensor]:
-    return [weight.uses[0].threshold.threshold for weight in sparsifier.weights]
+    return [weight.uses[0].binding.value for weight in sparsifier.weights]
 
 
 def powers(overrides: dict[Any, dict[str, Any]]) -> list[float]:
     sparsifier = fk.Sparsifier(nets.conv_net(), sparsity=0.5, total_steps=4, power=math.inf, overrides=overrides)
-    return [weight.uses[0].threshold.power for weight in sparsifier.weights]
+    return [weight.uses[0].binding.power for weight in sparsifier.weights]
 
 
 @pytest.mark.parametrize("order", [1, -1])
@@ -43,7 +43,7 @@ def test_a_longer_name_wins_and_options_come_each_from_their_own_entry() -> None
         "body.1": {"power": 4, "sparsity": 0.0},
     }
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), overrides=overrides)
-    uses = [weight.uses[0].threshold for weight in sparsifier.weights]
+    uses = [weight.uses[0].binding for weight in sparsifier.weights]
     assert [use.power for use in uses] == [1, 4, 2]
     assert [use.grad_scale.item() for use in uses] == [0.5] * 3
     assert thresholds(sparsifier)[1] == 0
@@ -100,7 +100,7 @@ def test_own_gradient_scale(changing: bool, capturable: bool) -> None:
     model(nets.images())
     for _ in range(6):
         others = 1 - sparsifier.sparsity if changing else 0.75
-        uses = [weight.uses[0].threshold for weight in sparsifier.weights]
+        uses = [weight.uses[0].binding for weight in sparsifier.weights]
         got = [1.0 if use.grad_scale is None else use.grad_scale.item() for use in uses]
         assert got == pytest.approx([1, others, others, others, 0.25])
         sparsifier.step()
@@ -111,9 +111,9 @@ def test_tied_weight_takes_the_override_of_either_name() -> None:
     model[1].weight = model[0].weight
     options = {"overrides": {"1": {"sparsity": 0.0, "grad_scale": 0.5}}, "grad_scale": lambda s: s}
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), **options)
-    uses = [use.threshold for weight in sparsifier.weights for use in weight.uses]
+    uses = [use.binding for weight in sparsifier.weights for use in weight.uses]
     assert [use.grad_scale.item() for use in uses] == [0.5] * 3
-    assert [use.threshold.item() > 0 for use in uses] == [False, False, True]
+    assert [use.value.item() > 0 for use in uses] == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +166,6 @@ def test_a_copy_gets_the_scales_of_its_own_layers() -> None:
     average = copy.deepcopy(model)
     model(nets.images())
     sparsifier.step()
-    sparsifier.rethreshold(average)
+    sparsifier.refresh(average)
     scales = [average[i].feather.thresholds["weight"].grad_scale.item() for i in (0, 3, 6, 7, 8)]
     assert scales == pytest.approx([1 - sparsifier.sparsity] * 4 + [0.25])

@@ -25,7 +25,7 @@ def constant(model: nn.Module, sparsity: float, **options: Any) -> fk.Sparsifier
 
 
 def thresholds(sparsifier: fk.Sparsifier) -> list[Tensor]:
-    return [weight.uses[0].threshold.threshold for weight in sparsifier.weights]
+    return [weight.uses[0].binding.value for weight in sparsifier.weights]
 
 
 def pruned(sparsifier: fk.Sparsifier) -> list[int]:
@@ -279,8 +279,7 @@ def test_largest_below_at_its_ends() -> None:
         ({"min_density": 1.5}, ValueError, r"min_density must be in \[0, 1\], got 1.5"),
         ({"min_density": math.nan}, ValueError, r"min_density must be in \[0, 1\], got nan"),
         ({"min_density": "5%"}, TypeError, "min_density must be a number, got '5%'"),
-        ({"update_every": 0}, ValueError, "update_every must be at least 1, got 0"),
-        ({"update_every": 1.5}, TypeError, "update_every must be an integer, got 1.5"),
+        ({"recompute": "keep"}, TypeError, "recompute must be None, True or False, got 'keep'"),
         ({"scope": lambda w, s: w[0].max(), "min_density": 0.1}, ValueError, "scope must be a name where"),
         ({"scope": lambda w, s: w[0].max(), "score_scale": "l2"}, ValueError, "scope must be a name where"),
         ({"grad_scale": lambda s: -1.0}, ValueError, "grad_scale must be a finite number of at least 0, got -1"),
@@ -294,7 +293,7 @@ def test_bad_policies_leave_the_model_dense(options: dict[str, Any], error: type
     assert type(model[0]) is nn.Conv2d
 
 
-# ------------------------------------------------------------------------------ update_every and gradient scale
+# ------------------------------------------------------------------------------ gradient scale
 
 
 def train(model: nn.Module, sparsifier: fk.Sparsifier, steps: int = 1) -> None:
@@ -306,22 +305,6 @@ def train(model: nn.Module, sparsifier: fk.Sparsifier, steps: int = 1) -> None:
         sparsifier.step()
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
-def test_update_every_keeps_the_thresholds_in_between(scope: str) -> None:
-    model = nets.conv_net()
-    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=8, update_every=3, scope=scope)
-    before = [t.clone() for t in thresholds(sparsifier)]
-    for step in range(1, 12):
-        train(model, sparsifier)
-        same = all(a.equal(b) for a, b in zip(before, thresholds(sparsifier), strict=True))
-        assert same == (step % 3 != 0)
-        before = [t.clone() for t in thresholds(sparsifier)]
-    sparsifier.finalize()
-    numels = [4200] if scope == "global" else [w.numel() for w in nets.prunable(model)]
-    zeros = sum(int((w == 0).sum()) for w in nets.prunable(model))
-    assert zeros == sum(budget(n, 0.8) for n in numels) + sparsifier.report().ties
-
-
 def test_grad_scale_follows_the_sparsity_without_recompiling() -> None:
     torch._dynamo.reset()
     model = nets.conv_net()
@@ -331,7 +314,7 @@ def test_grad_scale_follows_the_sparsity_without_recompiling() -> None:
     compiled = torch.compile(model, backend=counter, fullgraph=True)
     frames = []
     for _ in range(8):
-        scales = [weight.uses[0].threshold.grad_scale.item() for weight in sparsifier.weights]
+        scales = [weight.uses[0].binding.grad_scale.item() for weight in sparsifier.weights]
         assert scales == pytest.approx([1 - sparsifier.sparsity] * 4 + [0.25])
         compiled(nets.images()).sum().backward()
         sparsifier.step()

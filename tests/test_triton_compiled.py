@@ -26,8 +26,8 @@ from conftest import ptx_executor  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import feather_kernels as fk  # noqa: E402
-from feather_kernels.backends.triton import bracket  # noqa: E402
-from feather_kernels.backends.triton.math import COMPILE  # noqa: E402
+from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
+from feather_kernels.backends.triton.launch import COMPILE  # noqa: E402
 
 ops = torch.ops.feather_kernels
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -142,6 +142,12 @@ def whole_block_accesses(source: Any) -> dict[str, int]:
         inputs = [bits(name) for name in ("g_ptr", "w_ptr") if name in names]
         return {"LDG": accesses(*inputs), "STG": accesses(bits("out_ptr"))}
     return {"LDG": accesses(constants["STORED"].primitive_bitwidth)} if "chunks" in names else {}
+
+
+def test_a_power_without_a_kernel() -> None:
+    w, t = torch.ones(3), torch.tensor(0.5)
+    with pytest.raises(ValueError, match=r"power must be 1, 2, 3 or inf on the Triton backend, got 4\.5"):
+        elementwise.threshold(w, t, 4.5, torch.empty_like(w))
 
 
 def output_of(tool: str, option: str, cubin: Path) -> str:

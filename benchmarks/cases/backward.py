@@ -103,14 +103,15 @@ def mul_by_number(data: Data) -> Variant:
 
 
 def ours(data: Data, backend: str) -> Variant:
-    """``torch.ops.feather_kernels.scale_pruned_grad_``."""
-    operator = torch.ops.feather_kernels.scale_pruned_grad_.default
+    """``torch.ops.feather_kernels.scale_pruned_grad``."""
+    operator = torch.ops.feather_kernels.scale_pruned_grad.default
 
     def run() -> list[Tensor]:
         with fk.use_backend(backend):
-            for gradient, weight in zip(data.written, data.inputs.weights, strict=True):
+            return [
                 operator(gradient, weight, data.inputs.threshold, data.grad_scale)
-        return data.written
+                for gradient, weight in zip(data.written, data.inputs.weights, strict=True)
+            ]
 
     return Variant(run, 3 * data.inputs.bytes, data.gate, data.restore)
 

@@ -93,7 +93,7 @@ def limit(data: Data) -> Variant:
 
 
 def ours(data: Data, backend: str) -> Variant:
-    """Select with the last step's hint; P(w) of each tensor, dropped at once as the layers do; gradients in place."""
+    """Select with the last step's hint; P(w) of each tensor, dropped at once as the layers do; gradients scaled."""
     ops, inputs = torch.ops.feather_kernels, data.inputs
     weights, groups = list(inputs.weights), [0] * len(inputs.weights)
 
@@ -102,9 +102,9 @@ def ours(data: Data, backend: str) -> Variant:
             t = interpolate(ops.magnitude_select(weights, groups, inputs.rank, hint=data.hint)[0], inputs.fraction)
             for weight in weights:
                 value = ops.threshold(weight, t, POWER)
-            for gradient, weight in zip(data.written, weights, strict=True):
-                ops.scale_pruned_grad_(gradient, weight, t, data.grad_scale)
-        return [value], data.written
+            pairs = zip(data.written, weights, strict=True)
+            gradients = [ops.scale_pruned_grad(gradient, weight, t, data.grad_scale) for gradient, weight in pairs]
+        return [value], gradients
 
     return Variant(run, data.moved, partial(data.gate, exact=True), data.restore)
 

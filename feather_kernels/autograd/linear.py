@@ -1,7 +1,8 @@
-"""``x P(w)^T + b`` that keeps no copy of the weight between forward and backward."""
+"""``x P(w)^T + b`` that keeps no P(w) between forward and backward."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,51 +10,59 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from feather_kernels.autograd.threshold import eager_form, recompute, scale_weight_grad
-from feather_kernels.ops import calls
+from feather_kernels.autograd.lean import cast_like_autocast, recompute, runs_lean, weight_gradient
+from feather_kernels.autograd.threshold import ops, threshold
 
 
-class SparseLinear(Function):
-    """Inputs: input (*, in), weight (out, in), threshold, grad_scale or None, bias (out,) or None, power, dtype.
+def lean_linear(
+    x: Tensor,
+    weight: Tensor,
+    t: Tensor,
+    grad_scale: Tensor | None,
+    bias: Tensor | None,
+    power: float,
+    autocast: torch.dtype | None,
+) -> Tensor:
+    """``F.linear(x, P(w), bias)``: x (*, in), weight (out, in), bias (out,) or None -> (*, out).
 
-    ``dtype`` is that of P(w), None for the weight's own; input and bias must have it already.
+    ``autocast`` is the dtype that autocast computes in, None where it is off. Inside torch.func transforms,
+    forward-mode differentiation and tracers P(w) is kept, as torch's own op is what they see.
     """
+    if not runs_lean():
+        return F.linear(x, threshold(weight, t, grad_scale, power, autocast), bias)
+    x, bias = cast_like_autocast(x, bias, autocast)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    product = LeanLinear.apply(rows, weight, t, grad_scale, bias, power, autocast)
+    return product.reshape(*x.shape[:-1], weight.shape[0])  # out here: what a Function returns must not be a view
 
-    generate_vmap_rule = True
+
+class LeanLinear(Function):
+    """Inputs: x (rows, in), weight, threshold, grad_scale or None, bias or None, power, dtype of P(w) or None."""
 
     @staticmethod
     def forward(
-        input: Tensor,  # noqa: A002  (torch's name for it)
+        ctx: Any,
+        x: Tensor,
         weight: Tensor,
-        threshold: Tensor,
+        t: Tensor,
         grad_scale: Tensor | None,
         bias: Tensor | None,
         power: float,
         dtype: torch.dtype | None,
     ) -> Tensor:
-        sparse = calls.way(weight, threshold).threshold(weight, threshold, power, out_dtype=dtype)
-        return F.linear(input, sparse, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, weight, threshold, grad_scale, _, ctx.power, ctx.dtype = inputs
-        ctx.save_for_backward(x, weight, threshold, grad_scale)
+        ctx.power, ctx.dtype = power, dtype
+        ctx.save_for_backward(x, weight, t, grad_scale)
+        return F.linear(x, ops.threshold.default(weight, t, power, out_dtype=dtype), bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, threshold, grad_scale = ctx.saved_tensors
+        x, weight, t, grad_scale = ctx.saved_tensors
         needs_input, needs_weight, _, _, needs_bias = ctx.needs_input_grad[:5]
-        way = calls.way(grad, x, weight, threshold, grad_scale)
         grad_input = grad_weight = grad_bias = None
         if needs_input:
-            grad_input = grad.matmul(recompute(way, weight, threshold, grad_scale, ctx.power, ctx.dtype, grad))
-        rows = grad.reshape(-1, grad.shape[-1])
+            grad_input = grad.mm(recompute(weight, t, grad_scale, ctx.power, ctx.dtype, grad))
         if needs_weight:
-            grad_weight = rows.t().mm(x.reshape(-1, x.shape[-1]))
-            grad_weight = scale_weight_grad(way, grad_weight, weight, threshold, grad_scale)
+            grad_weight = weight_gradient(grad.t().mm(x), weight, t, grad_scale)
         if needs_bias:
-            grad_bias = rows.sum(0)
+            grad_bias = grad.sum(0)
         return grad_input, grad_weight, None, None, grad_bias, None, None
-
-
-linear = eager_form(SparseLinear)

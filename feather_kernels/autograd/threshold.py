@@ -1,141 +1,102 @@
-"""The thresholding operator and its gradient scaling as torch.autograd.Functions.
+"""The thresholding operator as a differentiable function: the one place where layers and functions get P(w).
 
-Each Function is written once, in setup_context style, which torch.func needs. Torch binds the signature of such a
-Function on every call (about 15 us), so eager calls go through an equivalent ctx-style class that ``eager_form`` makes
-from it. All that is saved for backward are references to the weight and its threshold, and nothing at grad_scale 1.
+What is saved for backward are references to the weight and its threshold, and nothing at grad_scale 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from feather_kernels.ops import calls
+from feather_kernels.backends.reference import scaled_gradient
+from feather_kernels.torch_private import forward_mode_active, tracing, transforms_active
+
+ops = torch.ops.feather_kernels
 
 
-def eager_form(function: type[Function]) -> Callable[..., Any]:
-    """``function.apply`` at the call cost of a ctx-style Function, where no functorch transform is active."""
-    forward, setup_context = function.forward, function.setup_context
+def threshold(
+    weight: Tensor, t: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """P(w) in ``out_dtype`` (default the weight's), with the scaled straight-through gradient.
 
-    class Eager(Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            output = forward(*args)
-            setup_context(ctx, args, output)
-            return output
-
-        backward = staticmethod(function.backward)
-
-    Eager.__name__ = function.__name__
-
-    transforms_active, apply_function, apply_eager = (
-        torch._C._are_functorch_transforms_active, function.apply, Eager.apply,
-    )  # fmt: skip
-
-    def apply(*args: Any) -> Any:
-        return apply_function(*args) if transforms_active() else apply_eager(*args)
-
-    return apply
+    Arguments are as in ``functional.threshold`` and are checked by the op; ``grad_scale`` None is 1. The derivative of
+    the operator itself is not used (straight-through estimator; Feather, section 3).
+    """
+    if transforms_active() or forward_mode_active():
+        return Threshold.apply(weight, t, grad_scale, power, out_dtype)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
+    if tracing():
+        with torch.no_grad():  # a Function would stand in the trace as Python; backward of the traced op raises
+            return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
+    return EagerThreshold.apply(weight, t, grad_scale, power, out_dtype)
 
 
 class Threshold(Function):
-    """``P(w)`` forward; backward ``g * (1 where kept, grad_scale where pruned)`` in the weight's dtype.
+    """``P(w)`` for torch.func and forward-mode differentiation.
 
-    Inputs: weight, threshold (0-dim), grad_scale (0-dim, or None for 1), power, out_dtype. The derivative of the
-    operator itself is not used (straight-through estimator; Feather, section 3).
+    Inputs: weight, threshold (0-dim), grad_scale (0-dim, or None for 1), power, out_dtype. The tangent of P(w), like
+    the gradient, is scaled on pruned weights.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        weight: Tensor, threshold: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
+        weight: Tensor, t: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
     ) -> Tensor:
-        return calls.way(weight, threshold).threshold(weight, threshold, power, out_dtype=out_dtype)
+        return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, threshold, grad_scale, _, _ = inputs
-        ctx.weight_dtype = weight.dtype
-        ctx.scaled = grad_scale is not None
+        weight, t, grad_scale, _, _ = inputs
+        ctx.weight_dtype, ctx.out_dtype, ctx.scaled = weight.dtype, output.dtype, grad_scale is not None
         if ctx.scaled:
-            ctx.save_for_backward(weight, threshold, grad_scale)
+            ctx.save_for_backward(weight, t, grad_scale)
+            ctx.save_for_forward(weight, t, grad_scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[0]:
-            return (None,) * 5
+            return None, None, None, None, None
         if not ctx.scaled:
             return grad.to(ctx.weight_dtype), None, None, None, None
-        weight, threshold, grad_scale = ctx.saved_tensors  # once: activation checkpointing allows no second unpacking
-        way = calls.way(grad, weight, threshold, grad_scale)
-        scaled = scale_pruned_grad(way, grad, weight, threshold, grad_scale, ctx.weight_dtype)
-        return scaled, None, None, None, None
-
-
-class ScalePrunedGrad(Function):
-    """``g * (1 where kept, grad_scale where pruned)``: linear in g, and its own derivative (for double backward)."""
-
-    generate_vmap_rule = True
+        weight, t, grad_scale = ctx.saved_tensors  # once: activation checkpointing allows no second unpacking
+        return scale_pruned_grad(grad, weight, t, grad_scale), None, None, None, None
 
     @staticmethod
-    def forward(grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype) -> Tensor:
-        way = calls.way(grad, weight, threshold, grad_scale)
-        return way.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        if not ctx.scaled:
+            return tangent.to(ctx.out_dtype)
+        return scaled_gradient(tangent, *ctx.saved_tensors).to(ctx.out_dtype)
+
+
+class EagerThreshold(Function):
+    """``Threshold`` outside of transforms, and for torch.compile, which refuses a Function with a jvp.
+
+    torch binds the signature of a Function in setup_context style anew on every call, about 15 us; not of this one.
+    """
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        grad, weight, threshold, grad_scale, _ = inputs
-        ctx.save_for_backward(weight, threshold, grad_scale)
-        ctx.grad_dtype = grad.dtype
+    def forward(
+        ctx: Any, weight: Tensor, t: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None
+    ) -> Tensor:
+        ctx.weight_dtype, ctx.scaled = weight.dtype, grad_scale is not None
+        if ctx.scaled:
+            ctx.save_for_backward(weight, t, grad_scale)
+        return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, threshold, grad_scale = ctx.saved_tensors
-        way = calls.way(grad, weight, threshold, grad_scale)
-        scaled = scale_pruned_grad(way, grad, weight, threshold, grad_scale, ctx.grad_dtype)
-        return scaled, None, None, None, None
+    backward = staticmethod(Threshold.backward)
 
 
-def scale_pruned_grad(
-    way: calls.Way, grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor, out_dtype: torch.dtype
-) -> Tensor:
-    """``ScalePrunedGrad`` where the result must be differentiable (create_graph, torch.func), else the plain op."""
-    if torch.is_grad_enabled():
-        return _scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype)
-    return way.scale_pruned_grad(grad, weight, threshold, grad_scale, out_dtype=out_dtype)
+def scale_pruned_grad(grad: Tensor, weight: Tensor, t: Tensor, grad_scale: Tensor) -> Tensor:
+    """``g * (1 where kept, grad_scale where pruned)`` in the weight's dtype.
 
-
-def recompute(
-    way: calls.Way,
-    weight: Tensor,
-    threshold: Tensor,
-    grad_scale: Tensor | None,
-    power: float,
-    dtype: torch.dtype | None,
-    grad: Tensor,
-) -> Tensor:
-    """P(w) for a backward pass that has received ``grad``: differentiable where its result must be."""
-    if torch.is_grad_enabled():
-        return _threshold(weight, threshold, grad_scale, power, dtype)
-    return way.threshold_recompute(weight, threshold, power, grad, out_dtype=dtype)
-
-
-def scale_weight_grad(
-    way: calls.Way, grad: Tensor, weight: Tensor, threshold: Tensor, grad_scale: Tensor | None
-) -> Tensor:
-    """A fresh weight gradient, scaled and in the weight's dtype; in place where neither forbids it."""
-    if grad_scale is None:
-        return grad.to(weight.dtype)
-    if torch.is_grad_enabled() or grad.dtype != weight.dtype:
-        return scale_pruned_grad(way, grad, weight, threshold, grad_scale, weight.dtype)
-    way.scale_fresh_grad_(grad, weight, threshold, grad_scale)
-    return grad
-
-
-threshold = _threshold = eager_form(Threshold)
-_scale_pruned_grad = eager_form(ScalePrunedGrad)
+    One kernel; but torch's own ops, with the same bits, where a compiler can fuse them or a derivative is wanted.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return scaled_gradient(grad, weight, t, grad_scale).to(weight.dtype)
+    return ops.scale_pruned_grad.default(grad, weight, t, grad_scale)

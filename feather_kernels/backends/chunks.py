@@ -16,6 +16,9 @@ from feather_kernels.backends.resident import resident
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
 
 
+Entry = tuple[int, int, int, int]  # of a tensor: address, elements, row, index
+
+
 class Table(NamedTuple):
     """The chunks of tensors of one storage dtype, int64 (C, COLUMNS) on the device; the tensors, to keep them alive."""
 
@@ -38,25 +41,36 @@ def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> l
 
     Layouts that are not dense are copied once.
     """
-    flat = [dense(w) for w in weights]
+    kept: dict[torch.dtype, list[Tensor]] = {}
+    listed: dict[torch.dtype, list[Entry]] = {}
+    for index, (w, row) in enumerate(zip(weights, rows, strict=True)):  # of every weight in every step: one pass
+        numel = w.numel()
+        if numel:
+            w = dense(w)
+            dtype = w.dtype
+            if dtype not in kept:
+                kept[dtype], listed[dtype] = [], []
+            kept[dtype].append(w)
+            listed[dtype].append((w.data_ptr(), numel, row, index))
     tables = []
-    for dtype in dict.fromkeys(w.dtype for w in flat if w.numel()):
-        members = [(index, w) for index, w in enumerate(flat) if w.dtype == dtype and w.numel()]
-        key = ("chunks", chunk, dtype, *((w.data_ptr(), w.numel(), rows[index], index) for index, w in members))
-        chunks = resident(key, weights[0].device, partial(_chunks, members, rows, chunk))
-        tables.append(Table(chunks, dtype, [w for _, w in members]))
+    for dtype, entries in listed.items():
+        make = partial(_chunks, entries, dtype.itemsize, chunk)
+        chunks = resident(("chunks", chunk, dtype, *entries), weights[0].device, make)
+        tables.append(Table(chunks, dtype, kept[dtype]))
     return tables
 
 
 def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
     """The rows of a list of tensors with these groups."""
     if not capped:
-        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1))
-        return Rows(groups, numbers, numbers[:-1], numbers[:-1])
+        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1, device="cpu"))
+        rows = numbers[:-1]
+        return Rows(groups, numbers, rows, rows)
     tensors = sorted(range(len(groups)), key=lambda index: groups[index])
     starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
     groups_of_rows = [groups[index] for index in tensors]
-    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(starts + groups_of_rows + tensors))
+    values = starts + groups_of_rows + tensors
+    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(values, device="cpu"))
     row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
     of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
     return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
@@ -72,15 +86,15 @@ def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count
     elements = [0] * group_count
     for w, group in zip(weights, groups, strict=True):
         elements[group] += w.numel()
-    return resident(("elements", *elements), device, lambda: torch.tensor(elements))
+    return resident(("elements", *elements), device, lambda: torch.tensor(elements, device="cpu"))
 
 
-def _chunks(members: Sequence[tuple[int, Tensor]], rows: Sequence[int], chunk: int) -> Tensor:
-    return torch.cat([_chunks_of(w, rows[index], index, chunk) for index, w in members])
+def _chunks(entries: Sequence[Entry], element_size: int, chunk: int) -> Tensor:
+    return torch.cat([_chunks_of(entry, element_size, chunk) for entry in entries])
 
 
-def _chunks_of(w: Tensor, row: int, index: int, chunk: int) -> Tensor:
-    starts = torch.arange(0, w.numel(), chunk)
-    addresses = w.data_ptr() + starts * w.element_size()
-    constant = [torch.full_like(starts, value) for value in (w.data_ptr() % 16 == 0, row, index)]
-    return torch.stack([addresses, (w.numel() - starts).clamp_max(chunk), *constant], 1)
+def _chunks_of(entry: Entry, element_size: int, chunk: int) -> Tensor:
+    address, numel, row, index = entry
+    starts = torch.arange(0, numel, chunk, device="cpu")
+    constant = [torch.full_like(starts, value) for value in (address % 16 == 0, row, index)]
+    return torch.stack([address + starts * element_size, (numel - starts).clamp_max(chunk), *constant], 1)

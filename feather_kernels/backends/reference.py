@@ -37,8 +37,13 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Scaled straight-through gradient, chunk by chunk."""
     for out_chunk, g_chunk, w_chunk in _chunks(out, g, w):
-        gradient = g_chunk.to(torch.promote_types(g.dtype, t.dtype))
-        out_chunk.copy_(torch.where(_pruned(w_chunk.to(t.dtype), t), gradient * grad_scale, gradient))
+        out_chunk.copy_(scaled_gradient(g_chunk, w_chunk, t, grad_scale))
+
+
+def scaled_gradient(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> Tensor:
+    """``g * (1 where kept, grad_scale where pruned)`` in the wider of g's and w's compute dtypes."""
+    gradient = g.to(torch.promote_types(g.dtype, t.dtype))
+    return torch.where(_pruned(w.to(t.dtype), t), gradient * grad_scale, gradient)
 
 
 def _pruned(weight: Tensor, t: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class Pruner:
         if self._has_begun and not end_of_batch:
             self.sparsifier.step()
         else:
-            self.sparsifier.rethreshold(self.sparsifier.model)
+            self.sparsifier.refresh()
         self._has_begun = self._has_begun or not end_of_batch
 
     def print_sparsity(self) -> float:

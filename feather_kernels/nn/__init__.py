@@ -1,16 +1,17 @@
 """Sparse layers and the thresholds that they read."""
 
+from feather_kernels.nn.attention import FeatherMultiheadAttention
 from feather_kernels.nn.base import SparseLayer
-from feather_kernels.nn.calling import (
+from feather_kernels.nn.convolution import (
     FeatherConv1d,
     FeatherConv2d,
     FeatherConv3d,
     FeatherConvTranspose1d,
     FeatherConvTranspose2d,
     FeatherConvTranspose3d,
-    FeatherLinear,
 )
-from feather_kernels.nn.reading import FeatherGRU, FeatherLSTM, FeatherMultiheadAttention, FeatherRNN
+from feather_kernels.nn.linear import FeatherLinear
+from feather_kernels.nn.recurrent import FeatherGRU, FeatherLSTM, FeatherRNN
 from feather_kernels.nn.thresholds import Thresholds
 
 __all__ = [

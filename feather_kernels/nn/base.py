@@ -7,14 +7,36 @@ A layer becomes sparse by a swap of its class. The module object, its Parameters
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from feather_kernels import autograd
-from feather_kernels.nn.thresholds import WeightThreshold
+from feather_kernels.nn.thresholds import ThresholdBinding
+
+
+class WeightVersion(NamedTuple):
+    """Which values a weight holds, as far as torch tells: the object, its address, and its count of in-place writes."""
+
+    weight: weakref.ref[Tensor]
+    address: int
+    version: int | None  # None for inference tensors, which have none
+
+    @classmethod
+    def of(cls, weight: Tensor) -> WeightVersion:
+        """The weight's at this moment."""
+        return cls(weakref.ref(weight), weight.data_ptr(), None if weight.is_inference() else weight._version)
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether the weight is the same object with, as far as torch tells, the same values."""
+        return (
+            self.weight() is weight
+            and self.address == weight.data_ptr()
+            and self.version == (None if weight.is_inference() else weight._version)
+        )
 
 
 class LayerState:
@@ -23,25 +45,31 @@ class LayerState:
     Attributes:
         dense_class: the class to give back.
         thresholds: by the name of the parameter.
-        reads: in the forward that this thread is running, P of the parameters read so far, by name and grad mode; None
-            outside of one.
+        rebuild: ``rebuild(dense_class, form, names)`` makes an empty sparse layer for copies and pickles to fill.
+        copied: for a layer that is a copy, its weights as they were copied, by name.
+        reads: in the forward that this thread is running, P of the parameters read so far, by name, grad mode and
+            dtype; None outside of one.
     """
 
-    def __init__(self, dense_class: type[nn.Module], thresholds: dict[str, WeightThreshold]) -> None:
+    def __init__(
+        self, dense_class: type[nn.Module], thresholds: dict[str, ThresholdBinding], rebuild: Callable[..., SparseLayer]
+    ) -> None:
         self.dense_class = dense_class
         self.thresholds = thresholds
+        self.rebuild = rebuild
+        self.copied: dict[str, WeightVersion] = {}
         self._running = threading.local()
 
     @property
-    def reads(self) -> dict[tuple[str, bool], Tensor] | None:  # noqa: D102  (an attribute of the class docstring)
+    def reads(self) -> dict[tuple[Any, ...], Tensor] | None:  # noqa: D102  (an attribute of the class docstring)
         return getattr(self._running, "reads", None)
 
     @reads.setter
-    def reads(self, reads: dict[tuple[str, bool], Tensor] | None) -> None:
+    def reads(self, reads: dict[tuple[Any, ...], Tensor] | None) -> None:
         self._running.reads = reads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dense_class": self.dense_class, "thresholds": self.thresholds}
+        return {"dense_class": self.dense_class, "thresholds": self.thresholds, "rebuild": self.rebuild}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -52,23 +80,39 @@ class SparseLayer(nn.Module):
 
     Attributes:
         feather: the state; an attribute of the instance, neither parameter, buffer nor submodule.
-        recomputes: whether backward can compute P(weight) again, so that nothing is kept.
+        lean_form: whether backward can compute P(weight) again, so that nothing is kept.
     """
 
     feather: LayerState
-    recomputes = False
+    lean_form = False
+    form = ""  # how the dense class is extended: see ``conversion.sparse_class``
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         raise TypeError(f"{type(self).__name__} cannot be built: Sparsifier makes it from the dense layer")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Have torch.fx call the layer as one node, as it does torch's: a trace of its forward would hold a fixed P."""
+        super().__init_subclass__(**kwargs)
+        own = (base.__module__ for base in cls.__mro__ if not issubclass(base, SparseLayer))
+        cls.__module__ = next(name for name in own if name.startswith("torch.nn."))
+
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
         """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
         threshold = self.feather.thresholds[name]
-        return autograd.threshold(self.latent(name), threshold.threshold, threshold.grad_scale, threshold.power, dtype)
+        return autograd.threshold(self.latent(name), threshold.value, threshold.grad_scale, threshold.power, dtype)
 
     def latent(self, name: str = "weight") -> Tensor:
         """The named parameter itself, also where the attribute of that name gives P of it."""
         return cast(Tensor, self._parameters[name])
+
+    def extra_repr(self) -> str:
+        """The dense layer's, and whether backward computes P(weight) again or keeps it."""
+        own = super().extra_repr()
+        if "feather" not in self.__dict__:
+            return own
+        threshold = next(iter(self.feather.thresholds.values()))
+        lean = self.lean_form and threshold.recomputes(self.latent(), None)
+        return ", ".join(filter(None, [own, f"power={threshold.power:g}, recompute={lean}"]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)
@@ -78,6 +122,7 @@ class SparseLayer(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._follow()  # torch.load may have put the weight on another device
+        self.feather.copied = {name: WeightVersion.of(self.latent(name)) for name in self.feather.thresholds}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -88,38 +133,17 @@ class SparseLayer(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the dense class: the sparse classes of subclasses exist only at run time."""
-        from feather_kernels.nn.conversion import empty_layer
-
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
-        return empty_layer, (self.feather.dense_class, type(self).form, tuple(self.feather.thresholds)), state
+        return self.feather.rebuild, (self.feather.dense_class, type(self).form, tuple(self.feather.thresholds)), state
 
     def _follow(self) -> None:
         for name, threshold in self.feather.thresholds.items():
             threshold.follow(self.latent(name))
 
-    form = ""  # how the dense class is extended: a key of ``conversion.FORMS``
 
-
-def autocast_dtype(input: Tensor, weight: Tensor) -> torch.dtype | None:  # noqa: A002
-    """The dtype that autocast gives to input and weight, or None where it is off or leaves them alone."""
-    if (input.is_cpu or input.is_cuda) and not torch._C._is_any_autocast_enabled():  # which knows not every device
-        return None
-    device = input.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return None
-    if not input.is_floating_point() or torch.float64 in (input.dtype, weight.dtype):
+def autocast_dtype(weight: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast runs matrix products and convolutions of ``weight``; None where it leaves them."""
+    device = weight.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(device)
-
-
-def cast_for_autocast(
-    input: Tensor,  # noqa: A002
-    bias: Tensor | None,
-    weight: Tensor,
-) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
-    """Input and bias as autocast casts them, and the dtype for P(weight), None if it is the weight's own."""
-    dtype = autocast_dtype(input, weight)
-    if dtype is None:
-        return input, bias, None
-    bias = None if bias is None else bias.to(dtype)
-    return input.to(dtype), bias, None if weight.dtype == dtype else dtype

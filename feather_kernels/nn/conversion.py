@@ -9,26 +9,29 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from feather_kernels.nn import calling, reading
+from feather_kernels.nn import convolution, linear, recurrent
+from feather_kernels.nn.attention import FeatherMultiheadAttention
 from feather_kernels.nn.base import LayerState, SparseLayer
-from feather_kernels.nn.thresholds import WeightThreshold
+from feather_kernels.nn.thresholds import ThresholdBinding
+from feather_kernels.nn.weight_attribute import AttributeLayer, thresholded
 
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 # the layers that the method prunes by default; their sparse classes
 CALLED: dict[type[nn.Module], type[SparseLayer]] = {
-    nn.Linear: calling.FeatherLinear,
-    nn.Conv1d: calling.FeatherConv1d,
-    nn.Conv2d: calling.FeatherConv2d,
-    nn.Conv3d: calling.FeatherConv3d,
-    nn.ConvTranspose1d: calling.FeatherConvTranspose1d,
-    nn.ConvTranspose2d: calling.FeatherConvTranspose2d,
-    nn.ConvTranspose3d: calling.FeatherConvTranspose3d,
+    nn.Linear: linear.FeatherLinear,
+    nn.Conv1d: convolution.FeatherConv1d,
+    nn.Conv2d: convolution.FeatherConv2d,
+    nn.Conv3d: convolution.FeatherConv3d,
+    nn.ConvTranspose1d: convolution.FeatherConvTranspose1d,
+    nn.ConvTranspose2d: convolution.FeatherConvTranspose2d,
+    nn.ConvTranspose3d: convolution.FeatherConvTranspose3d,
 }
 RECURRENT: dict[type[nn.Module], type[SparseLayer]] = {
-    nn.LSTM: reading.FeatherLSTM,
-    nn.GRU: reading.FeatherGRU,
-    nn.RNN: reading.FeatherRNN,
+    nn.LSTM: recurrent.FeatherLSTM,
+    nn.GRU: recurrent.FeatherGRU,
+    nn.RNN: recurrent.FeatherRNN,
 }
 
 
@@ -55,11 +58,11 @@ def form_of(dense_class: type[nn.Module]) -> str:
     return "read"
 
 
-def make_sparse(module: nn.Module, thresholds: dict[str, WeightThreshold], form: str) -> None:
+def make_sparse(module: nn.Module, thresholds: dict[str, ThresholdBinding], form: str) -> None:
     """Swap a dense layer's class for the sparse one of ``form``; ``thresholds`` by the names of its parameters."""
     dense_class = type(module)
     module.__class__ = sparse_class(dense_class, form, tuple(thresholds))
-    module.__dict__["feather"] = LayerState(dense_class, thresholds)
+    module.__dict__["feather"] = LayerState(dense_class, thresholds, empty_layer)
 
 
 def make_dense(module: SparseLayer) -> None:
@@ -72,7 +75,7 @@ def finalize_weight(module: SparseLayer, name: str) -> None:
     """Write P of the parameter into it, in place."""
     threshold, weight = module.feather.thresholds[name], module.latent(name)
     with torch.no_grad():
-        torch.ops.feather_kernels.threshold.out(weight, threshold.threshold, threshold.power, out=weight)
+        torch.ops.feather_kernels.threshold.out(weight, threshold.value, threshold.power, out=weight)
 
 
 def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> SparseLayer:
@@ -85,16 +88,17 @@ def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]
     """The sparse class for a dense class; classes of the tables have static ones, others are made here, once."""
     if form == "read":
         is_attention = issubclass(dense_class, nn.MultiheadAttention)
-        base: type[SparseLayer] = reading.FeatherMultiheadAttention if is_attention else reading.ReadLayer
+        base: type[SparseLayer] = FeatherMultiheadAttention if is_attention else AttributeLayer
     else:
         table, names = CALLED if form == "call" else RECURRENT, ()
         if dense_class in table:
             return table[dense_class]
         bases = (sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
-        base = next(bases, reading.RecurrentLayer)
+        base = next(bases, recurrent.RecurrentLayer)
     key = (dense_class, form, names)
     if key not in _made:
-        properties = {name: reading.thresholded(name) for name in names}
+        casts = issubclass(dense_class, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear))
+        properties = {name: thresholded(name, casts) for name in names}
         _made[key] = type(f"Feather{dense_class.__name__}", (base, dense_class), properties)
     return _made[key]
 

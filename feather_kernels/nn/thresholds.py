@@ -2,7 +2,7 @@
 
 A shared buffer would not survive a user's ``model.bfloat16()``, ``.to(device)`` or ``.to_empty()``: every module would
 get a rounded or uninitialised T of its own. So the thresholds of one sparsifier are vectors in a ``Thresholds``
-object; each layer holds a ``WeightThreshold``, which follows the layer's weight to its device and is never cast.
+object; each layer holds a ``ThresholdBinding``, which follows the layer's weight to its device and is never cast.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from feather_kernels.ops.schema import compute_dtype
+
+KEPT_BYTES = 1 << 30  # of P(w) of all weights together, kept for backward unless asked otherwise
 
 
 class Replica(NamedTuple):
@@ -31,6 +33,10 @@ class Thresholds:
     by which a call of the threshold op is known to come from there.
 
     Copies and pickles carry the values; a deep copy of a model has thresholds of its own, shared by its layers.
+
+    ``recompute`` says whether backward computes P(w) again instead of keeping it: True and False insist; None keeps it
+    where all P(w) together, ``total_bytes``, are at most ``KEPT_BYTES``, and always where P(w) is narrower than w
+    (under autocast it takes the place of the cast copy that a dense layer keeps).
     """
 
     def __init__(
@@ -38,12 +44,14 @@ class Thresholds:
         powers: Sequence[float],
         grad_scales: Sequence[float],
         scales_change: bool = False,
-        keep: bool = False,
+        recompute: bool | None = None,
+        total_bytes: int = 0,
     ) -> None:
         self.powers = list(powers)
         self.grad_scales = list(grad_scales)
         self.scales_change = scales_change
-        self.keep = keep
+        self.recompute = total_bytes > KEPT_BYTES if recompute is None else recompute
+        self.recompute_narrow = recompute is True
         self._replicas: dict[tuple[torch.device, torch.dtype], Replica] = {}
 
     def replica(self, device: torch.device, dtype: torch.dtype) -> Replica:
@@ -53,8 +61,9 @@ class Thresholds:
         """
         key = (device, compute_dtype(dtype))
         if key not in self._replicas:
-            thresholds = torch.zeros(len(self.powers), device=device, dtype=key[1])
-            grad_scales = torch.tensor(self.grad_scales, device=device, dtype=key[1])
+            with torch.inference_mode(False):  # later steps write to them, in whatever mode they run
+                thresholds = torch.zeros(len(self.powers), device=device, dtype=key[1])
+                grad_scales = torch.tensor(self.grad_scales, device=device, dtype=key[1])
             for replica in self._replicas.values():
                 if replica.thresholds.device.type != "meta":
                     thresholds.copy_(replica.thresholds)
@@ -94,26 +103,31 @@ def _wrap(thresholds: Tensor, grad_scales: Tensor) -> Replica:
     return Replica(thresholds, grad_scales, list(zip(thresholds.unbind(), grad_scales.unbind(), strict=True)))
 
 
-class WeightThreshold:
+class ThresholdBinding:
     """One weight's part of ``Thresholds``: its T and gradient scale, on the device where the weight is.
 
     Attributes:
-        threshold: T, 0-dim, in the compute dtype and on the device of the weight.
+        value: T, 0-dim, in the compute dtype and on the device of the weight.
         grad_scale: 0-dim, or None where it is always 1, at which backward launches nothing.
         power: p of the thresholding operator.
-        keep: whether P(w) is kept for backward instead of being computed again.
         key: device and compute dtype of the replica that the weight is bound to.
     """
 
-    threshold: Tensor
+    value: Tensor
     grad_scale: Tensor | None
 
     def __init__(self, thresholds: Thresholds, index: int, weight: Tensor) -> None:
         self.thresholds = thresholds
         self.index = index
         self.power = thresholds.powers[index]
-        self.keep = thresholds.keep
         self.follow(weight)
+
+    def recomputes(self, weight: Tensor, dtype: torch.dtype | None) -> bool:
+        """Whether backward computes P(w) in ``dtype`` again instead of keeping it."""
+        thresholds = self.thresholds
+        if thresholds.recompute and dtype is not None and dtype.itemsize < weight.element_size():
+            return thresholds.recompute_narrow
+        return thresholds.recompute
 
     def follow(self, weight: Tensor) -> None:
         """Bind to the replica for the weight's device and dtype; shared memory is shared along with the weight."""
@@ -123,16 +137,10 @@ class WeightThreshold:
         if weight.device.type == "cpu" and weight.untyped_storage().is_shared():
             replica.thresholds.share_memory_()
             replica.grad_scales.share_memory_()
-        self.threshold, scale = replica.views[self.index]
+        self.value, scale = replica.views[self.index]
         always_one = self.thresholds.grad_scales[self.index] == 1 and not self.thresholds.scales_change
         self.grad_scale = None if always_one else scale
 
-    def write(self, threshold: Tensor, grad_scale: Tensor | float | None) -> None:
-        """Set this weight's T, and where given its gradient scale, in place."""
-        self.threshold.copy_(threshold)
-        if self.grad_scale is not None and grad_scale is not None:
-            self.grad_scale.copy_(torch.as_tensor(grad_scale))
-
     def __getstate__(self) -> dict[str, Any]:
         """Without the views: a layer that is copied or unpickled calls ``follow`` with the weight that it then has."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("threshold", "grad_scale")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("value", "grad_scale")}

@@ -1,16 +1,20 @@
 """The ops of the package, as ``torch.ops.feather_kernels``: defined in Python, so they exist without a compiler.
 
-``schema.py`` is the contract, ``eager.py`` what runs, ``dispatch.py`` the choice of the backend.
+``schema.py`` is the contract, ``implementations.py`` what runs, ``dispatch.py`` the choice of the backend,
+``no_derivative.py`` the error where a gradient would be lost, ``call_record.py`` which thresholds were used.
 """
 
 import torch
 
-from feather_kernels.ops import eager, schema
+from feather_kernels.ops import implementations, schema
+from feather_kernels.ops.no_derivative import without_derivative
+
+INTEGER_RESULT = ("magnitude_histogram", "count_pruned")  # nothing to differentiate
 
 _library = torch.library.Library(schema.NAMESPACE, "DEF")
 for _name, _op in schema.OPS.items():
+    _run = implementations.IMPLEMENTATIONS[_name]
     _library.define(_op.schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, eager.IMPLEMENTATIONS[_name], "CompositeExplicitAutograd")
-    if _name not in eager.INTEGER_RESULT:
-        _library.impl(_name, eager.refuse_gradients(_name), "Autograd", with_keyset=True)
+    _run = _run if _name in INTEGER_RESULT else without_derivative(_name, _run)
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{schema.NAMESPACE}::{_name}", _op.fake, lib=_library)

@@ -1,7 +1,7 @@
 """The op contract: schema, arguments and result of every op in ``torch.ops.feather_kernels``.
 
 Each function below is the fake (meta) implementation of one op. It checks the arguments and allocates the result:
-shape, dtype, strides and device. The eager implementation (``ops/eager.py``) calls the same function and hands the
+shape, dtype, strides and device. What runs (``ops/implementations.py``) calls the same function and hands the
 result to a backend, which fills it in; so a fake can never disagree with what a kernel returns.
 
 Notation: w is a weight, ``t`` its threshold T, and the *compute dtype* of w is float64 for float64 weights and float32
@@ -140,14 +140,6 @@ def scale_pruned_grad(
     if out_dtype is not None:
         check_dtype("out_dtype", out_dtype)
     return torch.empty_like(w, dtype=out_dtype)
-
-
-@_op("scale_pruned_grad_(Tensor(a!) g, Tensor w, Tensor t, Tensor grad_scale) -> ()")
-def scale_pruned_grad_(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
-    """``scale_pruned_grad`` in place on g, in g's own dtype; g must not overlap itself (no expanded g)."""
-    check_gradient(g, w, t, grad_scale)
-    if not g.is_contiguous() and any(size > 1 and not stride for size, stride in zip(g.shape, g.stride(), strict=True)):
-        raise ValueError(f"g must not be expanded when it is written in place, got strides {tuple(g.stride())}")
 
 
 @_op(

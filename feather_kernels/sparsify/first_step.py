@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 
-from feather_kernels.ops.eager import CallRecord
+from feather_kernels.ops.call_record import CallRecord
 from feather_kernels.sparsify.selection import Use
 
 
@@ -17,20 +17,35 @@ class FirstStep:
         self._record.start()
         self._stop = weakref.finalize(self, self._record.stop)
 
-    def check(self, uses: Sequence[Use]) -> None:
-        """Raise RuntimeError naming the uses whose threshold no call had; else record no more."""
+    def check(self, uses: Sequence[Use], forward_ran: bool) -> bool:
+        """Whether the check is done; it waits while no layer at all has run and ``forward_ran`` says no model has.
+
+        Raises:
+            RuntimeError: some layers have not run; it names them.
+        """
+        if not self._record.addresses and not forward_ran:
+            return False
         unread = [
-            use.name
+            use
             for use in uses
             if not use.may_be_unused
             and use.latent.numel()
-            and use.threshold.threshold.data_ptr() not in self._record.addresses
+            and use.binding.value.data_ptr() not in self._record.addresses
         ]
         if unread:
             raise RuntimeError(
                 f"the forward of {len(unread)} sparse layers has not run in the first training step: "
-                f"{', '.join(unread)}. Either the model did not use them: name them in may_be_unused=[...] if it will "
-                "later, else in ignore=[...]. Or it reads their weight without calling them, which would train them "
-                "dense: name them in read_directly=[...]"
+                f"{', '.join(_describe(use) for use in unread)}. Either the model did not use them: name them in "
+                "may_be_unused=[...] if it will later, else in ignore=[...]. Or it reads their weight without calling "
+                "them, which would train them dense: name them in read_directly=[...]"
             )
         self._stop()
+        return True
+
+
+def _describe(use: Use) -> str:
+    """The name, and the function that stands in the place of the layer's forward, if there is one."""
+    wrapper = use.module.__dict__.get("forward")
+    if wrapper is None:
+        return use.name
+    return f"{use.name} (whose forward is {getattr(wrapper, '__qualname__', repr(wrapper))})"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
 from feather_kernels.functional import check_grad_scale
-from feather_kernels.ops.schema import check_number, check_weight, compute_dtype
+from feather_kernels.ops.schema import check_weight, compute_dtype
 from feather_kernels.sparsify.policies import ScopeFunction
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 from feather_kernels.sparsify.selection import PrunableWeight
@@ -57,15 +56,12 @@ class CheckedScale:
         return float(scale)
 
 
-def check_options(update_every: int, save: str, capturable: bool, scope: str | ScopeFunction) -> None:
+def check_options(recompute: bool | None, capturable: bool, scope: str | ScopeFunction) -> None:
     """Raise unless the options are in range and go together."""
-    check_number("update_every", update_every, numbers.Integral)
-    if update_every < 1:
-        raise ValueError(f"update_every must be at least 1, got {update_every}")
-    if save not in ("recompute", "keep"):
-        raise ValueError(f'save must be "recompute" or "keep", got {save!r}')
-    if capturable and (update_every != 1 or callable(scope)):
-        raise ValueError(f"capturable needs update_every=1 and a named scope, got {update_every} and {scope!r}")
+    if recompute not in (None, True, False):
+        raise TypeError(f"recompute must be None, True or False, got {recompute!r}")
+    if capturable and callable(scope):
+        raise ValueError(f"capturable needs a named scope, got {scope!r}")
 
 
 def check_dtypes(weights: Sequence[PrunableWeight]) -> None:

@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,7 @@ class Policy:
         score_scale: "none"; "l2": scores are ``abs(w) / ||w||``; "fan": ``abs(w) / sqrt(sum(shape))``.
         overrides: one per weight.
         final_sparsity: the schedule's, for overrides of the sparsity and to check that min_density can be met.
+        captured: selections may be captured in a CUDA graph, so hints stay in one buffer.
 
     Raises:
         ValueError: an argument is unknown, out of range, or contradicts another.
@@ -61,11 +63,13 @@ class Policy:
         score_scale: str,
         overrides: Sequence[Override],
         final_sparsity: float | None,
+        captured: bool = False,
     ) -> None:
         _check_policy(scope, min_density, score_scale)
         self.scope = scope
         self.score_scale = score_scale
         self.final_sparsity = final_sparsity
+        self.captured = captured
         self.names = [weight.name for weight in weights]
         self.shapes = [tuple(weight.parameter.shape) for weight in weights]
         self.numels = [math.prod(shape) for shape in self.shapes]
@@ -75,11 +79,13 @@ class Policy:
         self.members: list[list[int]] = [[] for _ in range(max(self.groups) + 1)]
         for index, group in enumerate(self.groups):
             self.members[group].append(index)
+        self.counts = [sum(self.numels[index] for index in members) for members in self.members]
         densities = [min_density if o.min_density is None else o.min_density for o in overrides]
         caps = [n - math.ceil(d * n) for n, d in zip(self.numels, densities, strict=True)]
         self.caps = caps if any(densities) else None
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
         self._hints: dict[tuple[bool, torch.device, torch.dtype], Tensor] = {}
+        self._last_positions: tuple[tuple[Any, ...], tuple[Tensor, Tensor | float] | None] = ((), None)
         if callable(scope) and (self.caps or score_scale != "none" or any(s is not None for s in self.sparsities)):
             raise ValueError("scope must be a name where min_density, score_scale or an override's sparsity is given")
         if any(self.sparsities) and not final_sparsity:
@@ -98,7 +104,7 @@ class Policy:
         ranks, fractions = [], []
         for group, wanted in enumerate(self._group_sparsities(sparsity)):
             members = self.members[group]
-            count = sum(self.numels[i] for i in members)
+            count = self.counts[group]
             rank, fraction = quantile_position(count, wanted) if wanted > 0 and count else (-1, 0.0)
             available = sum(self.caps[i] for i in members) if self.caps else count
             if rank >= available:
@@ -114,15 +120,28 @@ class Policy:
 
     def thresholds_at(self, parameters: list[Tensor], sparsity: float) -> Tensor:
         """(L,) thresholds of the weights at the schedule's ``sparsity``."""
-        first = parameters[0]
-        dtype = compute_dtype(first.dtype)
         if callable(self.scope):
+            dtype = compute_dtype(parameters[0].dtype)
             return _check_thresholds(self.scope(parameters, sparsity), len(parameters)).to(dtype)
-        positions = self.positions(sparsity)
-        if max(positions.ranks) < 0:
-            return first.new_zeros(len(parameters), dtype=dtype)
-        ranks = to_device(positions.ranks, torch.int64, first.device)
-        return self.thresholds(parameters, ranks, to_device(positions.fractions, dtype, first.device))
+        positions = self._positions_on_device(sparsity, parameters[0])
+        return self.no_thresholds(parameters[0]) if positions is None else self.thresholds(parameters, *positions)
+
+    def no_thresholds(self, like: Tensor) -> Tensor:
+        """(L,) zeros, at which nothing is pruned, on the device of ``like``, a weight."""
+        return like.new_zeros(len(self.numels), dtype=compute_dtype(like.dtype))
+
+    def _positions_on_device(self, sparsity: float, like: Tensor) -> tuple[Tensor, Tensor | float] | None:
+        """Ranks (G,) and fractions (G,) or a number; None where nothing is pruned. The last ones are kept."""
+        key = sparsity, like.device, compute_dtype(like.dtype)
+        if self._last_positions[0] != key:
+            ranks, fractions = (positions := self.positions(sparsity)).ranks, positions.fractions
+            moved: tuple[Tensor, Tensor | float] | None = None
+            if max(ranks) >= 0:
+                one = len(fractions) == 1
+                moved_fractions = fractions[0] if one else to_device(fractions, key[2], like.device)
+                moved = to_device(ranks, torch.int64, like.device), moved_fractions
+            self._last_positions = key, moved
+        return self._last_positions[1]
 
     def thresholds(self, parameters: Sequence[Tensor], ranks: Tensor, fractions: Tensor | float) -> Tensor:
         """(L,) thresholds of the weights, on their device; nothing is read on the host.
@@ -130,14 +149,17 @@ class Policy:
         Args:
             parameters: the L weights.
             ranks: int64 (G,) on their device.
-            fractions: (G,) in the compute dtype, or a number.
+            fractions: (G,) in the compute dtype, or a number, with a single group that is pruned.
         """
         scales = self.scales(parameters)
         caps = None if self.caps is None else self._constant("caps", self.caps, torch.int64, ranks.device)
-        index = self._constant("groups", self.groups, torch.int64, ranks.device)
-        values = self._select(parameters, self.groups, ranks, scales, caps)
-        level = torch.where(ranks < 0, 0.0, interpolate(values, fractions))
-        thresholds = level[index]
+        thresholds = interpolate(self._select(parameters, self.groups, ranks, scales, caps), fractions)
+        if isinstance(fractions, Tensor):
+            thresholds = torch.where(ranks < 0, 0.0, thresholds)
+        if len(self.members) == 1:
+            thresholds = thresholds.expand(len(parameters))
+        else:
+            thresholds = thresholds[self._constant("groups", self.groups, torch.int64, ranks.device)]
         if scales is not None:
             thresholds = largest_below(thresholds, scales)
         if caps is not None:
@@ -153,15 +175,17 @@ class Policy:
         scales: Tensor | None = None,
         caps: Tensor | None = None,
     ) -> Tensor:
-        """(G, 2) order statistics; the last result is the hint for the next, in one buffer for captured steps."""
+        """(G, 2) order statistics; the last result is the hint for the next."""
         dtype = compute_dtype(parameters[0].dtype)
         key = (caps is not None, ranks.device, dtype)
-        if key not in self._hints:
-            with torch.inference_mode(False):  # later steps write to it, in whatever mode they run
-                self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
-        hint = self._hints[key]
-        values = ops.magnitude_select(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
-        hint.copy_(values)
+        hint = self._hints.get(key)
+        if hint is None:  # NaN is no hint, but all kernels are compiled in the first step
+            hint = self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
+        values = ops.magnitude_select.default(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
+        if self.captured:
+            hint.copy_(values)
+        else:
+            self._hints[key] = values
         return values
 
     def with_own_grad_scales(self, scale: Tensor | float, like: Tensor) -> Tensor:
@@ -179,6 +203,9 @@ class Policy:
         if key not in self._on_device or self._on_device[key].dtype != dtype:
             self._on_device[key] = to_device(values, dtype, device)
         return self._on_device[key]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_on_device": {}, "_hints": {}, "_last_positions": ((), None)}
 
     def _make_groups(self) -> list[int]:
         """Group of each weight: weights with a sparsity of their own are alone, the others by the scope."""

@@ -6,11 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from feather_kernels.nn.base import SparseLayer
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer
 
@@ -24,7 +25,9 @@ class LayerReport:
     ``zeros`` counts the entries of P(weight) that the operator makes zero (at T = 0: that are zero). ``ties`` counts
     those among them that are zero only because their magnitude equals that of the last weight the budget asked for;
     the budget is given to the layers in their order. ``backward`` says whether the layer's backward pass computes
-    P(weight) again ("recomputes", which holds no copy of the weight) or keeps it from the forward pass ("keeps").
+    P(weight) again ("recomputes", which holds no copy of the weight) or keeps it from the forward pass ("keeps"), where
+    autocast is off. ``kept_bytes`` is what the layer holds more than a dense one from forward to backward then;
+    ``lean`` whether recompute=True would make that nothing.
     """
 
     name: str
@@ -34,6 +37,8 @@ class LayerReport:
     threshold: float
     ties: int
     backward: str
+    kept_bytes: int
+    lean: bool
 
     @property
     def sparsity(self) -> float:
@@ -78,13 +83,18 @@ class Report:
         return self.zeros / self.numel
 
     @property
+    def kept_bytes(self) -> int:
+        """Bytes of P(weight) that are held from forward to backward, and that a dense model does not hold."""
+        return sum(layer.kept_bytes for layer in self.layers)
+
+    @property
     def model_sparsity(self) -> float:
         """The same zeros as a fraction of all parameters of the model (biases, norms, skipped layers included)."""
         return self.zeros / self.model_parameters
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
-        totals = ("numel", "zeros", "sparsity", "ties", "model_sparsity")
+        totals = ("numel", "zeros", "sparsity", "ties", "model_sparsity", "kept_bytes")
         return {
             "step": self.step,
             "target_sparsity": self.target_sparsity,
@@ -136,34 +146,39 @@ class Report:
             f"{self.zeros:,} of {self.numel:,} prunable weights are zero{ties}: sparsity {self.sparsity:.4%} "
             f"(target {self.target_sparsity:.4%} at step {self.step})",
             f"{self.model_sparsity:.4%} of all {self.model_parameters:,} parameters",
+            self._memory(),
         ]
+
+    def _memory(self) -> str:
+        """One line: bytes of P(weight) from forward to backward, and what recompute would change about them."""
+        held = f"P(w) holds {self.kept_bytes / 1e6:,.1f} MB more than a dense model from forward to backward"
+        leanest = sum(layer.kept_bytes for layer in self.layers if not layer.lean)
+        if leanest < self.kept_bytes:
+            return f"{held}; {leanest / 1e6:,.1f} MB with recompute=True, which computes it twice"
+        return held
 
 
 @torch.no_grad()
-def measure_layers(
-    weights: Sequence[PrunableWeight],
-    thresholds: Sequence[Tensor],
-    recomputes: Sequence[bool],
-    policy: Policy,
-    sparsity: float,
-) -> list[LayerReport]:
-    """Reports of all weights under their thresholds (0-dim each), ties against the policy's budget at ``sparsity``."""
-    scales = policy.scales([weight.parameter for weight in weights])
+def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: float) -> list[LayerReport]:
+    """Reports of all weights under their thresholds, ties against the policy's budget at ``sparsity``."""
+    parameters = [weight.parameter for weight in weights]
+    thresholds = [weight.uses[0].binding.value for weight in weights]
+    scales = policy.scales(parameters)
     factors: Sequence[Tensor | float] = [1.0] * len(weights) if scales is None else scales.unbind()
-    counts = [_count(w.parameter, t, scale) for w, t, scale in zip(weights, thresholds, factors, strict=True)]
+    counts = [_count(w, t, scale) for w, t, scale in zip(parameters, thresholds, factors, strict=True)]
     ties = _count_ties(counts, policy, sparsity)
     return [
-        LayerReport(
-            weight.name,
-            tuple(weight.parameter.shape),
-            weight.parameter.numel(),
-            count.zeros,
-            t.item(),
-            tie,
-            "recomputes" if lean else "keeps",
-        )
-        for weight, t, count, tie, lean in zip(weights, thresholds, counts, ties, recomputes, strict=True)
+        LayerReport(weight.name, tuple(w.shape), w.numel(), count.zeros, t.item(), tie, *_backward(weight, w))
+        for weight, w, t, count, tie in zip(weights, parameters, thresholds, counts, ties, strict=True)
     ]
+
+
+def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool]:
+    """``LayerReport``'s backward, kept_bytes and lean."""
+    can = [cast(SparseLayer, use.module).lean_form for use in weight.uses]
+    kept = [not (lean and use.binding.recomputes(parameter, None)) for lean, use in zip(can, weight.uses, strict=True)]
+    size = parameter.numel() * parameter.element_size()
+    return "keeps" if any(kept) else "recomputes", sum(kept) * size, all(can)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import CALLED, form_of, prunable_names
-from feather_kernels.nn.thresholds import WeightThreshold
+from feather_kernels.nn.thresholds import ThresholdBinding
 
 Target = str | type[nn.Module]
 FilterFn = Callable[[nn.Module, str], bool]
@@ -59,8 +59,8 @@ class Use:
         return parameter
 
     @property
-    def threshold(self) -> WeightThreshold:
-        """Its threshold, once the layer is sparse."""
+    def binding(self) -> ThresholdBinding:
+        """Its threshold and gradient scale, once the layer is sparse."""
         return cast(SparseLayer, self.module).feather.thresholds[self.parameter_name]
 
 
@@ -149,31 +149,14 @@ def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeigh
         reason = reason or choice.why_left(name, module, (module._parameters[p] for p in parameters))
         if parameters and reason is None:
             form = form_of(type(module))
-            if form == "call" and (module in read or matches(name, module, choice.read_directly or ())):
+            wrapped = "forward" in module.__dict__  # by a library that keeps, and calls, the dense forward
+            if form == "call" and (wrapped or module in read or matches(name, module, choice.read_directly or ())):
                 form = "read"
             unused = matches(name, module, choice.may_be_unused or ())
             taken.update({(module, p): Use(name, module, p, form, unused) for p in parameters})
         elif parameters or (reason and _holds_weights(module)):
             skipped.append(SkippedLayer(name or ROOT, reason or ""))
     return _group_by_parameter(model, names, taken, skipped)
-
-
-def layers_of_copy(uses: Iterable[Use], model: nn.Module, copy: nn.Module) -> dict[nn.Module, SparseLayer]:
-    """The layer of ``copy`` for each sparse layer of ``model``: those of both, in order.
-
-    Raises:
-        ValueError: their parameters have other shapes.
-    """
-    ours = {use.module for use in uses}
-    originals = [module for module in model.modules() if module in ours]
-    layers = [module for module in copy.modules() if isinstance(module, SparseLayer)]
-    expected, got = (
-        [[tuple(p.shape) for p in module._parameters.values() if p is not None] for module in modules]
-        for modules in (originals, layers)
-    )
-    if expected != got:
-        raise ValueError(f"model must be a copy of the sparsified model with layers {expected}, got {got}")
-    return dict(zip(originals, layers, strict=True))
 
 
 def matches(name: str, module: nn.Module, targets: Iterable[Target]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,16 +13,18 @@ from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import finalize_weight, make_dense, make_sparse
-from feather_kernels.nn.thresholds import Thresholds, WeightThreshold
+from feather_kernels.nn.thresholds import ThresholdBinding, Thresholds
 from feather_kernels.ops.schema import check_power, compute_dtype
+from feather_kernels.sparsify.current_thresholds import CurrentThresholds, of_model
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.first_step import FirstStep
 from feather_kernels.sparsify.options import GradScale, check_dtypes, check_optimizer, check_options, resolve_grad_scale
 from feather_kernels.sparsify.overrides import Override, resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
+from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, layers_of_copy, select_weights
+from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, select_weights
 from feather_kernels.sparsify.state import check_state
 
 
@@ -48,8 +50,9 @@ class Sparsifier:
         overrides: options of single layers, by name, ``re:`` pattern or class (names win): a dict with any of
             ``sparsity``, ``min_density``, ``power``, ``grad_scale``.
         score_scale: "none", "l2" or "fan".
-        update_every: steps between two selections of the thresholds.
-        save: "recompute" keeps nothing of P(w) for backward, "keep" saves computing it again where it can be.
+        recompute: whether backward computes P(w) again (True; linear layers and convolutions) instead of keeping it
+            from the forward pass (False). None keeps it where all P(w) together are at most 1 GiB, and where P(w) is
+            narrower than the weight: under autocast a dense layer keeps a copy of the weight too.
         capturable: keep step, ranks and thresholds on the device, so that ``step()`` can be captured in a CUDA graph.
 
     Attributes:
@@ -81,14 +84,13 @@ class Sparsifier:
         min_density: float = 0.0,
         overrides: Mapping[Target, Mapping[str, Any]] | None = None,
         score_scale: str = "none",
-        update_every: int = 1,
-        save: str = "recompute",
+        recompute: bool | None = None,
         capturable: bool = False,
     ) -> None:
         self.schedule = make_schedule(sparsity, total_steps, schedule)
         check_power(power)
-        self._grad_scale, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
-        check_options(update_every, save, capturable, scope)
+        scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
+        check_options(recompute, capturable, scope)
         choice = Choice(targets, ignore, filter_fn, min_numel, read_directly, may_be_unused)
         self.model = model
         self.weights, self.skipped = select_weights(model, choice)
@@ -98,16 +100,21 @@ class Sparsifier:
         check_dtypes(self.weights)
         settings = resolve_overrides(self.weights, overrides)
         final = final_sparsity(self.schedule)
-        self._policy = Policy(self.weights, scope, min_density, score_scale, settings, final)
-        self._update_every = update_every
-        self._step = 0
+        self._policy = Policy(self.weights, scope, min_density, score_scale, settings, final, captured=capturable)
+        device_schedule = self._make_device_schedule(total_steps, scale_at) if capturable else None
+        self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
         self._ended: str | None = None
         self._final_report: Report | None = None
         self._handles: list[RemovableHandle] = []
-        self._device_schedule = self._make_device_schedule(total_steps) if capturable else None
-        initial = self._select([weight.parameter for weight in self.weights])
-        self._thresholds = self._make_sparse(settings, power, save == "keep")
-        self._thresholds.assign(self._per_use(initial), self._scales_now(initial))
+        scale = scale_at(sparsity_at(self.schedule, 0))
+        self._thresholds = self._make_sparse(settings, power, scale, recompute)
+        self._current = CurrentThresholds(self.weights, self._policy, self._position, self._thresholds)
+        try:
+            self._current.select()
+        except Exception:
+            self._make_dense()
+            raise
+        self._hook = model.register_forward_pre_hook(self._current)
         self._first_step: FirstStep | None = FirstStep()
 
     # ------------------------------------------------------------------------------------------------ training
@@ -119,18 +126,15 @@ class Sparsifier:
         is kept.
 
         Raises:
-            RuntimeError: after ``finalize()`` or ``detach()``; or, in the first call, if a sparse layer's forward has
-                not run: some module reads its weight directly, which would train it dense.
+            RuntimeError: after ``finalize()`` or ``detach()``; or, in the first call after a forward of the model, if a
+                sparse layer's own forward has not run: some module reads its weight directly, which would train it
+                dense.
         """
         self._check_live("step")
-        if self._first_step is not None:
-            self._first_step.check(self._uses())
+        if self._first_step is not None and self._first_step.check(self._uses(), self._current.forward_ran):
             self._first_step = None
-        self._step += 1
-        if self._device_schedule is not None:
-            self._device_schedule.advance()
-        if self._step % self._update_every == 0:
-            self._update(self.model)
+        self._position.advance()
+        self._current.select()
 
     def attach(self, optimizer: Optimizer) -> RemovableHandle:
         """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
@@ -158,31 +162,40 @@ class Sparsifier:
     @property
     def step_count(self) -> int:
         """Number of steps so far; with capturable, read from the device, where replayed graphs count it."""
-        return self._step if self._device_schedule is None else int(self._device_schedule.step)
+        return self._position.step
 
     @property
     def sparsity(self) -> float:
         """Sparsity that the schedule asks for at the current step."""
-        return sparsity_at(self.schedule, self.step_count)
+        return self._position.sparsity
 
     @property
     def threshold(self) -> Tensor:
         """T of the first weight (of all, in the global scope): 0-dim, on its device, updated in place by ``step()``."""
         self._check_live("threshold")
-        return self.weights[0].uses[0].threshold.threshold
+        return self.weights[0].uses[0].binding.value
 
-    def rethreshold(self, model: nn.Module) -> None:
-        """Set the thresholds of ``model``, a copy of the sparsified model, from its own weights at this sparsity.
+    def refresh(self, model: nn.Module | None = None) -> None:
+        """Select the thresholds anew from the weights as they are, at this sparsity.
 
-        A deep copy (EMA, SWA) has thresholds of its own, frozen when the copy was made; averaged weights need some
-        selected from them to have the sparsity asked for. With the sparsifier's own model it selects anew, e.g. after
-        weights were loaded.
+        Needed only where weights change in a way that no version shows: writes to ``weight.data`` without a change
+        between ``train()`` and ``eval()``, and an average whose forward is compiled. Any other change is noticed by the
+        next forward of the model or of its copy.
+
+        Args:
+            model: a deep copy of the sparsified model (EMA, SWA), or a module around one; default the model itself.
 
         Raises:
-            ValueError: the sparse layers of ``model`` are not those of the sparsifier's model.
+            ValueError: ``model`` is no copy of the sparsified model.
         """
-        self._check_live("rethreshold")
-        self._update(model)
+        self._check_live("refresh")
+        current = self._current if model is None or model is self.model else of_model(model)
+        if current is None or current.policy is None or current.policy.shapes != self._policy.shapes:
+            raise ValueError(
+                f"model must be a deep copy of the sparsified model, copied in one piece, got {type(model).__name__}"
+            )
+        current.position = self._position
+        current.select()
 
     # ------------------------------------------------------------------------------------------------ the end
 
@@ -193,15 +206,13 @@ class Sparsifier:
         sparsity s > 0 of the current step (16-bit weights whose P(w) underflows come on top).
         """
         self._check_live("finalize")
-        self._update(self.model)  # the weights may have moved since the last step
+        self._current.select()  # the weights may have moved since the last step
         self._final_report = self.report()
         for weight in self.weights:
             use = weight.uses[0]  # once, also where it is tied
             finalize_weight(cast(SparseLayer, use.module), use.parameter_name)
         self._end("finalize")
         return self.model
-
-    squash_mask = finalize
 
     def detach(self) -> nn.Module:
         """Give the layers their dense classes back and leave the weights as they are, dense; returns the model."""
@@ -216,10 +227,7 @@ class Sparsifier:
         """Counts per layer and in total, skipped layers, at this moment; after the end, at its moment."""
         if self._final_report is not None:
             return self._final_report
-        uses = [weight.uses[0] for weight in self.weights]
-        recomputes = [cast(SparseLayer, use.module).recomputes and not use.threshold.keep for use in uses]
-        thresholds = [use.threshold.threshold for use in uses]
-        layers = measure_layers(self.weights, thresholds, recomputes, self._policy, self.sparsity)
+        layers = measure_layers(self.weights, self._policy, self.sparsity)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return Report(self.step_count, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
 
@@ -228,8 +236,8 @@ class Sparsifier:
         self._check_live("state_dict")
         return {
             "step": self.step_count,
-            "thresholds": torch.stack([use.threshold.threshold for use in self._uses()]),
-            "grad_scales": self._thresholds.replica(*self._uses()[0].threshold.key).grad_scales.clone(),
+            "thresholds": torch.stack([use.binding.value for use in self._uses()]),
+            "grad_scales": self._thresholds.replica(*self._uses()[0].binding.key).grad_scales.clone(),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -244,88 +252,40 @@ class Sparsifier:
         check_state(state, self._layer_names(), len(self._uses()))
         if state["schedule"] != repr(self.schedule):
             warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
-        self._step = int(state["step"])
-        if self._device_schedule is not None:
-            self._device_schedule.step.fill_(self._step)
-        if self._step > 0:
+        self._position.move_to(int(state["step"]))
+        if state["step"] > 0:
             self._first_step = None  # the run that is resumed has passed its check
         self._thresholds.assign(state["thresholds"], state["grad_scales"] if self._scales_change else None)
+        self._current.restored = True  # whatever order the model's weights are loaded in
 
     # ------------------------------------------------------------------------------------------------ inside
 
-    def _make_sparse(self, settings: Sequence[Override], power: float, keep: bool) -> Thresholds:
+    def _make_sparse(
+        self, settings: Sequence[Override], power: float, scale: float, recompute: bool | None
+    ) -> Thresholds:
         """Swap the classes; the thresholds of all uses are elements of the result, in their order."""
-        scale = self._grad_scale(sparsity_at(self.schedule, 0))
         per_use = [setting for setting, weight in zip(settings, self.weights, strict=True) for _ in weight.uses]
         thresholds = Thresholds(
             [power if setting.power is None else setting.power for setting in per_use],
             [scale if setting.grad_scale is None else setting.grad_scale for setting in per_use],
             self._scales_change,
-            keep,
+            recompute,
+            total_bytes=sum(use.latent.numel() * use.latent.element_size() for use in self._uses()),
         )
-        by_module: dict[nn.Module, dict[str, WeightThreshold]] = {}
+        by_module: dict[nn.Module, dict[str, ThresholdBinding]] = {}
         for index, use in enumerate(self._uses()):
-            threshold = WeightThreshold(thresholds, index, use.latent)
-            by_module.setdefault(use.module, {})[use.parameter_name] = threshold
+            binding = ThresholdBinding(thresholds, index, use.latent)
+            by_module.setdefault(use.module, {})[use.parameter_name] = binding
         for use in self._uses():
             if use.module in by_module:
                 make_sparse(use.module, by_module.pop(use.module), use.form)
         return thresholds
 
-    def _make_device_schedule(self, total_steps: int | None) -> DeviceSchedule:
+    def _make_device_schedule(self, total_steps: int | None, scale_at: Callable[[float], float]) -> DeviceSchedule:
         parameter = self.weights[0].parameter
         end = last_step(self.schedule, total_steps)
         dtype = compute_dtype(parameter.dtype)
-        return DeviceSchedule(self._policy, self.schedule, end, self._grad_scale, parameter.device, dtype)
-
-    def _select(self, parameters: list[Tensor]) -> Tensor:
-        """(L,) thresholds of the weights at the current step; 0 for weights without data (meta device)."""
-        first = parameters[0]
-        devices = {parameter.device for parameter in parameters}
-        if len(devices) > 1:
-            raise ValueError(f"the prunable weights must be on one device, got {sorted(map(str, devices))}")
-        dtype = compute_dtype(first.dtype)
-        with torch.no_grad():
-            if first.device.type == "meta":
-                return first.new_zeros(len(parameters), dtype=dtype)
-            if self._device_schedule is not None:
-                self._device_schedule.follow(first)
-                ranks, fractions, _ = self._device_schedule.now()
-                return self._policy.thresholds(parameters, ranks, fractions)
-            return self._policy.thresholds_at(parameters, self.sparsity)
-
-    def _update(self, model: nn.Module) -> None:
-        """Select the thresholds from the weights of ``model`` and write them to that model's layers."""
-        if model is self.model:
-            parameters = [weight.parameter for weight in self.weights]
-            uses = self._uses()
-            for use in uses:
-                use.threshold.follow(use.latent)
-            self._thresholds.keep_only({use.threshold.key for use in uses})
-            selected = self._select(parameters)
-            self._thresholds.assign(self._per_use(selected), self._scales_now(selected))
-            return
-        layers = layers_of_copy(self._uses(), self.model, model)
-        copies = [layers[weight.uses[0].module].latent(weight.uses[0].parameter_name) for weight in self.weights]
-        values = self._per_use(self._select(copies))
-        scales = self._scales_now(values)
-        for i, use in enumerate(self._uses()):
-            written = layers[use.module].feather.thresholds[use.parameter_name]
-            written.write(values[i], None if scales is None else scales[i])
-
-    def _per_use(self, values: Tensor) -> Tensor:
-        """(L,) thresholds, one per distinct weight -> one per use of a weight."""
-        counts = [len(weight.uses) for weight in self.weights]
-        if max(counts) == 1:
-            return values
-        return torch.cat([value.expand(count) for value, count in zip(values.split(1), counts, strict=True)])
-
-    def _scales_now(self, like: Tensor) -> Tensor | None:
-        """(uses,) gradient scales to write, in dtype and on the device of ``like``; None where they do not change."""
-        if not self._scales_change or like.device.type == "meta":
-            return None
-        scale = self._device_schedule.now()[2] if self._device_schedule else self._grad_scale(self.sparsity)
-        return self._per_use(self._policy.with_own_grad_scales(scale, like))
+        return DeviceSchedule(self._policy, self.schedule, end, scale_at, parameter.device, dtype)
 
     def _uses(self) -> list[Use]:
         return [use for weight in self.weights for use in weight.uses]
@@ -337,14 +297,27 @@ class Sparsifier:
         if self._ended is not None:
             raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
-    def _end(self, how: str) -> None:
+    def _make_dense(self) -> None:
         for module in dict.fromkeys(use.module for use in self._uses()):
             make_dense(cast(SparseLayer, module))
-        for handle in self._handles:
+
+    def _end(self, how: str) -> None:
+        self._make_dense()
+        for handle in [*self._handles, self._hook]:
             handle.remove()
         self._first_step = None
         self._ended = how
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
-        return {**self.__dict__, "_handles": [], "_first_step": None}
+        position = self._position
+        own = position.schedule, position.scale_at, position.device_schedule, position.step
+        return {**self.__dict__, "_handles": [], "_first_step": None, "_position": own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy has a position of its own, and so has the model that is copied with it."""
+        self.__dict__.update(state)
+        *schedule, step = state["_position"]
+        self._position = SchedulePosition(*schedule)
+        self._position.move_to(step)
+        self._current.position, self._current.policy = self._position, self._policy

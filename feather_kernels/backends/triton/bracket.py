@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.triton.math import COMPILE
+from feather_kernels.backends.triton.launch import Kernel, aligned
 from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, clamp_nan, key_of, load_chunk, load_keys
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
@@ -29,7 +29,8 @@ def bracket_start(value, BINS: tl.constexpr):
     return tl.where(key == 0x7F800001, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), 0x7F800001 - BINS))
 
 
-@triton.jit(do_not_specialize_on_alignment=["scales", "hint"])
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["chunks", "scales", "hint", "below", "counts"])
 def bracket_kernel(
     chunks, scales, hint, below, counts,
     SCALED: tl.constexpr, STORED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
@@ -58,14 +59,16 @@ def bracket_kernel(
         tl.atomic_add(bins + center, (total >> 16).to(tl.int64))
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["sums"])
 def sum_kernel(counts, sums, SIZE: tl.constexpr):
     """One program a sum of SIZE counts, int64."""
     program = tl.program_id(0).to(tl.int64)
     tl.store(sums + program, tl.sum(tl.load(counts + program * SIZE + tl.arange(0, SIZE)), 0))
 
 
-@triton.jit(do_not_specialize_on_alignment=["rank", "hint", "prefixes"])
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["rank", "sizes", "hint", "below", "prefixes", "keys"])
 def bracket_finish_kernel(
     rank, sizes, hint, below, counts, sums, prefixes, keys, BINS: tl.constexpr, ROW: tl.constexpr
 ):
@@ -114,27 +117,24 @@ def try_bracket(
     scales: Tensor | None,
     hint: Tensor,
     rank: Tensor,
-    elements: int,
+    bins: int,
+    counts: Tensor,
+    below: Tensor,
     sizes: Tensor,
     prefixes: Tensor,
     keys: Tensor,
 ) -> None:
     """Set keys (G, 2) and prefixes (G,) of the groups whose bracket around hint (G, 2) holds what is wanted.
 
-    elements: of all tensors; sizes (G,): of each group's.
+    bins: see ``bracket_keys``. counts (G bins,) and below (G,): zeros. sizes (G,): elements of each group.
     """
     groups = rank.numel()
-    bins = bracket_keys(hint.dtype, groups, elements)
-    if not bins:
-        return
-    counts, below = rank.new_zeros(groups * (bins + 1)).split([groups * bins, groups])
     for chunks, stored, _ in tables:
-        bracket_kernel[(len(chunks),)](
-            chunks, scales, hint, below, counts,
-            SCALED=scales is not None, STORED=stored, BINS=bins, BLOCK=BLOCK, LOOP=LOOP, **COMPILE,
-        )  # fmt: skip
+        scaled = scales is not None
+        bracket_kernel.launch(
+            len(chunks), (scaled, stored, bins), chunks, scales, hint, below, counts, scaled, stored, bins, BLOCK, LOOP
+        )
     sums = counts.new_empty(len(counts) // ROW)
-    sum_kernel[(len(sums),)](counts, sums, SIZE=ROW, **COMPILE)
-    bracket_finish_kernel[(groups,)](
-        rank, sizes, hint, below, counts, sums, prefixes, keys, BINS=bins, ROW=ROW, **COMPILE
-    )
+    sum_kernel.launch(len(sums), aligned(counts), counts, sums, ROW)
+    form = bins, aligned(counts), aligned(sums)
+    bracket_finish_kernel.launch(groups, form, rank, sizes, hint, below, counts, sums, prefixes, keys, bins, ROW)

@@ -8,11 +8,13 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.triton import table
-from feather_kernels.backends.triton.math import COMPILE, is_pruned
+from feather_kernels.backends.triton.launch import Kernel
+from feather_kernels.backends.triton.math import is_pruned
 from feather_kernels.backends.triton.table import BLOCK, LOOP, computed, load_chunk, load_magnitudes
 
 
-@triton.jit
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["chunks", "thresholds", "counts"])
 def count_kernel(
     chunks, thresholds, counts, STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr
 ):
@@ -31,6 +33,5 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
     out.zero_()
     values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
     for chunks, stored, _ in table.make_tables(weights, range(len(weights))):
-        count_kernel[(len(chunks),)](
-            chunks, values, out, STORED=stored, DTYPE=computed(stored), BLOCK=BLOCK, LOOP=LOOP, **COMPILE
-        )
+        form = stored, values.dtype
+        count_kernel.launch(len(chunks), form, chunks, values, out, stored, computed(stored), BLOCK, LOOP)

@@ -12,14 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.layouts import flatten, write_back
-from feather_kernels.backends.resident import resident
-from feather_kernels.backends.triton.math import COMPILE, general_power, is_pruned, threshold_value
+from feather_kernels.backends.triton.launch import Kernel, aligned
+from feather_kernels.backends.triton.math import is_pruned, threshold_value
 
+CONSTANT_OF_POWER = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}  # power -> P of the kernel
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
+WIDE = 1 << 31  # elements, whose number Triton passes in 64 bits
 WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
-GENERAL_BLOCK = 256  # of general powers, with their logarithms
 
 
+@Kernel
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
 def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, BLOCK: tl.constexpr):
     """w_ptr, out_ptr: (n,) of any float dtype; t_ptr: 0-dim, float32 or float64."""
@@ -35,19 +37,7 @@ def threshold_kernel(w_ptr, t_ptr, out_ptr, n, P: tl.constexpr, BLOCK: tl.conste
         tl.store(out_ptr + offsets, threshold_value(w, t, P).to(out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr"])
-def general_power_kernel(w_ptr, t_ptr, out_ptr, n, p_ptr, BLOCK: tl.constexpr):
-    """As ``threshold_kernel``, any power in float64; p_ptr: float64 (3,), see power_constants."""
-    start = tl.program_id(0).to(tl.int64) * BLOCK
-    offsets = start + tl.arange(0, BLOCK)
-    inside = offsets < n
-    t = tl.load(t_ptr)
-    p, rest, inverse = tl.load(p_ptr), tl.load(p_ptr + 1), tl.load(p_ptr + 2)
-    w = tl.load(w_ptr + offsets, mask=inside, other=0.0).to(tl.float64)
-    y = general_power(w, t.to(tl.float64), p, rest, inverse)
-    tl.store(out_ptr + offsets, y.to(t.dtype).to(out_ptr.dtype.element_ty), mask=inside)
-
-
+@Kernel
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["t_ptr", "scale_ptr"])
 def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.constexpr, BLOCK: tl.constexpr):
     """g_ptr, w_ptr, out_ptr: (n,); t_ptr, scale_ptr: 0-dim. ARITHMETIC: dtype of the product."""
@@ -68,15 +58,18 @@ def scale_kernel(g_ptr, w_ptr, t_ptr, scale_ptr, out_ptr, n, ARITHMETIC: tl.cons
 
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
-    """Fill ``out`` with P(w)."""
+    """Fill ``out`` with P(w).
+
+    Raises:
+        ValueError: p has no kernel.
+    """
+    power = CONSTANT_OF_POWER.get(p)
+    if power is None:
+        raise ValueError(f"power must be 1, 2, 3 or inf on the Triton backend, got {p}")
     flat_out, flat_w = flatten(out, w)
-    n, wide = w.numel(), t.dtype == torch.float64
-    if p in (1, 2, 3, math.inf):
-        block, power = WIDE_BLOCK if wide else BLOCK, 0 if p == math.inf else int(p)
-        threshold_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, P=power, BLOCK=block, **COMPILE)
-    else:
-        constants, block = power_constants(p, w.device), GENERAL_BLOCK
-        general_power_kernel[(triton.cdiv(n, block),)](flat_w, t, flat_out, n, constants, BLOCK=block, **COMPILE)
+    n, block = w.numel(), WIDE_BLOCK if t.dtype == torch.float64 else BLOCK
+    form = w.dtype, aligned(flat_w), out.dtype, aligned(flat_out), n < WIDE, power, block
+    threshold_kernel.launch((n + block - 1) // block, form, flat_w, t, flat_out, n, power, block)
     write_back(flat_out, out)
 
 
@@ -84,15 +77,8 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     """Fill ``out`` with the scaled gradient."""
     flat_out, flat_g, flat_w = flatten(out, g, w)
     arithmetic = tl.float64 if torch.float64 in (g.dtype, t.dtype) else tl.float32
-    grid = (triton.cdiv(w.numel(), BLOCK),)
-    scale_kernel[grid](
-        flat_g, flat_w, t, grad_scale, flat_out, w.numel(), ARITHMETIC=arithmetic, BLOCK=BLOCK, **COMPILE
-    )
+    n = w.numel()
+    dtypes = g.dtype, w.dtype, out.dtype
+    form = dtypes, aligned(flat_g), aligned(flat_w), aligned(flat_out), n < WIDE
+    scale_kernel.launch((n + BLOCK - 1) // BLOCK, form, flat_g, flat_w, t, grad_scale, flat_out, n, arithmetic, BLOCK)
     write_back(flat_out, out)
-
-
-def power_constants(p: float, device: torch.device) -> Tensor:
-    """(3,) float64: p, what is left of it after 24 bits, 1/p; made once for each power and device."""
-    fraction, exponent = math.frexp(p)
-    rest = p - math.ldexp(round(math.ldexp(fraction, 24)), exponent - 24)
-    return resident(("power", p), device, lambda: torch.tensor([p, rest, 1 / p], dtype=torch.float64))

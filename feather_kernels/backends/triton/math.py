@@ -4,13 +4,8 @@ Weights come in the compute dtype (float32, or float64 for float64 weights). Sou
 docs/design/numerics.md; the same formulas stand in ``backends/reference.py``.
 """
 
-from typing import Any
-
 import triton
 import triton.language as tl
-
-COMPILE: dict[str, Any] = {"enable_fp_fusion": True}
-"""Options of every launch: the bounds hold with a * b + c fused, which triton 3.10 leaves off unless asked."""
 
 
 @triton.jit
@@ -133,41 +128,3 @@ def wide_cube_root(z):
     y = z * u
     step = (z - y * y * y) * u
     return y + step * (1.0 / 3.0 + 2.0 / 9.0 * (step * t))
-
-
-@triton.jit
-def general_power(w, t, p, rest, inverse):
-    """W (1 - (T/a)^p)^(1/p) in float64, by Kahan's log1p and expm1.
-
-    w and t in float64; p > 1, ``rest`` = p less its 24 leading bits, and ``inverse`` = 1/p as float64 scalars. Where
-    abs(w) <= T or T is no positive number the functions get what they are not for, and their results are not used.
-    """
-    a = tl.abs(w)
-    root = inverse_power(-expm1(p * log1p((t - a) / a)), p, rest, inverse)
-    return where_kept(tl.where(a < float("inf"), w * tl.minimum(root, 1.0), w), w, t)
-
-
-@triton.jit
-def inverse_power(z, p, rest, inverse):
-    """z^(1/p) for normal z <= 1, float64: z = m 2^k, k = n p + r exactly, so the exponential's argument is below 1."""
-    bits = z.to(tl.int64, bitcast=True)
-    k = ((bits >> 52) - 1022).to(tl.float64)
-    m = ((bits & 0xFFFFFFFFFFFFF) | 0x3FE0000000000000).to(tl.float64, bitcast=True)
-    n = tl.floor(k * inverse + 0.5)
-    fraction = (k - n * (p - rest) - n * rest) * inverse
-    scale = ((n.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
-    return tl.exp(fraction * 0.6931471805599453 + tl.log(m) * inverse) * scale
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x) for x > -1, float64 (Kahan; Goldberg 1991, theorem 4)."""
-    u = 1.0 + x
-    return tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
-
-
-@triton.jit
-def expm1(v):
-    """exp(v) - 1 for v <= 0, float64 (Kahan)."""
-    u = tl.exp(v)
-    return tl.where(u == 1.0, v, tl.where(u == 0.0, -1.0, (u - 1.0) * (v / tl.where(u == 1.0, 1.0, tl.log(u)))))

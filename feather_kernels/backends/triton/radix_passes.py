@@ -12,13 +12,14 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.triton import table
-from feather_kernels.backends.triton.math import COMPILE
+from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, clamp_nan, computed, load_chunk, load_keys
 
 DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared memory on every version of triton
 
 
-@triton.jit(do_not_specialize_on_alignment=["scales", "prefixes", "counts"])
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["chunks", "scales", "prefixes", "counts"])
 def histogram_kernel(
     chunks, scales, prefixes, counts,
     SHIFT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr,
@@ -47,7 +48,12 @@ def histogram_kernel(
             tl.atomic_add(bins, found.to(tl.int64), mask=found > 0)
 
 
-@triton.jit(do_not_specialize_on_alignment=["rank", "prefixes", "below", "sizes", "counts"])
+@Kernel
+@triton.jit(
+    do_not_specialize_on_alignment=[
+        *("rank", "row_starts", "tensor_of_row", "caps", "counts", "prefixes", "below", "sizes", "keys")
+    ]
+)
 def scan_kernel(
     rank, row_starts, tensor_of_row, caps, counts, prefixes, below, sizes, keys,
     BITS: tl.constexpr, CAPPED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, NAN_KEY: tl.constexpr,
@@ -108,7 +114,8 @@ def capped_counts(row, tensor_of_row, caps, counts, below, CAPPED: tl.constexpr,
     return total
 
 
-@triton.jit(do_not_specialize_on_alignment=["scales", "bounds"])
+@Kernel
+@triton.jit(do_not_specialize_on_alignment=["chunks", "scales", "bounds", "group_of_row", "keys"])
 def smallest_above_kernel(
     chunks, scales, bounds, group_of_row, keys,
     SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr,
@@ -146,8 +153,8 @@ def count_digits(
 ) -> None:
     """Launch the histogram pass."""
     for chunks, stored, _ in tables:
-        histogram_kernel[(len(chunks),)](
-            chunks, scales, prefixes, counts,
-            SHIFT=shift, BITS=bits, SCALED=scales is not None, STORED=stored, DTYPE=computed(stored),
-            BLOCK=BLOCK, LOOP=LOOP, **COMPILE,
+        scaled = scales is not None
+        histogram_kernel.launch(
+            len(chunks), (shift, bits, scaled, stored),
+            chunks, scales, prefixes, counts, shift, bits, scaled, stored, computed(stored), BLOCK, LOOP,
         )  # fmt: skip

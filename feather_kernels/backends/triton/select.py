@@ -14,8 +14,8 @@ from torch import Tensor
 from feather_kernels.backends.chunks import element_count, group_elements, make_rows
 from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import table
-from feather_kernels.backends.triton.bracket import try_bracket
-from feather_kernels.backends.triton.math import COMPILE
+from feather_kernels.backends.triton.bracket import bracket_keys, try_bracket
+from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.radix_passes import (
     DIGIT_BITS,
     count_digits,
@@ -28,7 +28,8 @@ KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
 
 
-@triton.jit(do_not_specialize=["count"])
+@Kernel
+@triton.jit(do_not_specialize=["count"], do_not_specialize_on_alignment=["keys", "out"])
 def value_kernel(keys, out, count, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr, BLOCK: tl.constexpr):
     """Fill out (count,), in DTYPE, with the values of keys, int64."""
     offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -53,29 +54,30 @@ def magnitude_select(
     """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
     group_count, rank = rank.numel(), rank.contiguous()
     scales, caps = (None if x is None else x.contiguous() for x in (scales, caps))
-    rows = make_rows(tuple(groups), group_count, caps is not None, rank.device)
+    scaled, capped, nan_key = scales is not None, caps is not None, NAN_KEY[out.dtype]
+    rows = make_rows(tuple(groups), group_count, capped, rank.device)
     row_count = len(rows.groups)
     tables = table.make_tables(weights, rows.of_tensor)
-    state = rank.new_zeros(3 * group_count + 2 * row_count + (row_count << DIGIT_BITS))
-    keys, sizes, prefixes, below, counts = state.split(
-        [2 * group_count, group_count, row_count, row_count, row_count << DIGIT_BITS]
-    )
-    if hint is not None and caps is None:
+    hinted = hint is not None and not capped
+    bins = bracket_keys(out.dtype, group_count, element_count(weights)) if hinted else 0
+    parts = [group_count * bins, 2 * group_count, *[group_count] * 2, *[row_count] * 2, row_count << DIGIT_BITS]
+    bracket, keys, bracket_below, sizes, prefixes, below, counts = rank.new_zeros(sum(parts)).split(parts)  # one fill
+    if hint is not None and bins:
         elements = group_elements(weights, groups, group_count, rank.device)
-        try_bracket(tables, scales, hint.contiguous(), rank, element_count(weights), elements, prefixes, keys)
+        try_bracket(tables, scales, hint.contiguous(), rank, bins, bracket, bracket_below, elements, prefixes, keys)
     shift = KEY_BITS[out.dtype]
     while shift:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
         shift -= bits
         count_digits(tables, scales, prefixes, shift, bits, counts)
-        scan_kernel[(group_count,)](
-            rank, rows.starts, rows.tensors, caps, counts, prefixes, below, sizes, keys,
-            BITS=bits, CAPPED=caps is not None, FIRST=first, LAST=shift == 0, NAN_KEY=NAN_KEY[out.dtype], **COMPILE,
-        )  # fmt: skip
+        form = bits, capped, first, shift == 0, nan_key
+        scan_kernel.launch(
+            group_count, form, rank, rows.starts, rows.tensors, caps, counts, prefixes, below, sizes, keys, *form
+        )
     for chunks, stored, _ in tables:
-        smallest_above_kernel[(len(chunks),)](
-            chunks, scales, prefixes, rows.groups, keys, SCALED=scales is not None, NAN_KEY=NAN_KEY[out.dtype],
-            STORED=stored, DTYPE=computed(stored), BLOCK=BLOCK, LOOP=LOOP, **COMPILE,
+        smallest_above_kernel.launch(
+            len(chunks), (scaled, stored),
+            chunks, scales, prefixes, rows.groups, keys, scaled, stored, computed(stored), nan_key, BLOCK, LOOP,
         )  # fmt: skip
     write_values(keys, out)
 
@@ -83,5 +85,6 @@ def magnitude_select(
 def write_values(keys: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the values of int64 keys."""
     dtype = tl.float64 if out.dtype == torch.float64 else tl.float32
-    grid = (triton.cdiv(out.numel(), VALUES_BLOCK),)
-    value_kernel[grid](keys, out, out.numel(), DTYPE=dtype, NAN_KEY=NAN_KEY[out.dtype], BLOCK=VALUES_BLOCK, **COMPILE)
+    count = out.numel()
+    programs = (count + VALUES_BLOCK - 1) // VALUES_BLOCK
+    value_kernel.launch(programs, dtype, keys, out, count, dtype, NAN_KEY[out.dtype], VALUES_BLOCK)

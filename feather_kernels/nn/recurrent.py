@@ -1,0 +1,42 @@
+"""Recurrent layers, which read a list of their weights: the list holds P of them during forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from feather_kernels.nn.base import SparseLayer
+
+
+class RecurrentLayer(SparseLayer):
+    """Mixin of LSTM, GRU and RNN; every cell weight is thresholded."""
+
+    form = "recurrent"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """As the dense layer's."""
+        layer: Any = self
+        if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
+            return type(layer).forward(layer, *args, **kwargs)
+        layer._update_flat_weights()  # sees Parameters that were replaced; else torch would do so after the exchange
+        names = layer._flat_weights_names
+        layer._flat_weights = [
+            self.sparse_weight(name) if name in self.feather.thresholds else self._parameters[name] for name in names
+        ]
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            layer._flat_weights = [self._parameters[name] for name in names]
+
+
+class FeatherLSTM(RecurrentLayer, nn.LSTM):
+    """``torch.nn.LSTM`` on P of its weights."""
+
+
+class FeatherGRU(RecurrentLayer, nn.GRU):
+    """``torch.nn.GRU`` on P of its weights."""
+
+
+class FeatherRNN(RecurrentLayer, nn.RNN):
+    """``torch.nn.RNN`` on P of its weights."""

@@ -1,0 +1,35 @@
+"""Which thresholds the threshold op was called with: how a sparsifier finds layers that never ran."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor
+
+
+class CallRecord:
+    """Addresses of the thresholds that ``threshold`` was called with between ``start`` and ``stop``.
+
+    Every forward passes through the op, eager, compiled or checkpointed, and every layer has a threshold of its own. So
+    a threshold that is missing here belongs to a layer whose weight is read without its forward.
+    """
+
+    active: ClassVar[list[CallRecord]] = []
+
+    def __init__(self) -> None:
+        self.addresses: set[int] = set()
+
+    def start(self) -> None:
+        """Begin to record."""
+        self.active.append(self)
+
+    def stop(self) -> None:
+        """Record no more; stopping twice is harmless."""
+        if self in self.active:
+            self.active.remove(self)
+
+    @classmethod
+    def add(cls, t: Tensor) -> None:
+        """Note a call with threshold ``t``."""
+        for record in cls.active:
+            record.addresses.add(t.data_ptr())

@@ -1,0 +1,205 @@
+"""The thresholds of a model, kept those of the weights that it uses."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from feather_kernels.nn.base import SparseLayer, WeightVersion
+from feather_kernels.nn.thresholds import Thresholds
+from feather_kernels.sparsify.policies import Policy
+from feather_kernels.sparsify.position import SchedulePosition
+from feather_kernels.sparsify.selection import PrunableWeight
+from feather_kernels.torch_private import in_backward, tracing
+
+_log = logging.getLogger("feather_kernels")
+
+
+class CurrentThresholds:
+    """Selects the thresholds of one model: in every step, and before a forward whose weights are others since.
+
+    It is a forward pre-hook of the model. Weights are compared by object, address and torch's count of in-place writes
+    (``load_state_dict``, a broadcast, an average's update, an optimizer that swaps weights for evaluation); a change
+    between ``train()`` and ``eval()`` selects anew in any case. Nothing is done inside compiled code, CUDA graph
+    capture or a backward pass, or for weights that are not plain Parameters (sharded ones).
+
+    A deep copy of the model copies its hook, which then selects from the weights of the copy at the same position of
+    the schedule. A pickled model keeps the sparsity of the moment.
+
+    Args:
+        weights: the prunable weights of the model.
+        policy: how much each weight loses.
+        position: where the schedule stands.
+        thresholds: what the layers read.
+    """
+
+    def __init__(
+        self, weights: list[PrunableWeight], policy: Policy, position: SchedulePosition, thresholds: Thresholds
+    ) -> None:
+        self.weights = weights
+        self.policy: Policy | None = policy
+        self.position = position
+        self.thresholds = thresholds
+        self.restored = False  # by load_state_dict: they stay until the next step
+        self._training: bool | None = None  # of the model, in its last forward
+        self._copied_current = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """What follows from the weights' places, and is found anew in a copy."""
+        self._uses = [use for weight in self.weights for use in weight.uses]
+        self._slots: list[tuple[dict[str, Any], str]] = []
+        self._places: list[tuple[int, int]] = []
+        self._versions: list[WeightVersion] | None = None
+
+    @property
+    def forward_ran(self) -> bool:
+        """Whether a forward of the model has been seen."""
+        return self._training is not None
+
+    # ------------------------------------------------------------------------------------------------ selection
+
+    def select(self) -> None:
+        """Set the thresholds from the weights as they are, at the position of the schedule; nothing read on the host.
+
+        Raises:
+            RuntimeError: a weight is gone, has another shape, or is no longer tied.
+        """
+        if self.policy is None:
+            raise RuntimeError("a model that was pickled with a scope that is a function cannot select thresholds")
+        parameters = self._check_places()
+        with torch.inference_mode(False), torch.no_grad():
+            values = self._per_use(_select(parameters, self.policy, self.position))
+            self.thresholds.assign(values, self._scales(values, self.policy))
+        self._versions = [WeightVersion.of(parameter) for parameter in parameters]
+        self.restored = False
+
+    def _check_places(self) -> list[Tensor]:
+        """The weights; all checks only where an address or a size is another than in the last step."""
+        if not self._slots:
+            self._slots = [(use.module._parameters, use.parameter_name) for use in self._uses]
+        held = [parameters.get(name) for parameters, name in self._slots]
+        places = [(-1, -1) if w is None else (w.data_ptr(), w.numel()) for w in held]
+        if places != self._places:
+            self._check_weights()
+            for use in self._uses:
+                use.binding.follow(use.latent)
+            self.thresholds.keep_only({use.binding.key for use in self._uses})
+            self._places = places
+        if len(held) == len(self.weights):
+            return cast(list[Tensor], held)
+        return [weight.parameter for weight in self.weights]
+
+    def _check_weights(self) -> None:
+        assert self.policy is not None
+        for weight, shape in zip(self.weights, self.policy.shapes, strict=True):
+            got = tuple(weight.parameter.shape)
+            if got != shape:
+                raise RuntimeError(
+                    f"the weight of {weight.name} had shape {shape} when the model was made sparse, now {got}: make "
+                    "the model sparse after its layers have their final shapes"
+                )
+
+    def _per_use(self, values: Tensor) -> Tensor:
+        """(L,) thresholds, one per distinct weight -> one per use of a weight."""
+        if len(self._uses) == len(self.weights):
+            return values
+        counts = [len(weight.uses) for weight in self.weights]
+        return torch.cat([value.expand(count) for value, count in zip(values.split(1), counts, strict=True)])
+
+    def _scales(self, like: Tensor, policy: Policy) -> Tensor | None:
+        """(uses,) gradient scales to write, in dtype and on the device of ``like``; None where they do not change."""
+        if not self.thresholds.scales_change or like.device.type == "meta":
+            return None
+        return self._per_use(policy.with_own_grad_scales(self.position.grad_scale(), like))
+
+    # ------------------------------------------------------------------------------------------------ the hook
+
+    def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
+        """Before a forward of the model: select where the weights, or the mode, are others than before."""
+        if torch.compiler.is_compiling():
+            return
+        switched = self._training is not None and self._training != module.training
+        self._training = module.training
+        if self.restored or (not switched and self.is_current()):
+            return
+        held = [use.module._parameters.get(use.parameter_name) for use in self._uses]
+        if any(type(parameter) is not Parameter for parameter in held) or in_backward():
+            return
+        if self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        if tracing():
+            raise RuntimeError(
+                "the weights have changed since the thresholds were selected, and a trace would hold both: call the "
+                "model once, or Sparsifier.refresh(), before it is traced"
+            )
+        if self.policy is None:
+            _log.warning("a model pickled with a scope that is a function keeps the thresholds it was pickled with")
+            self.restored = True
+            return
+        self.select()
+
+    def is_current(self) -> bool:
+        """Whether the weights are, as far as torch tells, those that the thresholds were selected from."""
+        if self._versions is None:
+            self._versions = self._versions_of_copy()
+        held = [weight.uses[0].module._parameters.get(weight.uses[0].parameter_name) for weight in self.weights]
+        return len(held) == len(self._versions) and all(
+            parameter is not None and version.is_of(parameter)
+            for version, parameter in zip(self._versions, held, strict=True)
+        )
+
+    def _versions_of_copy(self) -> list[WeightVersion]:
+        """The weights that came with the thresholds, if this is part of a copy that was current when it was made."""
+        if not self._copied_current:
+            return []
+        uses = [weight.uses[0] for weight in self.weights]
+        copied = [cast(SparseLayer, use.module).feather.copied.get(use.parameter_name) for use in uses]
+        return [version for version in copied if version is not None]
+
+    # ------------------------------------------------------------------------------------------------ copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        policy = None if self.policy is None or callable(self.policy.scope) else self.policy
+        return {**self._state_of_copy(), "policy": policy}  # a function may not pickle
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CurrentThresholds:
+        twin = memo[id(self)] = CurrentThresholds.__new__(CurrentThresholds)
+        twin.__setstate__(copy.deepcopy(self._state_of_copy(), memo))
+        return twin
+
+    def _state_of_copy(self) -> dict[str, Any]:
+        names = ("weights", "policy", "position", "thresholds", "restored", "_training")
+        return {**{name: getattr(self, name) for name in names}, "_copied_current": self.is_current()}
+
+
+def of_model(model: nn.Module) -> CurrentThresholds | None:
+    """What selects the thresholds of ``model``, or of a module inside it; None where there is nothing, or two."""
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    found = [hook for hook in hooks if isinstance(hook, CurrentThresholds)]
+    return found[0] if len(found) == 1 else None
+
+
+def _select(parameters: Sequence[Tensor], policy: Policy, position: SchedulePosition) -> Tensor:
+    """(L,) thresholds of the weights; 0 for weights without data (meta device)."""
+    first = parameters[0]
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) > 1:
+        raise ValueError(f"the prunable weights must be on one device, got {sorted(map(str, devices))}")
+    if first.device.type == "meta":
+        return policy.no_thresholds(first)
+    if position.device_schedule is not None:
+        position.device_schedule.follow(first)
+        ranks, fractions, _ = position.device_schedule.now()
+        return policy.thresholds(parameters, ranks, fractions)
+    return policy.thresholds_at(list(parameters), position.sparsity)
