@@ -72,7 +72,7 @@ struct ThresholdKernels {
 };
 
 template <class W, class Out>
-constexpr ThresholdKernels threshold_kernels() {
+constexpr ThresholdKernels threshold_entry() {
   return {{code_of<W>(), code_of<Out>()},
           {launch_threshold<W, Out, kInfinitePower>, launch_threshold<W, Out, 1>, launch_threshold<W, Out, 2>,
            launch_threshold<W, Out, 3>}};
@@ -84,25 +84,25 @@ struct ScaleKernel {
 };
 
 template <class G, class W, class Out>
-constexpr ScaleKernel scale_kernels() {
+constexpr ScaleKernel scale_entry() {
   return {{code_of<G>(), code_of<W>(), code_of<Out>()}, launch_scale<G, W, Out>};
 }
 
 // What training meets: one dtype throughout, or float32 weights with a narrower result or gradient. The caller casts
 // operands of other dtypes to these.
 constexpr ThresholdKernels kThreshold[] = {
-    threshold_kernels<float, float>(),       threshold_kernels<float, BFloat16>(), threshold_kernels<float, Half>(),
-    threshold_kernels<BFloat16, BFloat16>(), threshold_kernels<Half, Half>(),      threshold_kernels<double, double>(),
+    threshold_entry<float, float>(),       threshold_entry<float, BFloat16>(), threshold_entry<float, Half>(),
+    threshold_entry<BFloat16, BFloat16>(), threshold_entry<Half, Half>(),      threshold_entry<double, double>(),
 };
 constexpr ScaleKernel kScale[] = {
-    scale_kernels<float, float, float>(),          scale_kernels<BFloat16, float, float>(),
-    scale_kernels<Half, float, float>(),           scale_kernels<BFloat16, float, BFloat16>(),
-    scale_kernels<Half, float, Half>(),            scale_kernels<BFloat16, BFloat16, BFloat16>(),
-    scale_kernels<Half, Half, Half>(),             scale_kernels<double, double, double>(),
+    scale_entry<float, float, float>(), scale_entry<BFloat16, float, float>(),
+    scale_entry<Half, float, float>(),  scale_entry<BFloat16, float, BFloat16>(),
+    scale_entry<Half, float, Half>(),   scale_entry<BFloat16, BFloat16, BFloat16>(),
+    scale_entry<Half, Half, Half>(),    scale_entry<double, double, double>(),
 };
 
-template <class Kernel, size_t N, size_t Count>
-const Kernel& kernel_for(const std::array<DType, N>& dtypes, const Kernel (&kernels)[Count], const char* op) {
+template <class Kernel, size_t Count>
+const Kernel& kernel_for(const decltype(Kernel::dtypes)& dtypes, const Kernel (&kernels)[Count], const char* op) {
   for (const Kernel& kernel : kernels) {
     if (kernel.dtypes == dtypes) return kernel;
   }
@@ -111,27 +111,28 @@ const Kernel& kernel_for(const std::array<DType, N>& dtypes, const Kernel (&kern
   fail(op, " has no kernel for the dtype codes", codes);
 }
 
-template <size_t N, class Kernel, size_t Count>
-std::vector<std::array<DType, N>> dtypes_of(const Kernel (&kernels)[Count]) {
-  std::vector<std::array<DType, N>> all;
+template <class Kernel, size_t Count>
+std::vector<decltype(Kernel::dtypes)> dtypes_of(const Kernel (&kernels)[Count]) {
+  std::vector<decltype(Kernel::dtypes)> all;
   for (const Kernel& kernel : kernels) all.push_back(kernel.dtypes);
   return all;
 }
 
 }  // namespace
 
-std::vector<std::array<DType, 2>> threshold_dtypes() { return dtypes_of<2>(kThreshold); }
-std::vector<std::array<DType, 3>> scale_dtypes() { return dtypes_of<3>(kScale); }
+std::vector<std::array<DType, 2>> threshold_dtypes() { return dtypes_of(kThreshold); }
+std::vector<std::array<DType, 3>> scale_dtypes() { return dtypes_of(kScale); }
 
 void threshold(const void* w, DType w_dtype, const void* t, double p, void* out, DType out_dtype, int64_t n,
                void* stream) {
-  const auto launch = kernel_for<ThresholdKernels, 2>({w_dtype, out_dtype}, kThreshold, "threshold").launch[power_index(p)];
+  const auto& kernels = kernel_for({w_dtype, out_dtype}, kThreshold, "threshold");
+  const auto launch = kernels.launch[power_index(p)];
   if (n > 0) launch(w, t, out, n, stream);
 }
 
 void scale_pruned_grad(const void* g, DType g_dtype, const void* w, DType w_dtype, const void* t,
                        const void* grad_scale, void* out, DType out_dtype, int64_t n, void* stream) {
-  const auto launch = kernel_for<ScaleKernel, 3>({g_dtype, w_dtype, out_dtype}, kScale, "scale_pruned_grad").launch;
+  const auto launch = kernel_for({g_dtype, w_dtype, out_dtype}, kScale, "scale_pruned_grad").launch;
   if (n > 0) launch(g, w, t, grad_scale, out, n, stream);
 }
 
