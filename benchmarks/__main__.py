@@ -104,7 +104,8 @@ def format_outcomes(trial: Trial, outcomes: Sequence[Outcome]) -> str:
         times = "".join(f"{_milliseconds(own[metric])} ms" for metric in (results.TIME, "time_p20", "time_p80"))
         others = ((results.RATIO, 10, 1.0), ("bandwidth", 8, 1.0), (results.MEMORY, 10, 1e-6))
         cells = "".join(f"{own[m] * scale:{w}.3g}" if m in own else " " * w for m, w, scale in others)
-        lines.append(f"  {outcome.variant:28}{times}{cells}{len(outcome.times):8}")
+        counts = "".join(f", {count:g} {name.replace('_', ' ')}" for name, count in outcome.counts.items())
+        lines.append(f"  {outcome.variant:28}{times}{cells}{len(outcome.times):8}{counts}")
     return "\n".join(lines)
 
 

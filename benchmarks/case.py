@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +38,7 @@ class Variant:
         before: run before every ``run``, untimed, e.g. to restore what it overwrites.
         calls: number of calls that ``run`` makes; times are per call.
         self_timed: ``run`` returns its own time in seconds (of something in another process).
+        counts: further figures, by the name of their metric: how often something happens in a call.
     """
 
     run: Callable[[], Any]
@@ -46,6 +47,7 @@ class Variant:
     before: Callable[[], object] = lambda: None
     calls: int = 1
     self_timed: bool = False
+    counts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ class Outcome:
         failure: why the variant was not timed: what its gate, or the exception that it raised, said.
         moved: bytes per call that must move.
         peak_memory: bytes beyond those of the inputs, or None where they cannot be measured.
+        counts: those of the variant.
         times: seconds per call, one entry per round.
     """
 
@@ -31,6 +32,7 @@ class Outcome:
     failure: str | None = None
     moved: float = 0.0
     peak_memory: int | None = None
+    counts: Mapping[str, float] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
 
 
@@ -73,6 +75,7 @@ def _measure(trial: Trial, clock: Clock, seed: int) -> list[Outcome]:
 def pass_gate(variant: Variant, clock: Clock, outcome: Outcome) -> float:
     """Run, judge the result, and note the peak memory of a warm run; returns the wall time of a run in seconds."""
     variant.before()
+    outcome.counts = variant.counts
     (result, seconds), outcome.peak_memory = clock.peak_memory(variant.run)
     outcome.failure = variant.gate(result)
     outcome.moved = variant.moved / variant.calls

@@ -21,6 +21,7 @@ COLUMNS = (
     *("size", "case", "operation", "input", "sparsity", "variant", "metric", "value", "unit", "rounds", "note"),
 )
 TIME, RATIO, MEMORY, GATE = "time_median", "ratio_to_limit", "peak_extra_memory", "gate"
+BEYOND = "time_beyond_limit"
 Row = Mapping[str, str]
 Key = tuple[str, str, str, str, str]  # case, operation, input, sparsity, variant
 
@@ -54,10 +55,13 @@ def _figures(outcome: Outcome, limit_time: float | None) -> Iterator[tuple[str, 
     yield "time_p80", high, "s"
     if limit_time:
         yield RATIO, median / limit_time, "x"
+        yield BEYOND, median - limit_time, "s"
     if outcome.moved and median > 0:
         yield "bandwidth", outcome.moved / median / 1e9, "GB/s"
     if outcome.peak_memory is not None:
         yield MEMORY, float(outcome.peak_memory), "B"
+    for metric, count in outcome.counts.items():
+        yield metric, float(count), "count"
 
 
 def spread(times: Sequence[float]) -> tuple[float, float, float]:

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.profiler import profile
 
-from benchmarks import backends, bars, gates, inputs, results, table
+from benchmarks import backends, bars, gates, host_process, inputs, results, stand_in, table
 from benchmarks.__main__ import main
 from benchmarks.case import Setting, Trial, Variant, accept
-from benchmarks.cases import CASES, select, threshold
+from benchmarks.cases import CASES, host, select, threshold
 from benchmarks.clock import CpuClock, Run, clock_for
 from benchmarks.environment import describe
 from benchmarks.measure import count_rounds, is_due, measure, rounds_for
@@ -49,6 +50,8 @@ def rows(trial: Trial, size: str = "full", case: str = "case") -> list[dict[str,
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_runs_and_every_variant_passes_its_gate(name: str) -> None:
+    if name == "host" and (reason := stand_in.missing()):
+        pytest.skip(reason)
     for trial in CASES[name].trials(SMOKE):
         assert trial.limit in trial.variants
         outcomes = measure(trial, CpuClock())
@@ -58,7 +61,7 @@ def test_every_case_runs_and_every_variant_passes_its_gate(name: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", [name for name in CASES if name != "import"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("import", "host")])
 def test_every_case_runs_on_a_gpu(name: str) -> None:
     setting = Setting(torch.device("cuda", 0), smoke=True)
     for trial in CASES[name].trials(setting):
@@ -212,9 +215,35 @@ def test_figures_of_a_trial() -> None:
         "time_p20": 0.0015,
         "time_p80": 0.0015,
         "ratio_to_limit": 1.5,
+        "time_beyond_limit": pytest.approx(0.0005),
         "bandwidth": pytest.approx(4 / 0.0015 / 1e9, rel=1e-5),
         "peak_extra_memory": 1000.0,
     }
+
+
+def test_counts_are_figures_of_their_own() -> None:
+    made = rows(constant_trial({"limit": 0.002}, counts={"triton_launches": 1.5}))
+    assert [(row["value"], row["unit"]) for row in made if row["metric"] == "triton_launches"] == [("1.5", "count")]
+
+
+def test_without_a_compiler_the_stand_in_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    trial = next(trial for trial in CASES["host"].trials(SMOKE) if host.STAND_IN in trial.operation)
+    reason = stand_in.missing()
+    assert reason is not None
+    assert {outcome.failure for outcome in measure(trial, CpuClock())} == {f"RuntimeError: {reason}"}
+
+
+def test_kernels_of_torch_are_counted_through_what_calls_them() -> None:
+    pruned, layer = torch.ones(3), torch.nn.Linear(3, 3)
+
+    def work() -> None:
+        layer(pruned.view(1, 3).t().t()).tanh()  # addmm, tanh; views launch nothing
+        torch.zeros(3)  # a fill
+
+    with profile(use_kineto=False) as profiler:
+        work()
+    assert host_process.torch_kernels(profiler.function_events) == 3
 
 
 def test_percentiles() -> None:
