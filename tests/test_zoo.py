@@ -116,6 +116,14 @@ QUICK = {
         dense=(r"features\.\d\.\d\.attn\.relative_position_bias_table",),
         skipped={r"features\.\d\.\d\.attn": taken_if_named("ShiftedWindowAttention")},
     ),
+    "swin_v2_t": vision(
+        "swin_v2_t",
+        77,
+        27_522_048,
+        pixels=64,
+        dense=(r"features\.\d\.\d\.attn\.logit_scale",),
+        skipped={r"features\.\d\.\d\.attn": taken_if_named("ShiftedWindowAttentionV2")},
+    ),
     "deeplabv3_mobilenet_v3_large": segmentation("deeplabv3_mobilenet_v3_large", 70, 10_987_784),
     "bert": language(
         "BertForSequenceClassification",

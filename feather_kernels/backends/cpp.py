@@ -60,27 +60,22 @@ def description() -> list[str]:
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
-    if not (w.is_contiguous() and out.is_contiguous()):
-        flat_out, flat_w = layouts.flatten(out, w)
-        threshold(flat_w, t, p, flat_out)
-        layouts.write_back(flat_out, out)
-        return
+    flat_out, flat_w = layouts.flatten(out, w)
     _cpu.threshold(
-        w.data_ptr(), CODES[w.dtype], out.data_ptr(), CODES[out.dtype], w.numel(), t.data_ptr(), p, get_num_threads()
-    )
+        flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype], w.numel(), t.data_ptr(), p,
+        get_num_threads(),
+    )  # fmt: skip
+    layouts.write_back(flat_out, out)
 
 
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the scaled gradient."""
-    if not (g.is_contiguous() and w.is_contiguous() and out.is_contiguous()):
-        flat_out, flat_g, flat_w = layouts.flatten(out, g, w)
-        scale_pruned_grad(flat_g, flat_w, t, grad_scale, flat_out)
-        layouts.write_back(flat_out, out)
-        return
+    flat_out, flat_g, flat_w = layouts.flatten(out, g, w)
     _cpu.scale_pruned_grad(
-        g.data_ptr(), CODES[g.dtype], w.data_ptr(), CODES[w.dtype], out.data_ptr(), CODES[out.dtype], w.numel(),
-        t.data_ptr(), grad_scale.data_ptr(), get_num_threads(),
+        flat_g.data_ptr(), CODES[g.dtype], flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype],
+        w.numel(), t.data_ptr(), grad_scale.data_ptr(), get_num_threads(),
     )  # fmt: skip
+    layouts.write_back(flat_out, out)
 
 
 # ---------------------------------------------------------------------------------------------- selection, counts

@@ -35,7 +35,7 @@ class WeightVersion(NamedTuple):
         return (
             self.weight() is weight
             and self.address == weight.data_ptr()
-            and self.version == (None if weight.is_inference() else weight._version)
+            and (self.version is None or self.version == weight._version)
         )
 
 

@@ -149,11 +149,14 @@ class CurrentThresholds:
         """Whether the weights are, as far as torch tells, those that the thresholds were selected from."""
         if self._versions is None:
             self._versions = self._versions_of_copy()
-        held = [weight.uses[0].module._parameters.get(weight.uses[0].parameter_name) for weight in self.weights]
-        return len(held) == len(self._versions) and all(
-            parameter is not None and version.is_of(parameter)
-            for version, parameter in zip(self._versions, held, strict=True)
-        )
+        if len(self._versions) != len(self.weights):
+            return False
+        for version, weight in zip(self._versions, self.weights, strict=True):
+            use = weight.uses[0]
+            parameter = use.module._parameters.get(use.parameter_name)
+            if parameter is None or not version.is_of(parameter):
+                return False
+        return True
 
     def _versions_of_copy(self) -> list[WeightVersion]:
         """The weights that came with the thresholds, if this is part of a copy that was current when it was made."""
