@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,11 @@ def paper_formula(w: Tensor, t: Tensor) -> Tensor:
 
 
 def train_beside_teacher(
-    model: nn.Module, images: Tensor, labels: Tensor, steps: int, batch_size: int, rate: float = 0.02
+    model: nn.Module, images: Tensor, labels: Tensor, steps: int, batch_size: int, rate: float = 0.02, **options: Any
 ) -> Agreement:
     """Train ``model`` with a Sparsifier; raises AssertionError at the first step that differs."""
     dense = copy.deepcopy(model)
-    sparsifier = fk.Sparsifier(model, sparsity=SPARSITY, total_steps=steps, grad_scale=GRAD_SCALE)
+    sparsifier = fk.Sparsifier(model, sparsity=SPARSITY, total_steps=steps, grad_scale=GRAD_SCALE, **options)
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     dense_layers = [m for m in dense.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4)
