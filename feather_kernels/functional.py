@@ -129,9 +129,9 @@ def sparse_conv2d(
         weight: w, (out, C / groups, kH, kW).
         threshold: T, as in ``threshold``.
         bias: b, (out,), or None.
-        stride: a number, or one for each dimension.
-        padding: zeros on both sides, a number, or one for each dimension.
-        dilation: a number, or one for each dimension.
+        stride: an integer, or one for each dimension.
+        padding: zeros on both sides, an integer, or one for each dimension; not "same" or "valid".
+        dilation: an integer, or one for each dimension.
         groups: blocked connections.
         power: p, as in ``threshold``.
         grad_scale: theta, as in ``threshold``.
@@ -179,10 +179,14 @@ def _sparse_convolution(
 ) -> Tensor:
     if weight.dim() != dimensions + 2:
         raise ValueError(f"weight must have {dimensions + 2} dimensions, got shape {tuple(weight.shape)}")
+    if x.dim() not in (dimensions + 1, dimensions + 2):
+        raise ValueError(f"x must have {dimensions + 1} or {dimensions + 2} dimensions, got shape {tuple(x.shape)}")
     each = []
     for name, size in zip(("stride", "padding", "dilation"), sizes, strict=True):
-        numbers = [size] * dimensions if isinstance(size, int) else list(size)
-        if len(numbers) != dimensions or not all(isinstance(number, int) for number in numbers):
+        numbers = list(size) if isinstance(size, tuple | list) else [size] * dimensions
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError(f"{name} must be an integer or {dimensions} of them, got {size!r}")
+        if len(numbers) != dimensions:
             raise ValueError(f"{name} must be an integer or {dimensions} of them, got {size!r}")
         each.append(numbers)
     t, scale = _constants(weight, threshold, power, grad_scale)
@@ -286,4 +290,5 @@ def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         schema.check_threshold(name, value, weight)
         return value
+    schema.check_number(name, value)
     return torch.full((), value, dtype=schema.compute_dtype(weight.dtype), device=weight.device)

@@ -1,4 +1,4 @@
-"""Every name of torch that is not public, or on its way out, and what serves where a version of torch lacks it."""
+"""Private or deprecated names of torch's modules, each with a fallback for versions that lack it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ def _outside_of_compilers() -> bool:
 
 transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _outside_of_compilers)
 """Whether a torch.func transform is running; where torch does not say, always in eager code (15 us a call)."""
+
+in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+"""The same; where torch does not say, never."""
 
 tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
 """Whether torch.jit.trace, or the ONNX exporter that is built on it, is recording."""

@@ -172,7 +172,7 @@ def test_layers_left_dense_have_a_reason() -> None:
     assert {layer.name: layer.reason for layer in sparsifier.report().skipped} == {
         "(root)": "LanguageModel: taken only if targets names it",
         "bilinear": "Bilinear: taken only if targets names it",
-        "normed": "ParametrizedLinear: its weight has a parametrization",
+        "normed": "ParametrizedLinear: one of its parameters has a parametrization",
         "head": "its weight is tied to 'embedding' (Embedding), which stays dense",
     }
     assert type(model.head) is nn.Linear
@@ -318,7 +318,7 @@ def test_rethreshold_gives_an_average_the_requested_sparsity() -> None:
     assert int(torch.ops.feather_kernels.count_pruned(weights, [t] * len(weights)).sum()) == (
         math.floor((count - 1) * 0.9) + 1
     )
-    with pytest.raises(ValueError, match="a deep copy of the sparsified model"):
+    with pytest.raises(ValueError, match="one deep copy of the sparsified model"):
         sparsifier.refresh(nets.conv_net())
 
 

@@ -26,9 +26,9 @@ def lean_linear(
     """``F.linear(x, P(w), bias)``: x (*, in), weight (out, in), bias (out,) or None -> (*, out).
 
     ``autocast`` is the dtype that autocast computes in, None where it is off. Inside torch.func transforms,
-    forward-mode differentiation and tracers P(w) is kept, as torch's own op is what they see.
+    forward-mode differentiation and tracers, and for nested or sparse x, torch's own op runs and P(w) is kept.
     """
-    if not runs_lean():
+    if not runs_lean() or x.is_nested or x.layout != torch.strided or x.dim() == 0 or weight.dim() != 2:
         return F.linear(x, threshold(weight, t, grad_scale, power, autocast), bias)
     x, bias = cast_like_autocast(x, bias, autocast)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -26,16 +26,16 @@ def threshold(
     the operator itself is not used (straight-through estimator; Feather, section 3).
     """
     if transforms_active() or forward_mode_active():
-        return Threshold.apply(weight, t, grad_scale, power, out_dtype)
+        return TransformableThreshold.apply(weight, t, grad_scale, power, out_dtype)
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
     if tracing():
         with torch.no_grad():  # a Function would stand in the trace as Python; backward of the traced op raises
             return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
-    return EagerThreshold.apply(weight, t, grad_scale, power, out_dtype)
+    return PlainThreshold.apply(weight, t, grad_scale, power, out_dtype)
 
 
-class Threshold(Function):
+class TransformableThreshold(Function):
     """``P(w)`` for torch.func and forward-mode differentiation.
 
     Inputs: weight, threshold (0-dim), grad_scale (0-dim, or None for 1), power, out_dtype. The tangent of P(w), like
@@ -74,8 +74,8 @@ class Threshold(Function):
         return scaled_gradient(tangent, *ctx.saved_tensors).to(ctx.out_dtype)
 
 
-class EagerThreshold(Function):
-    """``Threshold`` outside of transforms, and for torch.compile, which refuses a Function with a jvp.
+class PlainThreshold(Function):
+    """The same outside of transforms, and for torch.compile, which refuses a Function with a jvp.
 
     torch binds the signature of a Function in setup_context style anew on every call, about 15 us; not of this one.
     """
@@ -89,7 +89,7 @@ class EagerThreshold(Function):
             ctx.save_for_backward(weight, t, grad_scale)
         return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
 
-    backward = staticmethod(Threshold.backward)
+    backward = staticmethod(TransformableThreshold.backward)
 
 
 def scale_pruned_grad(grad: Tensor, weight: Tensor, t: Tensor, grad_scale: Tensor) -> Tensor:

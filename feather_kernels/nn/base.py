@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -30,23 +31,25 @@ class WeightVersion(NamedTuple):
         """The weight's at this moment."""
         return cls(weakref.ref(weight), weight.data_ptr(), None if weight.is_inference() else weight._version)
 
-    def is_of(self, weight: Tensor) -> bool:
-        """Whether the weight is the same object with, as far as torch tells, the same values."""
+    def still_describes(self, weight: Tensor) -> bool:
+        """Whether the weight is the same object with the same values; False where torch does not tell."""
         return (
-            self.weight() is weight
+            self.version is not None
+            and self.weight() is weight
             and self.address == weight.data_ptr()
-            and (self.version is None or self.version == weight._version)
+            and self.version == weight._version
         )
 
 
 class LayerState:
-    """What a sparse layer knows beside its module's own attributes.
+    """State that a sparse layer keeps in addition to its module's attributes.
 
     Attributes:
         dense_class: the class to give back.
         thresholds: by the name of the parameter.
         rebuild: ``rebuild(dense_class, form, names)`` makes an empty sparse layer for copies and pickles to fill.
         copied: for a layer that is a copy, its weights as they were copied, by name.
+        lock: for forwards that change the module while they run.
         reads: in the forward that this thread is running, P of the parameters read so far, by name, grad mode and
             dtype; None outside of one.
     """
@@ -58,6 +61,7 @@ class LayerState:
         self.thresholds = thresholds
         self.rebuild = rebuild
         self.copied: dict[str, WeightVersion] = {}
+        self.lock = threading.RLock()
         self._running = threading.local()
 
     @property
@@ -75,6 +79,17 @@ class LayerState:
         self.__init__(**state)  # type: ignore[misc]
 
 
+def dense_without_state(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """``forward`` of a sparse class, or the dense one, for bound methods that are kept until after ``finalize()``."""
+
+    @wraps(forward)
+    def run(self: SparseLayer, *args: Any, **kwargs: Any) -> Any:
+        chosen = forward if "feather" in self.__dict__ else type(self).forward
+        return chosen(self, *args, **kwargs)
+
+    return run
+
+
 class SparseLayer(nn.Module):
     """Mixin of every sparse layer.
 
@@ -90,15 +105,11 @@ class SparseLayer(nn.Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         raise TypeError(f"{type(self).__name__} cannot be built: Sparsifier makes it from the dense layer")
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Have torch.fx call the layer as one node, as it does torch's: a trace of its forward would hold a fixed P."""
-        super().__init_subclass__(**kwargs)
-        own = (base.__module__ for base in cls.__mro__ if not issubclass(base, SparseLayer))
-        cls.__module__ = next(name for name in own if name.startswith("torch.nn."))
-
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
         """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
         threshold = self.feather.thresholds[name]
+        if not threshold.thresholds.followed:
+            threshold.thresholds.warn()
         return autograd.threshold(self.latent(name), threshold.value, threshold.grad_scale, threshold.power, dtype)
 
     def latent(self, name: str = "weight") -> Tensor:
@@ -110,8 +121,9 @@ class SparseLayer(nn.Module):
         own = super().extra_repr()
         if "feather" not in self.__dict__:
             return own
-        threshold = next(iter(self.feather.thresholds.values()))
-        lean = self.lean_form and threshold.recomputes(self.latent(), None)
+        name, threshold = next(iter(self.feather.thresholds.items()))
+        weight = self._parameters.get(name)
+        lean = self.lean_form and weight is not None and threshold.recomputes(weight, None)
         return ", ".join(filter(None, [own, f"power={threshold.power:g}, recompute={lean}"]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from feather_kernels.nn import convolution, linear, recurrent
 from feather_kernels.nn.attention import FeatherMultiheadAttention
@@ -17,6 +16,7 @@ from feather_kernels.nn.base import LayerState, SparseLayer
 from feather_kernels.nn.thresholds import ThresholdBinding
 from feather_kernels.nn.weight_attribute import AttributeLayer, thresholded
 
+TORCH = "torch.nn"  # torch.fx calls layers of modules so named as one node; a trace through ours would hold a fixed P
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 # the layers that the method prunes by default; their sparse classes
 CALLED: dict[type[nn.Module], type[SparseLayer]] = {
@@ -63,11 +63,13 @@ def make_sparse(module: nn.Module, thresholds: dict[str, ThresholdBinding], form
     dense_class = type(module)
     module.__class__ = sparse_class(dense_class, form, tuple(thresholds))
     module.__dict__["feather"] = LayerState(dense_class, thresholds, empty_layer)
+    module.__dict__["__module__"] = TORCH
 
 
 def make_dense(module: SparseLayer) -> None:
     """Undo ``make_sparse``; the weights are left as they are."""
     state = module.__dict__.pop("feather")
+    module.__dict__.pop("__module__")
     module.__class__ = state.dense_class
 
 
@@ -97,7 +99,7 @@ def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]
         base = next(bases, recurrent.RecurrentLayer)
     key = (dense_class, form, names)
     if key not in _made:
-        casts = issubclass(dense_class, (nn.MultiheadAttention, NonDynamicallyQuantizableLinear))
+        casts = is_attention or dense_class.__name__ == "NonDynamicallyQuantizableLinear"  # its output projection's
         properties = {name: thresholded(name, casts) for name in names}
         _made[key] = type(f"Feather{dense_class.__name__}", (base, dense_class), properties)
     return _made[key]

@@ -10,22 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feather_kernels import autograd
+from feather_kernels.nn.base import dense_without_state
 from feather_kernels.nn.linear import CalledLayer
 
 
 class FeatherForwardConv(CalledLayer):
     """Mixin of Conv1d, Conv2d, Conv3d; every argument (groups, dilation, padding_mode, "same") as in the dense."""
 
+    @dense_without_state
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
-            return type(layer).forward(layer, input)
         weight, t = layer.weight, self.feather.thresholds["weight"]
         dtype = autograd.autocast_dtype(weight)
         if not t.recomputes(weight, dtype):
-            sparse = autograd.threshold(weight, t.value, t.grad_scale, t.power, dtype)
-            return layer._conv_forward(input, sparse, layer.bias)
+            return layer._conv_forward(input, self.sparse_weight("weight", dtype), layer.bias)
         padding = layer.padding
         if layer.padding_mode != "zeros" or isinstance(padding, str):
             input, padding = _padded(layer, input)  # noqa: A001
@@ -40,11 +39,10 @@ class FeatherTransposedConv(CalledLayer):
 
     transposed_convolution: Callable[..., Tensor]  # torch's function
 
+    @dense_without_state
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
-            return type(layer).forward(layer, input, output_size)
         weight, t = layer.weight, self.feather.thresholds["weight"]
         dtype = autograd.autocast_dtype(weight)
         output_padding = layer._output_padding(
@@ -52,7 +50,7 @@ class FeatherTransposedConv(CalledLayer):
             layer.dilation,
         )
         if not t.recomputes(weight, dtype):
-            sparse = autograd.threshold(weight, t.value, t.grad_scale, t.power, dtype)
+            sparse = self.sparse_weight("weight", dtype)
             rest = layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
             return type(self).transposed_convolution(input, sparse, layer.bias, *rest)
         return autograd.lean_convolution(

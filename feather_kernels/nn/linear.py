@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from feather_kernels import autograd
-from feather_kernels.nn.base import SparseLayer
+from feather_kernels.nn.base import SparseLayer, dense_without_state
 
 
 class CalledLayer(SparseLayer):
@@ -19,12 +19,11 @@ class CalledLayer(SparseLayer):
 class FeatherLinear(CalledLayer, nn.Linear):
     """``torch.nn.Linear`` that computes ``x P(weight)^T + bias``."""
 
+    @dense_without_state
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
         """(*, in_features) -> (*, out_features)."""
-        if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
-            return type(self).forward(self, input)
         weight, t = self.weight, self.feather.thresholds["weight"]
         dtype = autograd.autocast_dtype(weight)
         if t.recomputes(weight, dtype):
             return autograd.lean_linear(input, weight, t.value, t.grad_scale, self.bias, t.power, dtype)
-        return F.linear(input, autograd.threshold(weight, t.value, t.grad_scale, t.power, dtype), self.bias)
+        return F.linear(input, self.sparse_weight("weight", dtype), self.bias)

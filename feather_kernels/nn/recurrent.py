@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from feather_kernels.nn.base import SparseLayer
+from feather_kernels.nn.base import SparseLayer, dense_without_state
 
 
 class RecurrentLayer(SparseLayer):
@@ -14,20 +14,21 @@ class RecurrentLayer(SparseLayer):
 
     form = "recurrent"
 
+    @dense_without_state
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the dense layer's."""
         layer: Any = self
-        if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
-            return type(layer).forward(layer, *args, **kwargs)
-        layer._update_flat_weights()  # sees Parameters that were replaced; else torch would do so after the exchange
-        names = layer._flat_weights_names
-        layer._flat_weights = [
-            self.sparse_weight(name) if name in self.feather.thresholds else self._parameters[name] for name in names
-        ]
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            layer._flat_weights = [self._parameters[name] for name in names]
+        with self.feather.lock:  # another thread must not find the list exchanged, or change it back
+            layer._update_flat_weights()  # sees replaced Parameters; else torch would after the exchange
+            names = layer._flat_weights_names
+            layer._flat_weights = [
+                self.sparse_weight(name) if name in self.feather.thresholds else self._parameters[name]
+                for name in names
+            ]
+            try:
+                return super().forward(*args, **kwargs)
+            finally:
+                layer._flat_weights = [self._parameters[name] for name in names]
 
 
 class FeatherLSTM(RecurrentLayer, nn.LSTM):

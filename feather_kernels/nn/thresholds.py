@@ -7,6 +7,7 @@ object; each layer holds a ``ThresholdBinding``, which follows the layer's weigh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,6 +53,7 @@ class Thresholds:
         self.scales_change = scales_change
         self.recompute = total_bytes > KEPT_BYTES if recompute is None else recompute
         self.recompute_narrow = recompute is True
+        self.followed = True  # by a hook of the model, which selects where weights change
         self._replicas: dict[tuple[torch.device, torch.dtype], Replica] = {}
 
     def replica(self, device: torch.device, dtype: torch.dtype) -> Replica:
@@ -72,18 +74,31 @@ class Thresholds:
             self._replicas[key] = _wrap(thresholds, grad_scales)
         return self._replicas[key]
 
-    def assign(self, thresholds: Tensor, grad_scale: float | Tensor | None = None) -> None:
-        """Set T of every weight, and where given the gradient scale, in place, so that nothing recompiles.
+    def assign(self, thresholds: Tensor, grad_scales: Tensor | None = None, *, unseen: bool = False) -> None:
+        """Set T of every weight, and where given the gradient scales, in place, so that nothing recompiles.
 
-        ``thresholds`` is (weights,), (1,) or 0-dim; ``grad_scale`` a number or 0-dim.
+        Both are (weights,), (1,) or 0-dim. With ``unseen`` no version counts the write: for values that are most
+        likely those of before, so that a backward pass that has saved them still runs.
         """
         for replica in self._replicas.values():
-            if replica.thresholds.device.type != "meta":
-                replica.thresholds.copy_(thresholds)
-                if isinstance(grad_scale, Tensor):
-                    replica.grad_scales.copy_(grad_scale)
-                elif grad_scale is not None:
-                    replica.grad_scales.fill_(grad_scale)
+            for written, values in ((replica.thresholds, thresholds), (replica.grad_scales, grad_scales)):
+                if values is not None and written.device.type != "meta":
+                    (written.data if unseen else written).copy_(values)
+
+    def is_shared(self) -> bool:
+        """Whether other processes read and write them too."""
+        return any(replica.thresholds.is_shared() for replica in self._replicas.values() if replica.thresholds.is_cpu)
+
+    def warn(self) -> None:
+        """Say once that these thresholds, of a copy, follow nothing."""
+        if torch.compiler.is_compiling():
+            return
+        self.followed = True
+        warnings.warn(
+            "a copy of sparse layers runs without the hook of the sparsified model, so its thresholds stay those that "
+            "were copied: copy the whole model, and call the copy itself, not its parts or its forward()",
+            stacklevel=4,
+        )
 
     def keep_only(self, used: set[tuple[torch.device, torch.dtype]]) -> None:
         """Drop replicas that no layer is bound to any more, e.g. those on the CPU after ``model.cuda()``."""
@@ -92,7 +107,7 @@ class Thresholds:
 
     def __getstate__(self) -> dict[str, Any]:
         vectors = [(replica.thresholds, replica.grad_scales) for replica in self._replicas.values()]
-        return {**self.__dict__, "_replicas": vectors}
+        return {**self.__dict__, "_replicas": vectors, "followed": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # the vectors are wrapped anew: pickle does not keep views of them
@@ -100,6 +115,9 @@ class Thresholds:
 
 
 def _wrap(thresholds: Tensor, grad_scales: Tensor) -> Replica:
+    if thresholds.is_inference():  # copied in inference mode
+        with torch.inference_mode(False):
+            thresholds, grad_scales = thresholds.clone(), grad_scales.clone()
     return Replica(thresholds, grad_scales, list(zip(thresholds.unbind(), grad_scales.unbind(), strict=True)))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from feather_kernels import autograd
-from feather_kernels.nn.base import SparseLayer
+from feather_kernels.nn.base import SparseLayer, dense_without_state
 
 
 class AttributeLayer(SparseLayer):
@@ -22,10 +22,9 @@ class AttributeLayer(SparseLayer):
 
     form = "read"
 
+    @dense_without_state
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The dense class's forward, on P(weight)."""
-        if "feather" not in self.__dict__:  # a bound method kept by somebody else, after finalize()
-            return type(self).forward(self, *args, **kwargs)
         with cached_reads(self):
             return super().forward(*args, **kwargs)
 

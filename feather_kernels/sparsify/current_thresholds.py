@@ -1,4 +1,4 @@
-"""The thresholds of a model, kept those of the weights that it uses."""
+"""Keeps a model's thresholds in step with the weights it uses."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from feather_kernels.nn.thresholds import Thresholds
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.selection import PrunableWeight
-from feather_kernels.torch_private import in_backward, tracing
+from feather_kernels.torch_private import in_backward, in_transform, tracing
 
 _log = logging.getLogger("feather_kernels")
 
 
 class CurrentThresholds:
-    """Selects the thresholds of one model: in every step, and before a forward whose weights are others since.
+    """Selects the thresholds of one model: in every step, and before a forward pass if the weights have changed.
 
     It is a forward pre-hook of the model. Weights are compared by object, address and torch's count of in-place writes
     (``load_state_dict``, a broadcast, an average's update, an optimizer that swaps weights for evaluation); a change
-    between ``train()`` and ``eval()`` selects anew in any case. Nothing is done inside compiled code, CUDA graph
-    capture or a backward pass, or for weights that are not plain Parameters (sharded ones).
+    between ``train()`` and ``eval()`` selects anew in any case. The hook does nothing inside compiled code, CUDA graph
+    capture, torch.func transforms or a backward pass, for weights that are not Parameters with memory of their own
+    (functional calls, sharded weights), and for thresholds in shared memory, which belong to another process.
 
     A deep copy of the model copies its hook, which then selects from the weights of the copy at the same position of
-    the schedule. A pickled model keeps the sparsity of the moment.
+    the schedule; while its weights are those that were copied, it keeps its thresholds. A pickled model keeps the
+    sparsity of the moment.
 
     Args:
         weights: the prunable weights of the model.
@@ -49,14 +51,15 @@ class CurrentThresholds:
         self.restored = False  # by load_state_dict: they stay until the next step
         self._training: bool | None = None  # of the model, in its last forward
         self._copied_current = False
-        self._forget()
+        self._reset()
 
-    def _forget(self) -> None:
-        """What follows from the weights' places, and is found anew in a copy."""
+    def _reset(self) -> None:
+        """Clear what depends on where the weights live; a copy finds it again."""
         self._uses = [use for weight in self.weights for use in weight.uses]
         self._slots: list[tuple[dict[str, Any], str]] = []
-        self._places: list[tuple[int, int]] = []
+        self._places: list[tuple[int, torch.Size | None]] = []
         self._versions: list[WeightVersion] | None = None
+        self._as_copied = False
 
     @property
     def forward_ran(self) -> bool:
@@ -65,8 +68,10 @@ class CurrentThresholds:
 
     # ------------------------------------------------------------------------------------------------ selection
 
-    def select(self) -> None:
+    def select(self, *, unseen: bool = False) -> None:
         """Set the thresholds from the weights as they are, at the position of the schedule; nothing read on the host.
+
+        ``unseen``: as in ``Thresholds.assign``.
 
         Raises:
             RuntimeError: a weight is gone, has another shape, or is no longer tied.
@@ -76,16 +81,17 @@ class CurrentThresholds:
         parameters = self._check_places()
         with torch.inference_mode(False), torch.no_grad():
             values = self._per_use(_select(parameters, self.policy, self.position))
-            self.thresholds.assign(values, self._scales(values, self.policy))
-        self._versions = [WeightVersion.of(parameter) for parameter in parameters]
-        self.restored = False
+            self.thresholds.assign(values, self._scales(values, self.policy), unseen=unseen)
+        self._versions = [WeightVersion.of(use.latent) for use in self._uses]
+        self._as_copied = self.restored = False
+        self.thresholds.followed = True
 
     def _check_places(self) -> list[Tensor]:
-        """The weights; all checks only where an address or a size is another than in the last step."""
+        """The weights; runs the full checks only if an address or a shape has changed since the last step."""
         if not self._slots:
             self._slots = [(use.module._parameters, use.parameter_name) for use in self._uses]
         held = [parameters.get(name) for parameters, name in self._slots]
-        places = [(-1, -1) if w is None else (w.data_ptr(), w.numel()) for w in held]
+        places = [(-1, None) if w is None else (w.data_ptr(), w.shape) for w in held]
         if places != self._places:
             self._check_weights()
             for use in self._uses:
@@ -117,23 +123,29 @@ class CurrentThresholds:
         """(uses,) gradient scales to write, in dtype and on the device of ``like``; None where they do not change."""
         if not self.thresholds.scales_change or like.device.type == "meta":
             return None
-        return self._per_use(policy.with_own_grad_scales(self.position.grad_scale(), like))
+        return self._per_use(policy.with_own_grad_scales(self.position.grad_scale(like.device), like))
 
     # ------------------------------------------------------------------------------------------------ the hook
 
     def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
-        """Before a forward of the model: select where the weights, or the mode, are others than before."""
+        """Before a forward of the model: select if the weights, or the mode, have changed."""
         if torch.compiler.is_compiling():
             return
+        self.thresholds.followed = True
         switched = self._training is not None and self._training != module.training
-        self._training = module.training
-        if self.restored or (not switched and self.is_current()):
-            return
+        if self.refresh_if_stale(switched) or self._training is None:
+            self._training = module.training
+
+    def refresh_if_stale(self, switched: bool = False) -> bool:
+        """Select if the weights have changed, or the mode has ``switched``; False where that must wait."""
+        current = self.is_current()
+        if self.restored or (current and (not switched or self._as_copied)):
+            return True
         held = [use.module._parameters.get(use.parameter_name) for use in self._uses]
-        if any(type(parameter) is not Parameter for parameter in held) or in_backward():
-            return
+        if not all(map(_has_memory, held)) or in_backward() or in_transform() or self.thresholds.is_shared():
+            return False
         if self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing():
-            return
+            return False
         if tracing():
             raise RuntimeError(
                 "the weights have changed since the thresholds were selected, and a trace would hold both: call the "
@@ -142,19 +154,20 @@ class CurrentThresholds:
         if self.policy is None:
             _log.warning("a model pickled with a scope that is a function keeps the thresholds it was pickled with")
             self.restored = True
-            return
-        self.select()
+            return True
+        self.select(unseen=current)
+        return True
 
     def is_current(self) -> bool:
         """Whether the weights are, as far as torch tells, those that the thresholds were selected from."""
         if self._versions is None:
             self._versions = self._versions_of_copy()
-        if len(self._versions) != len(self.weights):
+            self._as_copied = bool(self._versions)
+        if len(self._versions) != len(self._uses):
             return False
-        for version, weight in zip(self._versions, self.weights, strict=True):
-            use = weight.uses[0]
+        for version, use in zip(self._versions, self._uses, strict=True):
             parameter = use.module._parameters.get(use.parameter_name)
-            if parameter is None or not version.is_of(parameter):
+            if parameter is None or not version.still_describes(parameter):
                 return False
         return True
 
@@ -162,8 +175,7 @@ class CurrentThresholds:
         """The weights that came with the thresholds, if this is part of a copy that was current when it was made."""
         if not self._copied_current:
             return []
-        uses = [weight.uses[0] for weight in self.weights]
-        copied = [cast(SparseLayer, use.module).feather.copied.get(use.parameter_name) for use in uses]
+        copied = [cast(SparseLayer, use.module).feather.copied.get(use.parameter_name) for use in self._uses]
         return [version for version in copied if version is not None]
 
     # ------------------------------------------------------------------------------------------------ copies
@@ -174,7 +186,7 @@ class CurrentThresholds:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._forget()
+        self._reset()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CurrentThresholds:
         twin = memo[id(self)] = CurrentThresholds.__new__(CurrentThresholds)
@@ -182,15 +194,20 @@ class CurrentThresholds:
         return twin
 
     def _state_of_copy(self) -> dict[str, Any]:
-        names = ("weights", "policy", "position", "thresholds", "restored", "_training")
-        return {**{name: getattr(self, name) for name in names}, "_copied_current": self.is_current()}
+        names = ("weights", "policy", "position", "thresholds", "_training")
+        kept = self.restored or self.is_current()
+        return {**{name: getattr(self, name) for name in names}, "restored": False, "_copied_current": kept}
 
 
-def of_model(model: nn.Module) -> CurrentThresholds | None:
-    """What selects the thresholds of ``model``, or of a module inside it; None where there is nothing, or two."""
+def hooks_of(model: nn.Module) -> list[CurrentThresholds]:
+    """What selects the thresholds of ``model`` and of modules inside it."""
     hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
-    found = [hook for hook in hooks if isinstance(hook, CurrentThresholds)]
-    return found[0] if len(found) == 1 else None
+    return [hook for hook in hooks if isinstance(hook, CurrentThresholds)]
+
+
+def _has_memory(parameter: Tensor | None) -> bool:
+    """Whether this is a Parameter whose memory holds its values; not a sharded, functional or other wrapper."""
+    return isinstance(parameter, Parameter) and not hasattr(parameter, "__tensor_flatten__")
 
 
 def _select(parameters: Sequence[Tensor], policy: Policy, position: SchedulePosition) -> Tensor:
@@ -202,7 +219,6 @@ def _select(parameters: Sequence[Tensor], policy: Policy, position: SchedulePosi
     if first.device.type == "meta":
         return policy.no_thresholds(first)
     if position.device_schedule is not None:
-        position.device_schedule.follow(first)
         ranks, fractions, _ = position.device_schedule.now()
-        return policy.thresholds(parameters, ranks, fractions)
+        return policy.thresholds(parameters, ranks.to(first.device), fractions.to(first.device))
     return policy.thresholds_at(list(parameters), position.sparsity)

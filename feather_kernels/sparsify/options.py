@@ -58,7 +58,7 @@ class CheckedScale:
 
 def check_options(recompute: bool | None, capturable: bool, scope: str | ScopeFunction) -> None:
     """Raise unless the options are in range and go together."""
-    if recompute not in (None, True, False):
+    if recompute is not None and not isinstance(recompute, bool):
         raise TypeError(f"recompute must be None, True or False, got {recompute!r}")
     if capturable and callable(scope):
         raise ValueError(f"capturable needs a named scope, got {scope!r}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import uuid
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
@@ -30,6 +33,7 @@ class SchedulePosition:
         self.schedule = schedule
         self.scale_at = grad_scale
         self.device_schedule = device_schedule
+        self.key = uuid.uuid4().hex  # the same in copies and pickles of models that belong to this position
         self._step = 0
 
     def advance(self) -> None:
@@ -54,19 +58,27 @@ class SchedulePosition:
         """Sparsity that the schedule asks for at this step."""
         return sparsity_at(self.schedule, self.step)
 
-    def grad_scale(self) -> float | Tensor:
-        """Gradient scale at this step."""
-        return self.scale_at(self.sparsity) if self.device_schedule is None else self.device_schedule.now()[2]
+    def grad_scale(self, device: torch.device) -> float | Tensor:
+        """Gradient scale at this step; a 0-dim tensor on ``device`` where steps are counted on a device."""
+        if self.device_schedule is None:
+            return self.scale_at(self.sparsity)
+        return self.device_schedule.now()[2].to(device)
+
+    def independent(self) -> SchedulePosition:
+        """A position of its own, at the same step of the same schedule."""
+        twin = SchedulePosition(self.schedule, self.scale_at, copy.deepcopy(self.device_schedule))
+        twin._step = self._step
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SchedulePosition:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         sparsity = self.sparsity
-        return _fixed, (self.step, sparsity, self.scale_at(sparsity))
+        return _fixed, (self.key, self.step, sparsity, self.scale_at(sparsity))
 
 
-def _fixed(step: int, sparsity: float, grad_scale: float) -> SchedulePosition:
+def _fixed(key: str, step: int, sparsity: float, grad_scale: float) -> SchedulePosition:
     position = SchedulePosition(ConstantSchedule(sparsity), ConstantScale(grad_scale))
-    position.move_to(step)
+    position.key, position._step = key, step
     return position

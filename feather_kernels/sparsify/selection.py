@@ -195,7 +195,7 @@ def _candidate(module: nn.Module, name: str, choice: Choice) -> tuple[tuple[str,
     if any(map(is_lazy, own.values())):
         raise ValueError(f"layer {name!r} ({type(module).__name__}) is not initialised: run one forward pass first")
     if is_parametrized(module):
-        return (), f"{type(module).__name__}: its weight has a parametrization"
+        return (), f"{type(module).__name__}: one of its parameters has a parametrization"
     parameters = prunable_names(module)
     if not parameters and isinstance(module, tuple(CALLED)):
         return (), f"{type(module).__name__}: its weight is not a Parameter (weight_norm, spectral_norm, prune)"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -15,7 +17,7 @@ from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import finalize_weight, make_dense, make_sparse
 from feather_kernels.nn.thresholds import ThresholdBinding, Thresholds
 from feather_kernels.ops.schema import check_power, compute_dtype
-from feather_kernels.sparsify.current_thresholds import CurrentThresholds, of_model
+from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.first_step import FirstStep
 from feather_kernels.sparsify.options import GradScale, check_dtypes, check_optimizer, check_options, resolve_grad_scale
@@ -133,6 +135,8 @@ class Sparsifier:
         self._check_live("step")
         if self._first_step is not None and self._first_step.check(self._uses(), self._current.forward_ran):
             self._first_step = None
+        if self._position.device_schedule is not None:
+            self._position.device_schedule.follow(self.weights[0].parameter)
         self._position.advance()
         self._current.select()
 
@@ -178,9 +182,10 @@ class Sparsifier:
     def refresh(self, model: nn.Module | None = None) -> None:
         """Select the thresholds anew from the weights as they are, at this sparsity.
 
-        Needed only where weights change in a way that no version shows: writes to ``weight.data`` without a change
-        between ``train()`` and ``eval()``, and an average whose forward is compiled. Any other change is noticed by the
-        next forward of the model or of its copy.
+        Needed only where the model's hook cannot see the change or does not run: writes to ``weight.data`` without a
+        change between ``train()`` and ``eval()``; a model or an average whose forward is compiled, or that is called by
+        its parts; weights in shared memory, and those of a model that is about to be exported. Any other change is
+        noticed by the next forward of the model or of its copy.
 
         Args:
             model: a deep copy of the sparsified model (EMA, SWA), or a module around one; default the model itself.
@@ -189,13 +194,15 @@ class Sparsifier:
             ValueError: ``model`` is no copy of the sparsified model.
         """
         self._check_live("refresh")
-        current = self._current if model is None or model is self.model else of_model(model)
-        if current is None or current.policy is None or current.policy.shapes != self._policy.shapes:
+        model = self.model if model is None else model
+        hooks = [hook for hook in hooks_of(model) if hook.position.key == self._position.key]
+        if len(hooks) != 1:
             raise ValueError(
-                f"model must be a deep copy of the sparsified model, copied in one piece, got {type(model).__name__}"
+                f"model must be, or hold, one deep copy of the sparsified model, copied in one piece, got {len(hooks)} "
+                f"in {type(model).__name__}"
             )
-        current.position = self._position
-        current.select()
+        hooks[0].position = self._position
+        hooks[0].select()
 
     # ------------------------------------------------------------------------------------------------ the end
 
@@ -206,6 +213,7 @@ class Sparsifier:
         sparsity s > 0 of the current step (16-bit weights whose P(w) underflows come on top).
         """
         self._check_live("finalize")
+        self._check_can_end()
         self._current.select()  # the weights may have moved since the last step
         self._final_report = self.report()
         for weight in self.weights:
@@ -217,6 +225,7 @@ class Sparsifier:
     def detach(self) -> nn.Module:
         """Give the layers their dense classes back and leave the weights as they are, dense; returns the model."""
         self._check_live("detach")
+        self._check_can_end()
         self._final_report = self.report()
         self._end("detach")
         return self.model
@@ -227,6 +236,7 @@ class Sparsifier:
         """Counts per layer and in total, skipped layers, at this moment; after the end, at its moment."""
         if self._final_report is not None:
             return self._final_report
+        self._current.refresh_if_stale()
         layers = measure_layers(self.weights, self._policy, self.sparsity)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         return Report(self.step_count, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
@@ -234,6 +244,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
         self._check_live("state_dict")
+        self._current.refresh_if_stale()
         return {
             "step": self.step_count,
             "thresholds": torch.stack([use.binding.value for use in self._uses()]),
@@ -297,6 +308,11 @@ class Sparsifier:
         if self._ended is not None:
             raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
+    def _check_can_end(self) -> None:
+        for use in self._uses():
+            if is_parametrized(use.module):
+                raise RuntimeError(f"{use.name} has been parametrized since it was made sparse: remove that first")
+
     def _make_dense(self) -> None:
         for module in dict.fromkeys(use.module for use in self._uses()):
             make_dense(cast(SparseLayer, module))
@@ -310,14 +326,24 @@ class Sparsifier:
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
-        position = self._position
-        own = position.schedule, position.scale_at, position.device_schedule, position.step
-        return {**self.__dict__, "_handles": [], "_first_step": None, "_position": own}
+        schedule = self._position.schedule, self._position.scale_at, self._position.device_schedule
+        return {**self.__dict__, "_handles": [], "_first_step": None, "_schedule": schedule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy has a position of its own, and so has the model that is copied with it."""
+        """Give the position, pickled at a fixed sparsity with the models that share it, its schedule again."""
+        schedule = state.pop("_schedule")
         self.__dict__.update(state)
-        *schedule, step = state["_position"]
-        self._position = SchedulePosition(*schedule)
-        self._position.move_to(step)
-        self._current.position, self._current.policy = self._position, self._policy
+        self._position.schedule, self._position.scale_at, self._position.device_schedule = schedule
+        self._current.policy = self._policy
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
+        """The copy has a position of its own, and so have all copies of its model that are made with it."""
+        old, new = self._position, self._position.independent()
+        memo[id(old)] = new
+        for copied in list(memo.values()):
+            if isinstance(copied, CurrentThresholds) and copied.position is old:
+                copied.position = new
+        twin = memo[id(self)] = Sparsifier.__new__(Sparsifier)
+        state = {name: value for name, value in self.__getstate__().items() if name != "_schedule"}
+        twin.__dict__.update(copy.deepcopy(state, memo))
+        return twin
