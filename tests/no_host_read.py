@@ -36,7 +36,7 @@ class NoHostRead(TorchDispatchMode):
             name = func._schema.name.split("::")[1]
             name += f".{func._schema.overload_name}" if func._schema.overload_name else ""
             with self:
-                return implementations.IMPLEMENTATIONS[name](*args, **kwargs)
+                return getattr(implementations, name.replace(".", "_"))(*args, **kwargs)
         name = func.overloadpacket.__name__
         self.ops.add(name)
         if name in HOST_READS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
@@ -231,17 +230,6 @@ def test_without_a_module_the_reference_serves_silently(monkeypatch: pytest.Monk
     assert "was not built" in str(dispatch.availability(CPU)["cpp"])
 
 
-@pytest.mark.parametrize("kept", [0, 100, 5000, 0.5, 0.99])
-@needs_module
-def test_a_truncated_module_is_refused_unloaded(tmp_path: Path, kept: float) -> None:
-    content = Path(cpp_file()).read_bytes()
-    path = tmp_path / "_cpu.so"
-    path.write_bytes(content[: int(kept * len(content)) if 0 < kept < 1 else int(kept)])
-    assert native.incomplete(path) is not None
-    path.write_bytes(content)
-    assert native.incomplete(path) is None
-
-
 @pytest.mark.usefixtures("unprobed")
 @pytest.mark.parametrize("content", [b"", b"no library", b"\x7fELF" + bytes(60)], ids=["empty", "text", "header"])
 def test_a_foreign_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -250,10 +238,3 @@ def test_a_foreign_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cpp, "MODULE", "_foreign_cpu")
     with pytest.warns(RuntimeWarning, match="the C\\+\\+ backend is not used"):
         assert dispatch.backend_for(CPU) is reference
-
-
-def cpp_file() -> str:
-    spec = importlib.util.find_spec(cpp.MODULE)
-    assert spec is not None
-    assert spec.origin is not None
-    return spec.origin

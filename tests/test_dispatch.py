@@ -17,6 +17,7 @@ import torch
 
 import feather_kernels as fk
 from feather_kernels.backends import cpp, reference
+from feather_kernels.backends.gpu import on_its_device
 from feather_kernels.ops import dispatch
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -290,10 +291,7 @@ print(chosen, dispatch.availability(gpu)["triton"])
     assert lines[0].endswith("; using 'reference' instead")
 
 
-@needs_triton
 def test_kernels_run_on_the_device_of_their_result(monkeypatch: pytest.MonkeyPatch) -> None:
-    from feather_kernels.backends.triton import on_its_device
-
     current = [0]
 
     @contextlib.contextmanager

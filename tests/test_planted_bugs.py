@@ -21,6 +21,8 @@ import torch
 from conftest import PTX_ARCHITECTURE
 from torch import Tensor
 
+from feather_kernels.backends.interface import Histogram, Selection
+
 pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the executor of ring 3")
 
 BACKENDS = "feather_kernels.backends"
@@ -158,9 +160,8 @@ def selection(
         for rank in ranks:
             out, wanted = torch.full((1, 2), torch.nan), torch.tensor([rank])
             caps_tensor = None if caps is None else torch.tensor(caps)
-            getattr(module, "magnitude_select", select.magnitude_select)(
-                weights, [0] * len(weights), wanted, None, caps_tensor, hint, out
-            )
+            given = Selection(weights, [0] * len(weights), wanted, caps=caps_tensor, hint=hint)
+            getattr(module, "magnitude_select", select.magnitude_select)(given, out)
             expected = oracle.order_statistics(parts, rank, caps)
             assert oracle.same_bits(out[0], expected), f"rank {rank}"
 
@@ -192,7 +193,7 @@ def selection_copied(module: ModuleType) -> None:
 
 def histogram_copied(module: ModuleType) -> None:
     w, out = torch.randn(20_000, 4)[:, ::2], torch.empty(1, 256, dtype=torch.int64)
-    module.magnitude_histogram([w], [0], torch.zeros(1, dtype=torch.int64), 23, 8, None, out)
+    module.magnitude_histogram(Histogram([w], [0], torch.zeros(1, dtype=torch.int64), 23, 8), out)
     assert out[0].equal(torch.bincount(oracle.scores(w).view(torch.int32) >> 23, minlength=256))
 
 

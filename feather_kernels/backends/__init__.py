@@ -1,1 +1,1 @@
-"""Backends: leaves that fill tensors. What each must define is ``feather_kernels.ops.dispatch.Backend``."""
+"""Backends: leaves that fill tensors. What each must define is ``interface.Backend``."""

@@ -81,12 +81,12 @@ def element_count(weights: Sequence[Tensor]) -> int:
     return sum(w.numel() for w in weights)
 
 
-def group_elements(weights: Sequence[Tensor], groups: Sequence[int], group_count: int, device: torch.device) -> Tensor:
-    """int64 (G,): elements of each group."""
-    elements = [0] * group_count
+def group_elements(weights: Sequence[Tensor], groups: Sequence[int], rank: Tensor) -> Tensor:
+    """int64 (G,): elements of each group, on the device of rank (G,)."""
+    elements = [0] * rank.numel()
     for w, group in zip(weights, groups, strict=True):
         elements[group] += w.numel()
-    return resident(("elements", *elements), device, lambda: torch.tensor(elements, device="cpu"))
+    return resident(("elements", *elements), rank.device, lambda: torch.tensor(elements, device="cpu"))
 
 
 def _chunks(entries: Sequence[Entry], element_size: int, chunk: int) -> Tensor:

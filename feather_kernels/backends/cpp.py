@@ -1,7 +1,7 @@
 """The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/native.md.
 
 The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. It is
-optional; ``probe`` refuses one that is incomplete or was built from other sources than those beside the package.
+optional; ``probe`` refuses one that was built from other sources than those beside the package.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, get_num_threads
 
 from feather_kernels.backends import layouts, native
+from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cpu"
@@ -27,21 +28,16 @@ _cpu: Any = None  # the module, once probe has found it good
 
 
 def probe(device: torch.device) -> str | None:
-    """None if the module is there, whole and of these sources, else the reason why not."""
+    """None if the module is there and of these sources, else the reason why not."""
     global _cpu
     if device.type != "cpu":
         return f"runs CPU tensors only, not {device.type}"
-    if _cpu is not None:
-        return None
-    path = native.origin(MODULE)
-    if path is None:
-        return "its module was not built (no compiler at install time, or FEATHER_BUILD=none)"
     try:
-        _cpu = native.load(MODULE, path, "cpu")
+        _cpu = _cpu or native.load(MODULE, "cpu")
     except ImportError as error:
         warnings.warn(f"feather_kernels: the C++ backend is not used: {error}", RuntimeWarning, stacklevel=2)
         return str(error)
-    return None
+    return None if _cpu else "its module was not built (no compiler at install time, or FEATHER_BUILD=none)"
 
 
 def description() -> list[str]:
@@ -60,69 +56,51 @@ def description() -> list[str]:
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
-    flat_out, flat_w = layouts.flatten(out, w)
+    flat, w = layouts.flatten(out, w)
     _cpu.threshold(
-        flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype], w.numel(), t.data_ptr(), p,
-        get_num_threads(),
-    )  # fmt: skip
-    layouts.write_back(flat_out, out)
+        w.data_ptr(), CODES[w.dtype], flat.data_ptr(), CODES[flat.dtype], w.numel(), t.data_ptr(), p, get_num_threads()
+    )
+    layouts.write_back(flat, out)
 
 
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the scaled gradient."""
-    flat_out, flat_g, flat_w = layouts.flatten(out, g, w)
+    flat, g, w = layouts.flatten(out, g, w)
     _cpu.scale_pruned_grad(
-        flat_g.data_ptr(), CODES[g.dtype], flat_w.data_ptr(), CODES[w.dtype], flat_out.data_ptr(), CODES[out.dtype],
-        w.numel(), t.data_ptr(), grad_scale.data_ptr(), get_num_threads(),
+        g.data_ptr(), CODES[g.dtype], w.data_ptr(), CODES[w.dtype], flat.data_ptr(), CODES[flat.dtype], w.numel(),
+        t.data_ptr(), grad_scale.data_ptr(), get_num_threads(),
     )  # fmt: skip
-    layouts.write_back(flat_out, out)
+    layouts.write_back(flat, out)
 
 
 # ---------------------------------------------------------------------------------------------- selection, counts
 
 
-def magnitude_select(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    scales: Tensor | None,
-    caps: Tensor | None,
-    hint: Tensor | None,
-    out: Tensor,
-) -> None:
+def magnitude_select(selection: Selection, out: Tensor) -> None:
     """Fill ``out`` (G, 2) with the two order statistics of each group."""
+    weights, groups, rank, *vectors = selection
     dense = [layouts.dense(w) for w in weights]
-    rank, vectors = rank.contiguous(), [None if x is None else x.contiguous() for x in (scales, caps, hint)]
     addresses = [0 if x is None else x.data_ptr() for x in vectors]
     _cpu.magnitude_select(
-        *_table(dense), list(groups), rank.numel(), rank.data_ptr(), *addresses, out.data_ptr(), get_num_threads()
+        _table(dense), list(groups), rank.numel(), rank.data_ptr(), *addresses, out.data_ptr(), get_num_threads()
     )
 
 
-def magnitude_histogram(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    prefix: Tensor,
-    shift: int,
-    bits: int,
-    scales: Tensor | None,
-    out: Tensor,
-) -> None:
+def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
-    dense, prefix = [layouts.dense(w) for w in weights], prefix.contiguous()
-    scales = None if scales is None else scales.contiguous()
-    address = 0 if scales is None else scales.data_ptr()
+    weights, groups, prefix, shift, bits, scales = histogram
+    dense = [layouts.dense(w) for w in weights]
     _cpu.magnitude_histogram(
-        *_table(dense), list(groups), prefix.numel(), prefix.data_ptr(), shift, bits, address, out.data_ptr(),
-        get_num_threads(),
+        _table(dense), list(groups), prefix.numel(), prefix.data_ptr(), shift, bits,
+        0 if scales is None else scales.data_ptr(), out.data_ptr(), get_num_threads(),
     )  # fmt: skip
 
 
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     dense = [layouts.dense(w) for w in weights]
-    _cpu.count_pruned(*_table(dense), [t.data_ptr() for t in thresholds], out.data_ptr(), get_num_threads())
+    _cpu.count_pruned(_table(dense), [t.data_ptr() for t in thresholds], out.data_ptr(), get_num_threads())
 
 
-def _table(weights: list[Tensor]) -> tuple[list[int], list[int], list[int]]:
-    return [w.data_ptr() for w in weights], [w.numel() for w in weights], [CODES[w.dtype] for w in weights]
+def _table(weights: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    return [(w.data_ptr(), w.numel(), CODES[w.dtype]) for w in weights]

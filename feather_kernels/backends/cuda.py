@@ -7,9 +7,7 @@ the stream that are current in torch are taken here. It is optional; importing i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +15,8 @@ from torch import Tensor
 
 from feather_kernels.backends import native
 from feather_kernels.backends.chunks import Table, element_count, group_elements, make_rows, make_tables
+from feather_kernels.backends.gpu import launch_problem, on_its_device
+from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.layouts import flatten, write_back
 from feather_kernels.backends.native import CODES
 
@@ -40,48 +40,22 @@ def probe(device: torch.device) -> str | None:
         return reason
     if not torch.cuda.is_available():
         return "torch finds no CUDA device (no driver, no GPU, or a torch built for CPUs only)"
-    if torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("backends are probed by their first op: run a step before a CUDA graph is captured")
-    try:
-        w = torch.tensor([0.5, 2.0], dtype=torch.float32, device=device)
-        t, out = torch.ones((), dtype=torch.float32, device=device), torch.empty_like(w)
-        threshold(w, t, 1.0, out)
-        result = out.tolist()
-    except torch.OutOfMemoryError:  # says nothing on the backend: another process may hold the memory
-        raise
-    except RuntimeError as error:  # e.g. no kernel image for the device, a driver older than the toolkit
-        return f"its probe kernel failed: {error}; it has machine code for {_cuda.build_info()['architectures']}"
-    return None if result == [0.0, 1.0] else f"its probe kernel gave {result} instead of [0.0, 1.0]"
+
+    def describe(error: Exception) -> str:
+        return f"{error}; it has machine code for {_cuda.build_info()['architectures']}"
+
+    return launch_problem(threshold, device, describe)
 
 
 def load_module() -> str | None:
-    """Import the module; None if it is whole and of these sources, else the reason why not."""
+    """Import the module; None if it is there and of these sources, else the reason why not."""
     global _cuda
-    if _cuda is not None:
-        return None
-    path = native.origin(MODULE)
-    if path is None:
-        return f"is not installed: {MODULE} was not built (no CUDA toolkit at install time, or FEATHER_BUILD=cpu)"
     try:
-        _cuda = native.load(MODULE, path, "cuda")
+        _cuda = _cuda or native.load(MODULE, "cuda")
     except ImportError as error:
         return str(error)
-    return None
-
-
-# ---------------------------------------------------------------------------------------------- device and stream
-
-
-def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
-    """``op`` with the device of ``out``, its last argument, as the current one, and torch's current stream of it."""
-
-    @wraps(op)
-    def run(*arguments: Any) -> None:
-        device = arguments[-1].device
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            op(*arguments, stream=_stream(device))
-
-    return run
+    built = "was not built (no CUDA toolkit at install time, or FEATHER_BUILD=cpu)"
+    return None if _cuda else f"is not installed: {MODULE} {built}"
 
 
 def _stream(device: torch.device) -> int:
@@ -94,26 +68,23 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
-
-
 # ---------------------------------------------------------------------------------------------- elementwise ops
 
 
 @on_its_device
-def threshold(w: Tensor, t: Tensor, p: float, out: Tensor, *, stream: int) -> None:
+def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
     flat_out, flat_w = flatten(out, w)
     flat_w, result = with_kernel(_cuda.THRESHOLD_DTYPES, t.dtype, flat_w, flat_out)
     _cuda.threshold(
-        _address(flat_w), CODES[flat_w.dtype], _address(result), CODES[result.dtype], w.numel(), _address(t), p, stream
-    )
+        _address(flat_w), CODES[flat_w.dtype], _address(result), CODES[result.dtype], w.numel(), _address(t), p,
+        _stream(out.device),
+    )  # fmt: skip
     write_back(result, out)
 
 
 @on_its_device
-def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor, *, stream: int) -> None:
+def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the scaled gradient."""
     product = torch.promote_types(g.dtype, t.dtype)
     flat_out, flat_g, flat_w = flatten(out, g, w)
@@ -121,7 +92,7 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     t, grad_scale = t.to(product), grad_scale.to(product)  # wider only where w is now
     _cuda.scale_pruned_grad(
         _address(flat_g), CODES[flat_g.dtype], _address(flat_w), CODES[flat_w.dtype], _address(result),
-        CODES[result.dtype], w.numel(), _address(t), _address(grad_scale), stream,
+        CODES[result.dtype], w.numel(), _address(t), _address(grad_scale), _stream(out.device),
     )  # fmt: skip
     write_back(result, out)
 
@@ -147,61 +118,42 @@ def with_kernel(kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *o
 
 
 @on_its_device
-def magnitude_select(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    scales: Tensor | None,
-    caps: Tensor | None,
-    hint: Tensor | None,
-    out: Tensor,
-    *,
-    stream: int,
-) -> None:
+def magnitude_select(selection: Selection, out: Tensor) -> None:
     """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
+    weights, groups, rank, scales, caps, hint = selection
     wide, group_count = out.dtype == torch.float64, rank.numel()
-    rank, scales, caps, hint = rank.contiguous(), _contiguous(scales), _contiguous(caps), _contiguous(hint)
     rows = make_rows(tuple(groups), group_count, caps is not None, rank.device)
     tables = make_tables(weights, rows.of_tensor, _cuda.CHUNK)
-    elements = None
-    if hint is not None and caps is None:
-        elements = group_elements(weights, groups, group_count, rank.device)
+    elements = None if hint is None or caps is not None else group_elements(weights, groups, rank)
     shape = wide, group_count, rows.groups.numel(), element_count(weights)
     scratch = rank.new_zeros(_cuda.scratch_size(*shape, _address(caps), _address(hint)))
     _cuda.magnitude_select(
         _addresses(tables), *shape, _address(rank), _address(rows.starts),
         _address(rows.groups), _address(rows.tensors), _address(elements), _address(scales), _address(caps),
-        _address(hint), _address(scratch), _address(out), stream,
+        _address(hint), _address(scratch), _address(out), _stream(out.device),
     )  # fmt: skip
 
 
 @on_its_device
-def magnitude_histogram(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    prefix: Tensor,
-    shift: int,
-    bits: int,
-    scales: Tensor | None,
-    out: Tensor,
-    *,
-    stream: int,
-) -> None:
+def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
+    weights, groups, prefix, shift, bits, scales = histogram
     out.zero_()
-    prefix, scales, tables = prefix.contiguous(), _contiguous(scales), make_tables(weights, groups, _cuda.CHUNK)
+    tables = make_tables(weights, groups, _cuda.CHUNK)
     _cuda.magnitude_histogram(
-        _addresses(tables), _address(scales), _address(prefix), shift, bits, _address(out), stream
+        _addresses(tables), _address(scales), _address(prefix), shift, bits, _address(out), _stream(out.device)
     )
 
 
 @on_its_device
-def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor, *, stream: int) -> None:
+def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     out.zero_()
     values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
     tables = make_tables(weights, range(len(weights)), _cuda.CHUNK)
-    _cuda.count_pruned(_addresses(tables), _address(values), values.dtype == torch.float64, _address(out), stream)
+    _cuda.count_pruned(
+        _addresses(tables), _address(values), values.dtype == torch.float64, _address(out), _stream(out.device)
+    )
 
 
 def _addresses(tables: Sequence[Table]) -> list[tuple[int, int, int]]:

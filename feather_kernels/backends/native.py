@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import struct
 from pathlib import Path
 from types import ModuleType
 
@@ -18,45 +17,23 @@ CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3
 REBUILD = "rebuild it with `pip install -e .` (or `python setup.py build_ext --inplace`)"
 
 
-def origin(name: str) -> Path | None:
-    """The file of the module, or None where it was not built."""
-    spec = importlib.util.find_spec(name)
-    return None if spec is None or spec.origin is None else Path(spec.origin)
-
-
-def load(name: str, path: Path, folder: str) -> ModuleType:
-    """The module ``name`` of csrc/``folder``, whose file is ``path``.
+def load(name: str, folder: str) -> ModuleType | None:
+    """The module ``name`` of csrc/``folder``, or None where it was not built.
 
     Raises:
-        ImportError: it is cut off, does not load, or was built from other sources; with what to do.
+        ImportError: it does not load, or was built from other sources; with what to do.
     """
-    reason = incomplete(path)
-    if reason is None:
-        try:
-            module = importlib.import_module(name)
-        except ImportError as error:
-            raise ImportError(f"{path} cannot be loaded: {error}; {REBUILD}") from error
-        reason = mismatch(module, folder)
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"{spec.origin} cannot be loaded: {error}; {REBUILD}") from error
+    reason = mismatch(module, folder)
     if reason is not None:
-        raise ImportError(f"{path} {reason}; {REBUILD}")
+        raise ImportError(f"{spec.origin} {reason}; {REBUILD}")
     return module
-
-
-def incomplete(path: Path) -> str | None:
-    """Why a file cannot be loaded safely, or None: loading an ELF file that was cut off can kill the process.
-
-    The section headers stand at the end of the file; their offset is in its first 64 bytes.
-    """
-    with path.open("rb") as file:
-        header = file.read(64)
-    if header[:4] != b"\x7fELF" or len(header) < 64 or header[4] != 2:
-        return None if path.suffix != ".so" or header[:4] == b"\xcf\xfa\xed\xfe" else "is no 64-bit ELF file"
-    order = "<" if header[5] == 1 else ">"
-    (table,) = struct.unpack_from(order + "Q", header, 40)
-    entry_size, entries = struct.unpack_from(order + "HH", header, 58)
-    if path.stat().st_size < table + entry_size * entries:
-        return f"is truncated: {path.stat().st_size} bytes of {table + entry_size * entries}"
-    return None
 
 
 def mismatch(module: ModuleType, folder: str = "cpu") -> str | None:

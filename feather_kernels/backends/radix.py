@@ -8,31 +8,26 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.interface import Histogram, Selection
+
 RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
 NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf
 KEY_DTYPE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
-Histogram = Callable[[Sequence[int], Tensor, int, int, Tensor], None]
-SmallestAbove = Callable[[Sequence[int], Tensor], Tensor]
+CountDigits = Callable[[Histogram, Tensor], None]
+SmallestAbove = Callable[[Selection, Sequence[int], Tensor], Tensor]
 
 
-def select(
-    groups: Sequence[int],
-    rank: Tensor,
-    caps: Tensor | None,
-    out: Tensor,
-    histogram: Histogram,
-    smallest_above: SmallestAbove,
-) -> None:
+def select(selection: Selection, out: Tensor, count_digits: CountDigits, smallest_above: SmallestAbove) -> None:
     """Radix selection, most significant digit first: histogram, cumulative count, digit of the wanted rank.
 
     With caps every tensor has a histogram row of its own and a group's cumulative count is ``sum_l min(C_l, caps_l)``,
     the count in the union of the caps_l smallest elements of each tensor; without caps a row is a whole group.
 
-    groups, rank, caps and out are those of ``magnitude_select`` (ops/schema.py). ``histogram(rows, prefix, shift, bits,
-    counts)`` fills counts (R, 2^bits) as ``magnitude_histogram`` does, rows being the row of each tensor and prefix
-    (R,). ``smallest_above(rows, keys)`` gives, per row, the smallest key above keys (R,), or the NaN key.
+    ``count_digits(histogram, counts)`` is a ``magnitude_histogram`` whose groups are rows. ``smallest_above(selection,
+    rows, keys)`` gives, per row, the smallest key above keys (R,), or the NaN key; rows: the row of each tensor.
     """
+    weights, groups, rank, scales, caps, _ = selection
     group_count = rank.numel()
     if caps is None:
         rows, group_of_row = groups, torch.arange(group_count, device=rank.device)
@@ -52,7 +47,7 @@ def select(
     for bits in RADIX_BITS[out.dtype]:
         shift -= bits
         counts = out.new_empty((len(group_of_row), 1 << bits), dtype=torch.int64)
-        histogram(rows, prefix[group_of_row], shift, bits, counts)
+        count_digits(Histogram(weights, rows, prefix[group_of_row], shift, bits, scales), counts)
         counts = counts.cumsum(1) + below[:, None]
         sizes = capped(counts[:, -1:]) if sizes is None else sizes
         digit = (capped(counts) <= rank[:, None]).sum(1).clamp_max((1 << bits) - 1)
@@ -61,7 +56,7 @@ def select(
         prefix = (prefix << bits) | digit
 
     at_most = counts.gather(1, row_digit)  # keys of the row that are smaller or equal
-    above = smallest_above(rows, prefix[group_of_row])
+    above = smallest_above(selection, rows, prefix[group_of_row])
     above = torch.where(at_most[:, 0] < row_cap, above, NAN_KEY[out.dtype])
     following = torch.full_like(prefix, NAN_KEY[out.dtype]).scatter_reduce_(0, group_of_row, above, "amin")
     size, next_rank = sizes[:, 0], rank + 1  # type: ignore[index]

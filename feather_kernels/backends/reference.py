@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends import radix
+from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.layouts import storage_order
 from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
 
@@ -125,45 +126,20 @@ def _inverse_power(z: Tensor, p: float) -> Tensor:
 # ---------------------------------------------------------------------------------------------- selection, counts
 
 
-def magnitude_select(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    scales: Tensor | None,
-    caps: Tensor | None,
-    hint: Tensor | None,  # noqa: ARG001  (it can save this backend nothing)
-    out: Tensor,
-) -> None:
-    """Radix selection with the passes below."""
-
-    def histogram(rows: Sequence[int], prefix: Tensor, shift: int, bits: int, counts: Tensor) -> None:
-        magnitude_histogram(weights, rows, prefix, shift, bits, scales, counts)
-
-    def smallest_above(rows: Sequence[int], keys: Tensor) -> Tensor:
-        return _smallest_key_above(weights, rows, keys, scales, out.dtype)
-
-    radix.select(groups, rank, caps, out, histogram, smallest_above)
+def magnitude_select(selection: Selection, out: Tensor) -> None:
+    """Radix selection with the passes below; a hint can save this backend nothing."""
+    radix.select(selection, out, magnitude_histogram, _smallest_key_above)
 
 
-def magnitude_histogram(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    prefix: Tensor,
-    shift: int,
-    bits: int,
-    scales: Tensor | None,
-    out: Tensor,
-) -> None:
+def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     """Count digit values by an integer scatter-add; keys under another prefix go to an extra bin that is dropped."""
-    dtype = torch.float64 if weights[0].dtype == torch.float64 else torch.float32
+    weights, groups, prefix, shift, bits, scales = histogram
     counts = out.new_zeros((out.shape[0], out.shape[1] + 1))
     one = torch.ones((), dtype=torch.int64, device=out.device)
-    for index, (w, group) in enumerate(zip(weights, groups, strict=True)):
-        wanted = prefix[group].to(KEY_DTYPE[dtype])
-        for key in _keys(w, None if scales is None else scales[index], dtype):
-            digit = (key >> shift) & ((1 << bits) - 1)
-            digit = torch.where((key >> (shift + bits)) == wanted, digit, 1 << bits)
-            counts[group].index_add_(0, digit, one.expand(digit.numel()))
+    for group, key in _keys(weights, groups, scales):
+        digit = (key >> shift) & ((1 << bits) - 1)
+        digit = torch.where((key >> (shift + bits)) == prefix[group].to(key.dtype), digit, 1 << bits)
+        counts[group].index_add_(0, digit, one.expand(digit.numel()))
     out.copy_(counts[:, :-1])
 
 
@@ -175,26 +151,25 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
             out[index] += torch.count_nonzero(_pruned(chunk.to(t.dtype), t))
 
 
-def _smallest_key_above(
-    weights: Sequence[Tensor], rows: Sequence[int], keys: Tensor, scales: Tensor | None, dtype: torch.dtype
-) -> Tensor:
+def _smallest_key_above(selection: Selection, rows: Sequence[int], keys: Tensor) -> Tensor:
     """Per row the smallest key greater than keys[row], or the NaN key where there is none."""
-    result = torch.full_like(keys, NAN_KEY[dtype])
-    for index, (w, row) in enumerate(zip(weights, rows, strict=True)):
-        bound = keys[row].to(KEY_DTYPE[dtype])
-        for key in _keys(w, None if scales is None else scales[index], dtype):
-            smallest = torch.where(key > bound, key, NAN_KEY[dtype]).amin()
-            result[row] = torch.minimum(result[row], smallest)
+    nan_key = NAN_KEY[torch.promote_types(selection.weights[0].dtype, torch.float32)]
+    result = torch.full_like(keys, nan_key)
+    for row, key in _keys(selection.weights, rows, selection.scales):
+        smallest = torch.where(key > keys[row].to(key.dtype), key, nan_key).amin()
+        result[row] = torch.minimum(result[row], smallest)
     return result
 
 
-def _keys(w: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Iterator[Tensor]:
-    """Integer keys of the scores of w, chunk by chunk; ascending keys are ascending scores, NaN last."""
-    for (chunk,) in _chunks(w):
-        score = chunk.to(dtype).abs().reshape(-1)
-        if scale is not None:
-            score = (score * scale).abs()  # abs again: a NaN product may carry a sign bit
-        yield score.view(KEY_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
+def _keys(weights: Sequence[Tensor], rows: Sequence[int], scales: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+    """Each row and integer keys of its scores, chunk by chunk; ascending keys are ascending scores, NaN last."""
+    dtype = torch.promote_types(weights[0].dtype, torch.float32)
+    for index, (w, row) in enumerate(zip(weights, rows, strict=True)):
+        for (chunk,) in _chunks(w):
+            score = chunk.to(dtype).abs().reshape(-1)
+            if scales is not None:
+                score = (score * scales[index]).abs()  # abs again: a NaN product may carry a sign bit
+            yield row, score.view(KEY_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
 
 
 def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -13,7 +13,7 @@ INTEGER_RESULT = ("magnitude_histogram", "count_pruned")  # nothing to different
 
 _library = torch.library.Library(schema.NAMESPACE, "DEF")
 for _name, _op in schema.OPS.items():
-    _run = implementations.IMPLEMENTATIONS[_name]
+    _run = getattr(implementations, _name.replace(".", "_"))
     _library.define(_op.schema, tags=(torch.Tag.pt2_compliant_tag,))
     _run = _run if _name in INTEGER_RESULT else without_derivative(_name, _run)
     _library.impl(_name, _run, "CompositeExplicitAutograd")

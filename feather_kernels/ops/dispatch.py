@@ -1,6 +1,6 @@
 """Which backend runs an op: device type -> ordered backends, probed on first use.
 
-A backend is a module with the functions of ``Backend``; it takes tensors, fills tensors and knows nothing above it.
+A backend is a module that is a ``backends.interface.Backend``; it knows nothing above it.
 The first available backend in the device's order serves, unless one was named: by ``use_backend`` or, outside of it,
 by the environment variable ``FEATHER_KERNELS_BACKEND``. A choice that falls past a backend is logged, once per device.
 A named backend that cannot run raises; it never falls back. Powers without a compiled kernel run on the reference.
@@ -13,64 +13,22 @@ import importlib.util
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
 
+from feather_kernels.backends.interface import Backend
 from feather_kernels.errors import BackendUnavailableError
+
+if TYPE_CHECKING:  # that each module is a Backend is for the type checker to prove
+    from feather_kernels.backends import cpp, cuda, reference, triton
+
+    _BACKENDS: list[Backend] = [triton, cuda, cpp, reference]
 
 ENVIRONMENT_VARIABLE = "FEATHER_KERNELS_BACKEND"
 AUTO = "auto"
-
-
-class Backend(Protocol):
-    """What a backend module defines: a probe and one function per op; every ``out`` is allocated by the contract."""
-
-    POWERS: frozenset[float] | None
-    """Powers that ``threshold`` has, or None for all."""
-
-    @staticmethod
-    def probe(device: torch.device) -> str | None:
-        """None if the backend runs on ``device``, else the reason why not."""
-
-    @staticmethod
-    def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
-        """Fill ``out`` with P(w), rounded to its dtype; out may be w."""
-
-    @staticmethod
-    def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
-        """Fill ``out`` with the scaled gradient, rounded to its dtype; out may be g."""
-
-    @staticmethod
-    def magnitude_select(
-        weights: Sequence[Tensor],
-        groups: Sequence[int],
-        rank: Tensor,
-        scales: Tensor | None,
-        caps: Tensor | None,
-        hint: Tensor | None,
-        out: Tensor,
-    ) -> None:
-        """Fill ``out`` (G, 2) with the two order statistics of each group."""
-
-    @staticmethod
-    def magnitude_histogram(
-        weights: Sequence[Tensor],
-        groups: Sequence[int],
-        prefix: Tensor,
-        shift: int,
-        bits: int,
-        scales: Tensor | None,
-        out: Tensor,
-    ) -> None:
-        """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
-
-    @staticmethod
-    def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
-        """Fill ``out`` (L,) with the number of pruned elements of each weight."""
 
 
 # name -> module; imported when the backend is first considered

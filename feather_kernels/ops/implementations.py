@@ -6,12 +6,14 @@ where it had saved the tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
+from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.ops import schema
 from feather_kernels.ops.call_record import CallRecord
 from feather_kernels.ops.dispatch import backend_for, backend_for_threshold
@@ -51,33 +53,17 @@ def scale_pruned_grad(
     return out
 
 
-def magnitude_select(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    *,
-    scales: Tensor | None = None,
-    caps: Tensor | None = None,
-    hint: Tensor | None = None,
-) -> Tensor:
-    out = schema.magnitude_select(weights, groups, rank, scales=scales, caps=caps, hint=hint)
+def magnitude_select(*arguments: Any, **optional: Any) -> Tensor:
+    out = schema.magnitude_select(*arguments, **optional)
     if out.numel():
-        backend_for(rank.device).magnitude_select(weights, groups, rank, scales, caps, hint, out)
+        backend_for(out.device).magnitude_select(_contiguous(Selection(*arguments, **optional)), out)
     return out
 
 
-def magnitude_histogram(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    prefix: Tensor,
-    shift: int,
-    bits: int,
-    *,
-    scales: Tensor | None = None,
-) -> Tensor:
-    out = schema.magnitude_histogram(weights, groups, prefix, shift, bits, scales=scales)
+def magnitude_histogram(*arguments: Any, **optional: Any) -> Tensor:
+    out = schema.magnitude_histogram(*arguments, **optional)
     if out.numel():
-        backend_for(prefix.device).magnitude_histogram(weights, groups, prefix, shift, bits, scales, out)
+        backend_for(out.device).magnitude_histogram(_contiguous(Histogram(*arguments, **optional)), out)
     return out
 
 
@@ -87,12 +73,8 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Ten
     return out
 
 
-IMPLEMENTATIONS: dict[str, Callable] = {
-    "threshold": threshold,
-    "threshold.out": threshold_out,
-    "threshold_recompute": threshold_recompute,
-    "scale_pruned_grad": scale_pruned_grad,
-    "magnitude_select": magnitude_select,
-    "magnitude_histogram": magnitude_histogram,
-    "count_pruned": count_pruned,
-}
+Arguments = TypeVar("Arguments", Selection, Histogram)
+
+
+def _contiguous(arguments: Arguments) -> Arguments:
+    return type(arguments)._make(x.contiguous() if isinstance(x, Tensor) else x for x in arguments)

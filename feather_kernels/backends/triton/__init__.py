@@ -9,15 +9,14 @@ from __future__ import annotations
 import os
 import subprocess
 import textwrap
-from collections.abc import Callable
-from functools import wraps
-from typing import Any
 
 import torch
 
+from feather_kernels.backends.gpu import launch_problem, on_its_device
 from feather_kernels.backends.triton import count, elementwise, radix_passes, select
 
 __all__ = [
+    "POWERS",
     "count_pruned",
     "magnitude_histogram",
     "magnitude_select",
@@ -27,21 +26,6 @@ __all__ = [
 ]
 
 POWERS = frozenset({1.0, 2.0, 3.0, float("inf")})
-
-
-def on_its_device(op: Callable[..., None]) -> Callable[..., None]:
-    """``op`` on the device of ``out``, its last argument: Triton launches on the current device."""
-
-    @wraps(op)
-    def run(*arguments: Any) -> None:
-        device = arguments[-1].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                op(*arguments)
-        else:
-            op(*arguments)
-
-    return run
 
 
 threshold = on_its_device(elementwise.threshold)
@@ -58,18 +42,7 @@ def probe(device: torch.device) -> str | None:
         return "runs CPU tensors only in the interpreter (TRITON_INTERPRET=1)"
     if device.type not in ("cpu", "cuda"):
         return f"has no support for {device.type} devices"
-    if device.type == "cuda" and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("backends are probed by their first op: run a step before a CUDA graph is captured")
-    try:
-        w = torch.tensor([0.5, 2.0], dtype=torch.float32, device=device)
-        t, out = torch.ones((), dtype=torch.float32, device=device), torch.empty_like(w)
-        threshold(w, t, 1.0, out)
-        result = out.tolist()
-    except torch.OutOfMemoryError:  # says nothing on the backend: another process may hold the memory
-        raise
-    except Exception as error:  # whatever a missing compiler, header or driver makes triton raise
-        return f"its probe kernel failed: {describe(error)}"
-    return None if result == [0.0, 1.0] else f"its probe kernel gave {result} instead of [0.0, 1.0]"
+    return launch_problem(threshold, device, describe)
 
 
 def describe(error: Exception) -> str:

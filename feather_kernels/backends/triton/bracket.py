@@ -5,15 +5,15 @@ the wanted ranks fall inside, the counts name the order statistics exactly and t
 A bracket that misses costs time, never correctness. float64 keys are too fine for it.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from feather_kernels.backends.chunks import Table, group_elements
+from feather_kernels.backends.interface import Selection
 from feather_kernels.backends.triton.launch import Kernel, aligned
-from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, clamp_nan, key_of, load_chunk, load_keys
+from feather_kernels.backends.triton.table import clamp_nan, key_of, launch_chunks, load_chunk, load_keys
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
 NARROWEST = 1 << 10
@@ -33,7 +33,8 @@ def bracket_start(value, BINS: tl.constexpr):
 @triton.jit(do_not_specialize_on_alignment=["chunks", "scales", "hint", "below", "counts"])
 def bracket_kernel(
     chunks, scales, hint, below, counts,
-    SCALED: tl.constexpr, STORED: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
+    SCALED: tl.constexpr, BINS: tl.constexpr,
+    STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """Count one chunk's keys: those before the bracket in below (G,), those inside in counts (G, BINS); int64.
 
@@ -46,10 +47,10 @@ def bracket_kernel(
     scale = tl.load(scales + index) if SCALED else 1.0
     if start >= 0:
         bins = counts + row * BINS
-        center = key_of(value, tl.float32) - start
+        center = key_of(value, DTYPE) - start
         less_and_ties = tl.zeros((BLOCK,), tl.int32)  # ties in the upper half: a chunk has fewer than 2^16 elements
         for i in range(LOOP):
-            key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, tl.float32, BLOCK)
+            key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, DTYPE, BLOCK)
             place = key - start
             less_and_ties += tl.where(place == center, 1 << 16, (place < 0).to(tl.int32))
             single = (place.to(tl.uint32, bitcast=True) < BINS) & (place != center)
@@ -113,28 +114,16 @@ def bracket_keys(dtype: torch.dtype, group_count: int, elements: int) -> int:
 
 
 def try_bracket(
-    tables: Sequence[Table],
-    scales: Tensor | None,
-    hint: Tensor,
-    rank: Tensor,
-    bins: int,
-    counts: Tensor,
-    below: Tensor,
-    sizes: Tensor,
-    prefixes: Tensor,
-    keys: Tensor,
+    selection: Selection, tables: list[Table], bins: int, counts: Tensor, below: Tensor, prefixes: Tensor, keys: Tensor
 ) -> None:
-    """Set keys (G, 2) and prefixes (G,) of the groups whose bracket around hint (G, 2) holds what is wanted.
+    """Set prefixes (G,) and keys (G, 2) of the groups whose bracket around the hint holds what is wanted.
 
-    bins: see ``bracket_keys``. counts (G bins,) and below (G,): zeros. sizes (G,): elements of each group.
+    bins: see ``bracket_keys``. counts (G bins,) and below (G,): zeros.
     """
-    groups = rank.numel()
-    for chunks, stored, _ in tables:
-        scaled = scales is not None
-        bracket_kernel.launch(
-            len(chunks), (scaled, stored, bins), chunks, scales, hint, below, counts, scaled, stored, bins, BLOCK, LOOP
-        )
+    weights, groups, rank, scales, _, hint = selection
+    sizes, scaled = group_elements(weights, groups, rank), scales is not None
+    launch_chunks(bracket_kernel, tables, (scaled, bins), scales, hint, below, counts, scaled, bins)
     sums = counts.new_empty(len(counts) // ROW)
     sum_kernel.launch(len(sums), aligned(counts), counts, sums, ROW)
     form = bins, aligned(counts), aligned(sums)
-    bracket_finish_kernel.launch(groups, form, rank, sizes, hint, below, counts, sums, prefixes, keys, bins, ROW)
+    bracket_finish_kernel.launch(rank.numel(), form, rank, sizes, hint, below, counts, sums, prefixes, keys, bins, ROW)

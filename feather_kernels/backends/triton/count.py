@@ -10,7 +10,7 @@ from torch import Tensor
 from feather_kernels.backends.triton import table
 from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.math import is_pruned
-from feather_kernels.backends.triton.table import BLOCK, LOOP, computed, load_chunk, load_magnitudes
+from feather_kernels.backends.triton.table import launch_chunks, load_chunk, load_magnitudes
 
 
 @Kernel
@@ -32,6 +32,5 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     out.zero_()
     values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
-    for chunks, stored, _ in table.make_tables(weights, range(len(weights))):
-        form = stored, values.dtype
-        count_kernel.launch(len(chunks), form, chunks, values, out, stored, computed(stored), BLOCK, LOOP)
+    tables = table.make_tables(weights, range(len(weights)))
+    launch_chunks(count_kernel, tables, (values.dtype,), values, out)

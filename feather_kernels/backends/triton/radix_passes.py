@@ -11,9 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from feather_kernels.backends.chunks import Table
+from feather_kernels.backends.interface import Histogram
 from feather_kernels.backends.triton import table
 from feather_kernels.backends.triton.launch import Kernel
-from feather_kernels.backends.triton.table import BLOCK, LOOP, Table, clamp_nan, computed, load_chunk, load_keys
+from feather_kernels.backends.triton.table import clamp_nan, launch_chunks, load_chunk, load_keys
 
 DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared memory on every version of triton
 
@@ -22,8 +24,8 @@ DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared me
 @triton.jit(do_not_specialize_on_alignment=["chunks", "scales", "prefixes", "counts"])
 def histogram_kernel(
     chunks, scales, prefixes, counts,
-    SHIFT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr,
-    BLOCK: tl.constexpr, LOOP: tl.constexpr,
+    SHIFT: tl.constexpr, BITS: tl.constexpr, SCALED: tl.constexpr,
+    STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """Add the digits of one chunk to counts (R, 2^BITS), int64; scales (L,) in DTYPE, prefixes (R,) int64.
 
@@ -118,8 +120,8 @@ def capped_counts(row, tensor_of_row, caps, counts, below, CAPPED: tl.constexpr,
 @triton.jit(do_not_specialize_on_alignment=["chunks", "scales", "bounds", "group_of_row", "keys"])
 def smallest_above_kernel(
     chunks, scales, bounds, group_of_row, keys,
-    SCALED: tl.constexpr, STORED: tl.constexpr, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr,
-    BLOCK: tl.constexpr, LOOP: tl.constexpr,
+    SCALED: tl.constexpr, NAN_KEY: tl.constexpr,
+    STORED: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr, LOOP: tl.constexpr,
 ):  # fmt: skip
     """Lower the second of keys (G, 2), int64, to the smallest key of one chunk that is above bounds (R,)."""
     address, aligned, elements, row, index = load_chunk(chunks)
@@ -133,28 +135,16 @@ def smallest_above_kernel(
         tl.atomic_min(keys + 2 * tl.load(group_of_row + row) + 1, tl.min(least, 0))
 
 
-def magnitude_histogram(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    prefix: Tensor,
-    shift: int,
-    bits: int,
-    scales: Tensor | None,
-    out: Tensor,
-) -> None:
+def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
+    weights, groups, prefix, shift, bits, scales = histogram
     out.zero_()
-    scales = None if scales is None else scales.contiguous()
-    count_digits(table.make_tables(weights, groups), scales, prefix.contiguous(), shift, bits, out)
+    count_digits(table.make_tables(weights, groups), scales, prefix, shift, bits, out)
 
 
 def count_digits(
     tables: Sequence[Table], scales: Tensor | None, prefixes: Tensor, shift: int, bits: int, counts: Tensor
 ) -> None:
     """Launch the histogram pass."""
-    for chunks, stored, _ in tables:
-        scaled = scales is not None
-        histogram_kernel.launch(
-            len(chunks), (shift, bits, scaled, stored),
-            chunks, scales, prefixes, counts, shift, bits, scaled, stored, computed(stored), BLOCK, LOOP,
-        )  # fmt: skip
+    constants = shift, bits, scales is not None
+    launch_chunks(histogram_kernel, tables, constants, scales, prefixes, counts, *constants)

@@ -4,25 +4,19 @@ With a hint: one pass over the weights (``bracket.py``). Radix passes (``radix_p
 programs of groups that are done exit at once.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.chunks import element_count, group_elements, make_rows
+from feather_kernels.backends.chunks import element_count, make_rows
+from feather_kernels.backends.interface import Selection
 from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import table
 from feather_kernels.backends.triton.bracket import bracket_keys, try_bracket
 from feather_kernels.backends.triton.launch import Kernel
-from feather_kernels.backends.triton.radix_passes import (
-    DIGIT_BITS,
-    count_digits,
-    scan_kernel,
-    smallest_above_kernel,
-)
-from feather_kernels.backends.triton.table import BLOCK, LOOP, computed
+from feather_kernels.backends.triton.radix_passes import DIGIT_BITS, count_digits, scan_kernel, smallest_above_kernel
+from feather_kernels.backends.triton.table import launch_chunks
 
 KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
@@ -42,19 +36,10 @@ def value_kernel(keys, out, count, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr, B
     tl.store(out + offsets, tl.where(key >= NAN_KEY, float("nan"), value), mask=inside)
 
 
-def magnitude_select(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    scales: Tensor | None,
-    caps: Tensor | None,
-    hint: Tensor | None,
-    out: Tensor,
-) -> None:
+def magnitude_select(selection: Selection, out: Tensor) -> None:
     """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
-    group_count, rank = rank.numel(), rank.contiguous()
-    scales, caps = (None if x is None else x.contiguous() for x in (scales, caps))
-    scaled, capped, nan_key = scales is not None, caps is not None, NAN_KEY[out.dtype]
+    weights, groups, rank, scales, caps, hint = selection
+    group_count, scaled, capped, nan_key = rank.numel(), scales is not None, caps is not None, NAN_KEY[out.dtype]
     rows = make_rows(tuple(groups), group_count, capped, rank.device)
     row_count = len(rows.groups)
     tables = table.make_tables(weights, rows.of_tensor)
@@ -62,9 +47,8 @@ def magnitude_select(
     bins = bracket_keys(out.dtype, group_count, element_count(weights)) if hinted else 0
     parts = [group_count * bins, 2 * group_count, *[group_count] * 2, *[row_count] * 2, row_count << DIGIT_BITS]
     bracket, keys, bracket_below, sizes, prefixes, below, counts = rank.new_zeros(sum(parts)).split(parts)  # one fill
-    if hint is not None and bins:
-        elements = group_elements(weights, groups, group_count, rank.device)
-        try_bracket(tables, scales, hint.contiguous(), rank, bins, bracket, bracket_below, elements, prefixes, keys)
+    if bins:
+        try_bracket(selection, tables, bins, bracket, bracket_below, prefixes, keys)
     shift = KEY_BITS[out.dtype]
     while shift:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
@@ -74,11 +58,8 @@ def magnitude_select(
         scan_kernel.launch(
             group_count, form, rank, rows.starts, rows.tensors, caps, counts, prefixes, below, sizes, keys, *form
         )
-    for chunks, stored, _ in tables:
-        smallest_above_kernel.launch(
-            len(chunks), (scaled, stored),
-            chunks, scales, prefixes, rows.groups, keys, scaled, stored, computed(stored), nan_key, BLOCK, LOOP,
-        )  # fmt: skip
+    constants = scaled, nan_key
+    launch_chunks(smallest_above_kernel, tables, constants, scales, prefixes, rows.groups, keys, *constants)
     write_values(keys, out)
 
 

@@ -4,8 +4,8 @@ A program handles one chunk. Chunks of aligned tensors are read 16 bytes at a ti
 misaligned tensors are read under a mask. Tensors of another storage dtype have a table, and a launch, of their own.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 import triton
@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends import chunks
+from feather_kernels.backends.chunks import Table
+from feather_kernels.backends.triton.launch import Kernel
 
 BLOCK = 1024
 LOOP = 8  # blocks a program
@@ -23,14 +25,6 @@ STORED = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
-
-
-class Table(NamedTuple):
-    """The chunks of tensors of one storage dtype, int64 (C, COLUMNS) on the device; the tensors, to keep them alive."""
-
-    chunks: Tensor
-    stored: tl.dtype
-    kept: list[Tensor]
 
 
 @triton.jit
@@ -86,10 +80,15 @@ def load_keys(
 
 def make_tables(weights: Sequence[Tensor], rows: Sequence[int]) -> list[Table]:
     """The tables of a list of tensors with the row of each; layouts that are not dense are copied once."""
-    made = chunks.make_tables(weights, rows, CHUNK)
-    return [Table(part.chunks, STORED[part.dtype], part.kept) for part in made]
+    return chunks.make_tables(weights, rows, CHUNK)
 
 
-def computed(stored: tl.dtype) -> tl.dtype:
-    """Compute dtype of weights stored in a dtype."""
-    return tl.float64 if stored == tl.float64 else tl.float32
+def launch_chunks(kernel: Kernel, tables: Sequence[Table], form: tuple[Hashable, ...], *arguments: Any) -> None:
+    """Launch over the chunks of every table.
+
+    The kernel's parameters are chunks, ``arguments``, STORED, DTYPE, BLOCK and LOOP; the compiled code depends on
+    ``form`` beside these. DTYPE is the compute dtype of weights that are stored as STORED.
+    """
+    for entries, dtype, _ in tables:
+        stored, computed = STORED[dtype], STORED[torch.promote_types(dtype, torch.float32)]
+        kernel.launch(len(entries), (stored, *form), entries, *arguments, stored, computed, BLOCK, LOOP)
