@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from benchmarks import gates
 from benchmarks.case import Setting
-from benchmarks.inputs import sort_magnitudes, with_threshold
+from benchmarks.inputs import partition_magnitudes, with_threshold
 from feather_kernels.recipes.models import make_model
 
 POWER = 3.0
@@ -120,7 +120,7 @@ def write_thresholded(model: nn.Module, sparsity: float, power: float = POWER) -
     """Write P(w) into the prunable weights of a dense model; returns where each is pruned. By code of its own."""
     weights = prunable(model)
     in_float32 = tuple(weight.detach().float() for weight in weights)
-    t = with_threshold(in_float32, sort_magnitudes(in_float32), sparsity).threshold
+    t = with_threshold(in_float32, partition_magnitudes(in_float32, sparsity), sparsity).threshold
     pruned = [weight.abs() <= t for weight in in_float32]
     for weight, zero in zip(weights, pruned, strict=True):
         weight.copy_(torch.where(zero, 0.0, gates.thresholded(weight.double(), t.double(), power)))

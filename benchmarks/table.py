@@ -143,22 +143,23 @@ def _evaluations(figures: Figures, own: str) -> Iterator[str]:
 
 
 def _memory(figures: Figures, own: str) -> Iterator[str]:
-    """Bytes per weight more than dense, of both modes."""
+    """Bytes per weight more than dense, of both modes, at three moments each."""
     lines = []
     for network in FOR_MEMORY:
         for precision in memory.PRECISIONS:
             operation = memory.operation(network, precision)
             for key in figures.keys("memory", operation, own):
-                cells = [
-                    _cell(figures.value((*key[:4], variant), field + memory.MORE), "{:+.2f}".format)
-                    for variant in (own, own + memory.RECOMPUTED)
-                    for field in memory.SHOWN
-                ]
-                dense = _cell(figures.value((*key[:4], memory.LIMIT), "peak"), _bytes)
-                lines.append(_row(operation, dense, *cells))
+                held = [_cell(figures.value((*key[:4], memory.LIMIT), field), _megabytes) for field in memory.SHOWN]
+                more = (
+                    [_cell(figures.value((*key[:4], name), field + memory.MORE), _signed) for field in memory.SHOWN]
+                    for name in (own, own + memory.RECOMPUTED)
+                )
+                lines.append(_row(operation, *(" / ".join(cells) for cells in (held, *more))))
     if lines:
-        yield "| bytes a weight more than dense | dense peak | after forward | peak | recompute: after forward | peak |"
-        yield "|---|---|---|---|---|---|"
+        yield "Memory after forward / at most until the step / at most in the step: MB; bytes a weight more than dense."
+        yield ""
+        yield "| training step, AdamW | dense | P(w) kept (default) | recompute=True |"
+        yield "|---|---|---|---|"
         yield from lines
 
 
@@ -235,6 +236,14 @@ def _time(seconds: float) -> str:
 
 def _ratio(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 10 else f"{ratio:.3f}" if ratio < 1.1 else f"{ratio:.2f}"
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:.0f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}"
 
 
 def _bytes(count: float) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,22 +24,24 @@ FLOAT32, AUTOCAST, BFLOAT16 = PRECISIONS = ("float32", "autocast bfloat16", "bfl
 GRAD_SCALE = 0.5  # so that backward has work to do
 RELATIVE_LOSS = 2e-2  # allowed difference from the oracle, in bfloat16
 MORE = "_more"
-SHOWN = ("after_forward", "peak")  # in tables
 
 
 class Held(NamedTuple):
     """Bytes held beyond weights and optimizer state, at moments of a training step."""
 
     after_forward: int
+    peak_until_step: int  # in forward and backward
     after_backward: int
-    peak_in_optimizer_step: int  # and in the sparsifier's
-    peak: int  # of the whole step
+    peak_in_step: int  # in the optimizer's and the sparsifier's
 
     def figures(self, dense: Held, weights: int) -> dict[str, Figure]:
         """As figures: bytes, and bytes per prunable weight more than ``dense``."""
         own = {name: Figure(value, "B") for name, value in self._asdict().items()}
         pairs = zip(self._fields, self, dense, strict=True)
         return own | {name + MORE: Figure((mine - its) / weights, "B/weight") for name, mine, its in pairs}
+
+
+SHOWN = ("after_forward", "peak_until_step", "peak_in_step")  # in tables
 
 
 def operation(network: Network, precision: str) -> str:
@@ -53,19 +55,18 @@ class Data:
 
     network: Network
     precision: str
-    device: torch.device
     images: Tensor
     labels: Tensor
     loss: float
     weights: int
     dense: Held
 
-    def gate(self, weights: int, loss: Tensor) -> str | None:
+    def gate(self, weights: int, loss: float) -> str | None:
         """The loss, and the number of weights that take part."""
         if weights != self.weights:
             return f"{weights} prunable weights, not {self.weights}"
-        right = abs(float(loss) - self.loss) <= RELATIVE_LOSS * abs(self.loss)
-        return None if right else f"loss {float(loss):.6g}, not {self.loss:.6g}"
+        right = abs(loss - self.loss) <= RELATIVE_LOSS * abs(self.loss)
+        return None if right else f"loss {loss:.6g}, not {self.loss:.6g}"
 
 
 def trials(setting: Setting) -> Iterator[Trial]:
@@ -86,16 +87,16 @@ def prepare_dense(network: Network, precision: str, device: torch.device) -> Dat
     """Measure the dense step; compute the loss of a dense model that holds P(w)."""
     images, labels = network.inputs(device)
     training = Training(network, precision, images, labels)
-    held, weights = training.held(), sum(weight.numel() for weight in prunable(training.model))
+    (held, _), weights = training.measured_step(), sum(weight.numel() for weight in prunable(training.model))
     networks.write_thresholded(training.model, network.sparsity)
     loss = float(training.forward().detach())
-    return Data(network, precision, device, images, labels, loss, weights, held)
+    return Data(network, precision, images, labels, loss, weights, held)
 
 
 class Training:
-    """A model in a precision with AdamW, whose learning rate is 0: every step is the same.
+    """A model in a precision with AdamW on lists of tensors (``foreach``), as by default on GPUs.
 
-    The optimizer works on lists of tensors (``foreach``), as by default on GPUs.
+    Its learning rate is 0: every step is the same.
     """
 
     def __init__(self, network: Network, precision: str, images: Tensor, labels: Tensor) -> None:
@@ -113,40 +114,29 @@ class Training:
         with context:
             return F.cross_entropy(self.model(self.images).float(), self.labels)
 
-    def update(self) -> None:
-        """Optimizer and sparsifier."""
-        self.optimizer.step()
-        if self.sparsifier is not None:
-            self.sparsifier.step()
-
-    def step(self) -> Tensor:
-        """A whole step; returns the loss and leaves no gradients."""
-        loss = self.forward()
-        loss.backward()
-        self.update()
+    def measured_step(self) -> tuple[Held, float]:
+        """What a step holds, and its loss."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        self.optimizer.step()  # allocates its state
         self.optimizer.zero_grad()
-        return loss.detach()
-
-    def held(self) -> Held:
-        """What a step holds, after one that has allocated the optimizer's state."""
-        self.step()
         with LiveBytes() as live:
             loss = self.forward()
             after_forward = live.now
             loss.backward()
+            value = float(loss.detach())
             del loss
-            after_backward, until_then = live.now, live.peak
+            after_backward, until_step = live.now, live.peak
             live.restart_peak()
-            self.update()
-            in_step = live.peak
-            self.optimizer.zero_grad()
-        return Held(after_forward, after_backward, in_step, max(until_then, in_step))
+            self.optimizer.step()
+            if self.sparsifier is not None:
+                self.sparsifier.step()
+        return Held(after_forward, until_step, after_backward, live.peak), value
 
 
 def dense(data: Data) -> Variant:
-    """The limit."""
-    training = Training(data.network, data.precision, data.images, data.labels)
-    return Variant(training.step, 0, accept, figures=data.dense.figures(data.dense, data.weights))
+    """The limit, which has been measured already."""
+    return Variant(lambda: None, 0, accept, figures=data.dense.figures(data.dense, data.weights))
 
 
 def ours(data: Data, backend: str, recompute: bool | None) -> Variant:
@@ -157,14 +147,9 @@ def ours(data: Data, backend: str, recompute: bool | None) -> Variant:
         training.sparsifier = fk.Sparsifier(
             training.model, schedule=schedule, power=POWER, grad_scale=GRAD_SCALE, recompute=recompute
         )
-        figures: Mapping[str, Figure] = training.held().figures(data.dense, data.weights)
+        held, loss = training.measured_step()
     weights = sum(weight.parameter.numel() for weight in training.sparsifier.weights)
-
-    def run() -> Tensor:
-        with fk.use_backend(backend):
-            return training.step()
-
-    return Variant(run, 0, partial(data.gate, weights), figures=figures)
+    return Variant(lambda: loss, 0, partial(data.gate, weights), figures=held.figures(data.dense, data.weights))
 
 
 CASE = Case("memory", trials)
