@@ -2,7 +2,7 @@
 # make test   the tests (make test-all: the slow ones too)
 # make check  lint, format, types
 # make check-native  the C++ kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer
-# make bench  measures every case on the CPU (about 15 minutes) and checks the bars; see benchmarks/README.md
+# make bench  measures every case on the CPU (about 25 minutes) and checks the bars; see benchmarks/README.md
 # make check-build   installs in scratch environments, with and without a compiler
 # make mutants   mutation test of the GPU kernels and of csrc; see docs/gpu.md
 # make gpu-check     everything that needs a GPU, into results/gpu-DATE-NAME; see docs/gpu-check.md

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import backends, bars, results, table
-from benchmarks.case import Setting, Trial
+from benchmarks.case import Figure, Setting, Trial
 from benchmarks.cases import CASES
 from benchmarks.clock import clock_for
 from benchmarks.environment import describe
@@ -101,17 +101,23 @@ def format_outcomes(trial: Trial, outcomes: Sequence[Outcome]) -> str:
             lines.append(f"  {outcome.variant:28}not timed: {' '.join(outcome.failure.split())[:200]}")
             continue
         own = {metric: float(value) for metric, value in figures[outcome.variant].items()}
-        times = "".join(f"{_milliseconds(own[metric])} ms" for metric in (results.TIME, "time_p20", "time_p80"))
+        metrics = (results.TIME, "time_p20", "time_p80")
+        times = "".join(f"{_milliseconds(own[m])} ms" if m in own else " " * 12 for m in metrics)
         others = ((results.RATIO, 10, 1.0), ("bandwidth", 8, 1.0), (results.MEMORY, 10, 1e-6))
         cells = "".join(f"{own[m] * scale:{w}.3g}" if m in own else " " * w for m, w, scale in others)
-        counts = "".join(f", {count:g} {name.replace('_', ' ')}" for name, count in outcome.counts.items())
-        lines.append(f"  {outcome.variant:28}{times}{cells}{len(outcome.times):8}{counts}")
+        more = "".join(f"; {name.replace('_', ' ')} {_figure(figure)}" for name, figure in outcome.figures.items())
+        lines.append(f"  {outcome.variant:28}{times}{cells}{len(outcome.times):8}{more}")
     return "\n".join(lines)
 
 
 def _milliseconds(seconds: float) -> str:
     value = seconds * 1e3
     return f"{value:9.0f}" if value >= 1000 else f"{value:9.4g}"
+
+
+def _figure(figure: Figure) -> str:
+    scale, unit = {"B": (1e-6, " MB"), "count": (1.0, "")}.get(figure.unit, (1.0, f" {figure.unit}"))
+    return f"{figure.value * scale:.4g}{unit}"
 
 
 def check_bars(options: argparse.Namespace) -> int:
@@ -125,10 +131,12 @@ def check_bars(options: argparse.Namespace) -> int:
 def make_table(options: argparse.Namespace) -> int:
     """Print the table, or write it into a file."""
     path = options.results or results.latest()
-    made = table.make_table(results.read_full(path), display(path))
+    rows = results.read_full(path)
+    made = table.make_table(rows, display(path))
     if options.readme is None:
         print(made)
     else:
+        table.check_commits(rows)
         table.insert(made, options.readme)
     return 0
 

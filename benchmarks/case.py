@@ -20,6 +20,13 @@ class Setting(NamedTuple):
         return 1 if self.smoke else full
 
 
+class Figure(NamedTuple):
+    """A number with its unit, e.g. (2, "count") or (1e6, "B")."""
+
+    value: float
+    unit: str
+
+
 Gate = Callable[[Any], str | None]
 
 
@@ -38,7 +45,7 @@ class Variant:
         before: run before every ``run``, untimed, e.g. to restore what it overwrites.
         calls: number of calls that ``run`` makes; times are per call.
         self_timed: ``run`` returns its own time in seconds (of something in another process).
-        counts: further figures, by the name of their metric: how often something happens in a call.
+        figures: further figures, by the name of their metric.
     """
 
     run: Callable[[], Any]
@@ -47,7 +54,7 @@ class Variant:
     before: Callable[[], object] = lambda: None
     calls: int = 1
     self_timed: bool = False
-    counts: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class Trial:
         prepare: makes the data; called once, when the trial begins.
         variants: name -> makes the variant from the data. A buffer that the variants share is poisoned by the maker.
         limit: name of the variant that the others' times are divided by.
-        rounds: how often a variant is timed at most.
+        rounds: how often a variant is timed at most; 0 where only its further figures count.
         seconds: time for each variant; slow ones get fewer rounds, but at least three.
         grad: run in grad mode; most trials are of what optimizers and backward passes call, which run without.
     """

@@ -26,6 +26,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             pytest.param(case.name, trial, name, id=f"{case.name}: {trial.title}: {name}")
             for case in CASES.values()
             for trial in case.trials(setting)
+            if trial.rounds
             for name in trial.variants
         ]
         metafunc.parametrize(("case_name", "trial", "variant_name"), parameters)

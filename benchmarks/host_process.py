@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 import feather_kernels as fk
-from benchmarks import backends, gates, stand_in
-from benchmarks.inputs import sort_magnitudes, with_threshold
+from benchmarks import backends, networks, stand_in
 from feather_kernels.ops import dispatch
 
 LAYERS, SMOKE_LAYERS = 20, 2
@@ -79,17 +78,12 @@ class Host:
     def wrong(self, way: str, grad_scale: float) -> str | None:
         """What is wrong in the outputs and gradients of sparse layers, or None."""
         sparse, dense = self.layers(way, grad_scale), self._layers("eager", None)
-        pairs = list(zip(sparse.model.parameters(), dense.model.parameters(), strict=True))
-        weights = tuple(w.detach() for w, _ in pairs)
-        t = with_threshold(weights, sort_magnitudes(weights), SPARSITY).threshold
-        pruned = [w.abs() <= t for w in weights]
-        with torch.no_grad():
-            for (_, p), w, zero in zip(pairs, weights, pruned, strict=True):
-                p.copy_(torch.where(zero, 0.0, gates.thresholded(w.double(), t.double(), POWER)))
+        pruned = networks.write_thresholded(dense.model, SPARSITY, POWER)
         outputs = sparse.both(), dense.both()
         if not torch.allclose(*outputs, rtol=1e-4, atol=1e-6):
             return "the outputs are not those of dense layers that hold P(w)"
-        for index, ((w, p), zero) in enumerate(zip(pairs, pruned, strict=True)):
+        weights = zip(sparse.model.parameters(), dense.model.parameters(), pruned, strict=True)
+        for index, (w, p, zero) in enumerate(weights):
             assert w.grad is not None
             assert p.grad is not None
             if not torch.allclose(w.grad, torch.where(zero, grad_scale * p.grad, p.grad), rtol=1e-3, atol=1e-6):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.case import Trial, Variant
+from benchmarks.case import Figure, Trial, Variant
 from benchmarks.clock import Clock
 
 FEWEST_ROUNDS = 3
@@ -24,7 +24,7 @@ class Outcome:
         failure: why the variant was not timed: what its gate, or the exception that it raised, said.
         moved: bytes per call that must move.
         peak_memory: bytes beyond those of the inputs, or None where they cannot be measured.
-        counts: those of the variant.
+        figures: those of the variant.
         times: seconds per call, one entry per round.
     """
 
@@ -32,7 +32,7 @@ class Outcome:
     failure: str | None = None
     moved: float = 0.0
     peak_memory: int | None = None
-    counts: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Figure] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
 
 
@@ -51,12 +51,16 @@ def _measure(trial: Trial, clock: Clock, seed: int) -> list[Outcome]:
         outcome = outcomes[name]
         try:
             variant = make(data)
-            taken = pass_gate(variant, clock, outcome)
+            if trial.rounds:
+                taken = pass_gate(variant, clock, outcome)
+            else:
+                outcome.figures, outcome.failure = variant.figures, variant.gate(variant.run())
         except Exception as error:  # a peer that cannot run here must not stop the others
             outcome.failure = f"{type(error).__name__}: {error}"
             continue
-        if outcome.failure is None:
+        if outcome.failure is None and trial.rounds:
             ready[name], seconds[name] = variant, taken
+        del variant  # with all that it holds
     counts = count_rounds(seconds, trial)
     order = random.Random(seed)
     gc.collect()
@@ -75,7 +79,7 @@ def _measure(trial: Trial, clock: Clock, seed: int) -> list[Outcome]:
 def pass_gate(variant: Variant, clock: Clock, outcome: Outcome) -> float:
     """Run, judge the result, and note the peak memory of a warm run; returns the wall time of a run in seconds."""
     variant.before()
-    outcome.counts = variant.counts
+    outcome.figures = variant.figures
     (result, seconds), outcome.peak_memory = clock.peak_memory(variant.run)
     outcome.failure = variant.gate(result)
     outcome.moved = variant.moved / variant.calls

@@ -47,21 +47,22 @@ def rows_of(case: str, trial: Trial, outcomes: Sequence[Outcome], size: str) -> 
 
 def _figures(outcome: Outcome, limit_time: float | None) -> Iterator[tuple[str, float, str]]:
     yield GATE, float(outcome.failure is None), "passed"
-    if not outcome.times:
+    if outcome.failure is not None:
         return
-    low, median, high = spread(outcome.times)
-    yield TIME, median, "s"
-    yield "time_p20", low, "s"
-    yield "time_p80", high, "s"
-    if limit_time:
-        yield RATIO, median / limit_time, "x"
-        yield BEYOND, median - limit_time, "s"
-    if outcome.moved and median > 0:
-        yield "bandwidth", outcome.moved / median / 1e9, "GB/s"
+    if outcome.times:
+        low, median, high = spread(outcome.times)
+        yield TIME, median, "s"
+        yield "time_p20", low, "s"
+        yield "time_p80", high, "s"
+        if limit_time:
+            yield RATIO, median / limit_time, "x"
+            yield BEYOND, median - limit_time, "s"
+        if outcome.moved and median > 0:
+            yield "bandwidth", outcome.moved / median / 1e9, "GB/s"
     if outcome.peak_memory is not None:
         yield MEMORY, float(outcome.peak_memory), "B"
-    for metric, count in outcome.counts.items():
-        yield metric, float(count), "count"
+    for metric, figure in outcome.figures.items():
+        yield metric, float(figure.value), figure.unit
 
 
 def spread(times: Sequence[float]) -> tuple[float, float, float]:
@@ -123,6 +124,11 @@ class Figures:
         for row in rows:
             key = (row["case"], row["operation"], row["input"], row["sparsity"], row["variant"])
             self._rows[key, row["metric"]] = row
+
+    @property
+    def commits(self) -> list[str]:
+        """Where the rows that count were measured, in the order of their keys."""
+        return list(dict.fromkeys(row["commit"] for row in self._rows.values()))
 
     def keys(self, case: str, operation: str, variant: str) -> list[Key]:
         """Every input on which a variant went through its gate, whatever came out."""

@@ -77,7 +77,7 @@ def backend(name: str) -> dict[str, str]:
 
 GPU_TESTS = (*PYTEST, "-m", "gpu")
 STREAMS, LARGE, EXECUTOR = (f"tests/test_gpu_{subject}.py" for subject in ("streams", "large", "executor"))
-CASES = ("threshold", "backward", "select", "count", "step", "train_step", "call")
+CASES = ("threshold", "backward", "select", "count", "step", "train_step", "evaluation", "memory", "call")
 BENCHMARKS = (PYTHON, "-m", "benchmarks", "run", *CASES, "--device", "cuda")
 SELFTEST = (PYTHON, "-m", "feather_kernels", "selftest", "--device", "cuda", "--json", f"{RESULTS}/selftest.json")
 MEASURED = f"{RESULTS}/benchmarks.csv"

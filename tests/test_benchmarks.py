@@ -17,11 +17,11 @@ from torch.autograd.profiler import profile
 
 from benchmarks import backends, bars, gates, host_process, inputs, results, stand_in, table
 from benchmarks.__main__ import main
-from benchmarks.case import Setting, Trial, Variant, accept
-from benchmarks.cases import CASES, host, select, threshold
+from benchmarks.case import Figure, Setting, Trial, Variant, accept
+from benchmarks.cases import CASES, evaluation, host, memory, select, threshold, train_step
 from benchmarks.clock import CpuClock, Run, clock_for
 from benchmarks.environment import describe
-from benchmarks.measure import count_rounds, is_due, measure, rounds_for
+from benchmarks.measure import Outcome, count_rounds, is_due, measure, rounds_for
 
 SMOKE = Setting(torch.device("cpu"), smoke=True)
 
@@ -56,7 +56,7 @@ def test_every_case_runs_and_every_variant_passes_its_gate(name: str) -> None:
         assert trial.limit in trial.variants
         outcomes = measure(trial, CpuClock())
         assert {outcome.variant: outcome.failure for outcome in outcomes} == dict.fromkeys(trial.variants)
-        assert all(len(outcome.times) == 1 and outcome.times[0] > 0 for outcome in outcomes)
+        assert all(len(outcome.times) == trial.rounds and min(outcome.times, default=1) > 0 for outcome in outcomes)
 
 
 @pytest.mark.gpu
@@ -221,9 +221,14 @@ def test_figures_of_a_trial() -> None:
     }
 
 
-def test_counts_are_figures_of_their_own() -> None:
-    made = rows(constant_trial({"limit": 0.002}, counts={"triton_launches": 1.5}))
-    assert [(row["value"], row["unit"]) for row in made if row["metric"] == "triton_launches"] == [("1.5", "count")]
+def test_a_variant_has_figures_of_its_own() -> None:
+    made = rows(constant_trial({"limit": 0.002}, figures={"launches": Figure(1.5, "count")}))
+    assert [(row["value"], row["unit"]) for row in made if row["metric"] == "launches"] == [("1.5", "count")]
+
+
+def test_without_rounds_only_the_gate_and_the_figures_count() -> None:
+    made = rows(constant_trial({"limit": 0.002}, rounds=0, figures={"peak": Figure(8, "B")}))
+    assert {row["metric"]: row["value"] for row in made} == {"gate": "1", "peak": "8"}
 
 
 def test_without_a_compiler_the_stand_in_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,21 +307,55 @@ def test_a_file_of_two_machines_is_refused(tmp_path: Path) -> None:
         results.read_full(path)
 
 
-def test_bars_and_table_name_what_is_measured() -> None:
-    ours = backends.variant_name(backends.available(SMOKE.device)[0])
-    full = Setting(SMOKE.device)
-    measured = {(name, trial.operation): trial for name in CASES for trial in CASES[name].trials(full)}
-    for bar in bars.bars(has_avx512=True):
-        trial = measured[bar.case, bar.operation]
-        assert bar.variant.replace(bars.OURS, ours) in trial.variants
-        peers = {name for other in CASES[bar.case].trials(full) for name in other.variants}
-        assert {bar.limit, bar.peer} <= {None, *peers}
-    for line in table.LINES:
-        assert {line.variant.format(ours), line.limit} <= set(measured[line.case, line.operation].variants)
+def rows_of_a_full_run(**environment: str) -> list[dict[str, str]]:
+    """Every trial of full size with figures made up: 1 ms, ours 2 ms, 3 launches, some bytes."""
+    backend = backends.available(SMOKE.device)[0]
+    base = {**describe(SMOKE.device), "backend": backend, "commit": "0123456789", **environment}
+    counts = dict.fromkeys(("triton_launches", "torch_kernels", host.LAUNCHES), Figure(3, "count"))
+    held = memory.Held(4e6, 5e6, 0, 6e6).figures(memory.Held(4e6, 4e6, 0, 4e6), weights=1e6)
+    made = []
+    for name, case in CASES.items():
+        for trial in case.trials(Setting(SMOKE.device)):
+            figures = {"host": counts, "memory": held}.get(name, {})
+            outcomes = [
+                Outcome(
+                    variant, None, 8, 1000, figures, [0.002 if "ours[" in variant else 0.001] * min(1, trial.rounds)
+                )
+                for variant in trial.variants
+            ]
+            made += [{**base, **row} for row in results.rows_of(name, trial, outcomes, "full")]
+    return made
+
+
+def test_a_full_run_measures_every_bar() -> None:
+    verdicts = list(bars.judge(rows_of_a_full_run()))
+    assert [verdict.bar.text for verdict in verdicts if verdict.holds is None] == []
+    assert len({verdict.bar.text for verdict in verdicts}) == len(verdicts)
+    shown = bars.format_verdicts(verdicts)
+    assert re.search(r"^FAIL  us a layer beyond dense: GPU path, eager, 1 +<= 20 us +1000 +dense 1000 us$", shown, re.M)
+    assert re.search(r"^pass  launches a layer beyond dense: GPU path, eager, 0.5 +<= 2 +0 +dense 3$", shown, re.M)
+    assert re.search(r"^FAIL  import beyond torch +<= 50 ms ", shown, re.M) is None
+    assert len(shown.splitlines()) == len(verdicts)
+
+
+def test_a_full_run_fills_the_table() -> None:
+    made = table.make_table(rows_of_a_full_run(), "results.csv")
+    body = [line for line in made.splitlines() if line.startswith("| ")]
+    titles = [cells[1].strip() for line in body if (cells := line.split("|"))]
+    assert {line.text for line in table.LINES} <= set(titles)
+    assert {comparison.operation for comparison in train_step.COMPARISONS} <= set(titles)
+    assert {network.title for network in evaluation.NETWORKS} <= set(titles)
+    assert {memory.operation(n, p) for n in memory.FOR_MEMORY for p in memory.PRECISIONS} <= set(titles)
+    assert "| ResNet-50, 128 px, batch 8 | 1 ms | 2.00 | 2.00 | 2.00 | 1.000 | 1.000 |" in body
+    assert "| ResNet-20, 32 px, batch 128 | 1 ms | 2.00 | 2.00 |" in body
+    assert "| CPU, eager | 1 ms | 1 ms | 1 ms |" in body
+    assert "| ViT-B/16, float32 | 4 / 5 / 6 | +0.00 / +1.00 / +2.00 | +0.00 / +1.00 / +2.00 |" in body
+    assert "`step()` of 20 layers: 2 ms and 3 launches (GPU path" in made
+    assert "`import feather_kernels` after `import torch`: " in made
 
 
 def full_rows(ratio: float) -> list[dict[str, str]]:
-    environment = {**describe(SMOKE.device), "backend": "cpp", "kernels": "avx2"}
+    environment = {**describe(SMOKE.device), "backend": "cpp", "kernels": "avx2", "commit": "0123456789"}
     made = []
     for sparsity in (0.5, 0.9):
         trial = constant_trial({"sum": 0.001, "ours[cpp]": 0.001 * ratio, "plain PyTorch": 0.009})
@@ -356,3 +395,15 @@ def test_table_goes_between_the_markers(tmp_path: Path) -> None:
     readme.write_text("no markers")
     with pytest.raises(ValueError, match="must hold the lines"):
         table.insert(made, readme)
+
+
+def test_a_readme_takes_no_figures_from_a_dirty_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    readme, path = tmp_path / "README.md", tmp_path / "results.csv"
+    for commit, status in (("0123456789-dirty", 2), ("0123456789", 0)):
+        readme.write_text(f"{table.BEGIN}\n{table.END}\n")
+        path.unlink(missing_ok=True)
+        results.append(path, [row | {"commit": commit} for row in full_rows(1.5)], {})
+        assert main(["table", "--results", str(path)]) == 0
+        assert main(["table", "--results", str(path), "--readme", str(readme)]) == status
+        assert ("0123456789" in readme.read_text()) == (status == 0)
+    assert "clean commit, got 0123456789-dirty" in capsys.readouterr().err

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 import feather_kernels as fk
+from benchmarks.live_bytes import LiveBytes
 from feather_kernels.backends import reference
 from feather_kernels.ops import implementations
-
-
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages made inside it that are still alive, now and at most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        known = {x.untyped_storage()._cdata for x in tree_iter((args, kwargs)) if isinstance(x, torch.Tensor)}
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in known and key not in self.live:
-                    self.live[key] = storage.nbytes()
-                    weakref.finalize(storage, self.live.pop, key, None)
-        self.peak = max(self.peak, self.now)
-        return result
-
-    @property
-    def now(self) -> int:
-        return sum(self.live.values())
-
 
 WIDTH = 256
 

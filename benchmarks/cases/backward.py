@@ -1,8 +1,7 @@
-"""The straight-through gradient: scaled where the weight is pruned."""
+"""The straight-through gradient, scaled where the weight is pruned; out of place, as in backward."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,25 +17,24 @@ from benchmarks.compiled import bound
 from benchmarks.inputs import PEER_INPUT, Inputs, grid, make_inputs
 
 GRAD_SCALE = 0.5
-IN_PLACE = "float32 in place"
-NUMBER = "g.mul_(number)"
+FLOAT32 = "float32"
 FROM_BFLOAT16 = "bfloat16 to float32"
-LIMIT = "g.mul_(w)"
+LIMIT = "torch.mul(g, w)"
 
 
 @dataclass(frozen=True)
 class Data:
-    """Inputs, their gradients, and a copy of those that the variants write to."""
+    """Inputs and their gradients."""
 
     setting: Setting
     inputs: Inputs
     gradients: list[Tensor]
-    written: list[Tensor]
     grad_scale: Tensor
 
-    def restore(self) -> None:
-        """Undo what a run has written: scaled again and again, gradients would become denormal."""
-        torch._foreach_copy_(self.written, self.gradients)
+    @property
+    def moved(self) -> int:
+        """Bytes: read the gradient and the weight, write the scaled gradient."""
+        return self.inputs.count * (8 + self.gradients[0].element_size())
 
     def gate(self, outputs: list[Tensor]) -> str | None:
         """Compare with the formula, exactly."""
@@ -44,31 +42,27 @@ class Data:
 
 
 def trials(setting: Setting) -> Iterator[Trial]:
-    """In place on float32 gradients, and from bfloat16 gradients (autocast) to new float32 ones."""
+    """Float32 gradients, and bfloat16 gradients (autocast) to float32 ones."""
     for distribution, sparsity in grid(setting):
-        yield in_place_trial(setting, distribution, sparsity)
+        yield float32_trial(setting, distribution, sparsity)
         yield from_bfloat16_trial(setting, distribution, sparsity)
 
 
-def in_place_trial(setting: Setting, distribution: str, sparsity: float) -> Trial:
-    """Gradients overwritten; the limit multiplies them by the weights, which moves the same bytes."""
+def float32_trial(setting: Setting, distribution: str, sparsity: float) -> Trial:
+    """The limit multiplies the gradients by the weights, which moves the same bytes."""
     with_peers = (distribution, sparsity) == PEER_INPUT
-    variants: dict[str, Any] = {
-        LIMIT: mul,
-        NUMBER: mul_by_number,
-        **backends.ours(setting.device, ours, only_default=not with_peers),
-    }
+    variants: dict[str, Any] = {LIMIT: mul, **backends.ours(setting.device, ours, only_default=not with_peers)}
     if with_peers:
         variants |= {"paper": partial(peer, compile_it=False), "torch.compile": partial(peer, compile_it=True)}
     prepare = partial(prepare_gradients, setting, distribution, sparsity, torch.float32)
-    return Trial(IN_PLACE, distribution, sparsity, prepare, variants, LIMIT, setting.rounds(40))
+    return Trial(FLOAT32, distribution, sparsity, prepare, variants, LIMIT, setting.rounds(40))
 
 
 def from_bfloat16_trial(setting: Setting, distribution: str, sparsity: float) -> Trial:
-    """New float32 gradients; the limit is ``.to(float32)``."""
-    ours = backends.ours(setting.device, ours_from_bfloat16, only_default=True)
+    """The limit is ``.to(float32)``, which need not read the weights."""
+    variants: dict[str, Any] = {"to": to, **backends.ours(setting.device, ours, only_default=True)}
     prepare = partial(prepare_gradients, setting, distribution, sparsity, torch.bfloat16)
-    return Trial(FROM_BFLOAT16, distribution, sparsity, prepare, {"to": to, **ours}, "to", setting.rounds(20))
+    return Trial(FROM_BFLOAT16, distribution, sparsity, prepare, variants, "to", setting.rounds(20))
 
 
 def prepare_gradients(setting: Setting, distribution: str, sparsity: float, dtype: torch.dtype) -> Data:
@@ -78,42 +72,29 @@ def prepare_gradients(setting: Setting, distribution: str, sparsity: float, dtyp
     gradients = [
         torch.randn(weight.shape, generator=generator, device=setting.device).to(dtype) for weight in inputs.weights
     ]
-    written = [gradient.clone() for gradient in gradients]
-    return Data(setting, inputs, gradients, written, torch.tensor(GRAD_SCALE, device=setting.device))
+    return Data(setting, inputs, gradients, torch.tensor(GRAD_SCALE, device=setting.device))
 
 
 def mul(data: Data) -> Variant:
-    """Every gradient multiplied by its weight in place: ``gradient.mul_(weight)``."""
+    """Every gradient multiplied by its weight: ``torch.mul(gradient, weight)``."""
 
-    def run() -> None:
-        for gradient, weight in zip(data.written, data.inputs.weights, strict=True):
-            gradient.mul_(weight)
+    def run() -> list[Tensor]:
+        pairs = zip(data.gradients, data.inputs.weights, strict=True)
+        return [torch.mul(gradient, weight) for gradient, weight in pairs]
 
-    return Variant(run, 3 * data.inputs.bytes, accept, data.restore)
-
-
-def mul_by_number(data: Data) -> Variant:
-    """Every gradient multiplied in place by one number: two thirds of the bytes, since no weight is read."""
-
-    def run() -> None:
-        for gradient in data.written:
-            gradient.mul_(data.grad_scale)
-
-    return Variant(run, 2 * data.inputs.bytes, accept, data.restore)
+    return Variant(run, data.moved, accept)
 
 
 def ours(data: Data, backend: str) -> Variant:
     """``torch.ops.feather_kernels.scale_pruned_grad``."""
-    operator = torch.ops.feather_kernels.scale_pruned_grad.default
+    operator, t = torch.ops.feather_kernels.scale_pruned_grad.default, data.inputs.threshold
 
     def run() -> list[Tensor]:
+        pairs = zip(data.gradients, data.inputs.weights, strict=True)
         with fk.use_backend(backend):
-            return [
-                operator(gradient, weight, data.inputs.threshold, data.grad_scale)
-                for gradient, weight in zip(data.written, data.inputs.weights, strict=True)
-            ]
+            return [operator(gradient, weight, t, data.grad_scale) for gradient, weight in pairs]
 
-    return Variant(run, 3 * data.inputs.bytes, data.gate, data.restore)
+    return Variant(run, data.moved, data.gate)
 
 
 def peer(data: Data, compile_it: bool) -> Variant:
@@ -122,9 +103,9 @@ def peer(data: Data, compile_it: bool) -> Variant:
     form = bound(paper.scale_gradient, data.setting, compile_it, grad_scale=GRAD_SCALE)
 
     def run() -> list[Tensor]:
-        return [form(gradient.view(-1), mask) for gradient, mask in zip(data.written, masks, strict=True)]
+        return [form(gradient.view(-1), mask) for gradient, mask in zip(data.gradients, masks, strict=True)]
 
-    return Variant(run, 3 * data.inputs.bytes, data.gate, data.restore)
+    return Variant(run, data.moved, data.gate)
 
 
 def to(data: Data) -> Variant:
@@ -134,20 +115,6 @@ def to(data: Data) -> Variant:
         return [gradient.to(torch.float32) for gradient in data.gradients]
 
     return Variant(run, data.inputs.bytes * 3 // 2, accept)
-
-
-def ours_from_bfloat16(data: Data, backend: str) -> Variant:
-    """``torch.ops.feather_kernels.scale_pruned_grad``, which reads the weights too."""
-    operator = torch.ops.feather_kernels.scale_pruned_grad.default
-
-    def run() -> list[Tensor]:
-        with fk.use_backend(backend):
-            return [
-                operator(gradient, weight, data.inputs.threshold, data.grad_scale, out_dtype=torch.float32)
-                for gradient, weight in zip(data.gradients, data.inputs.weights, strict=True)
-            ]
-
-    return Variant(run, math.ceil(data.inputs.bytes * 2.5), data.gate)
 
 
 CASE = Case("backward", trials)

@@ -21,36 +21,31 @@ from feather_kernels.functional import interpolate
 GRAD_SCALE = 0.5
 POWER = 3.0
 OPERATION = "float32, p = 3"
-LIMIT = "copy_ + g.mul_(w) + sum"
+LIMIT = "copy_ + torch.mul(g, w) + sum"
 # peers: every sparsity on one distribution, every distribution at one sparsity
 PEER_DISTRIBUTION, PEER_SPARSITY = DISTRIBUTIONS[1], 0.9
 
 
 @dataclass(frozen=True)
 class Data:
-    """Drifted weights with the hint of the step before, and gradients that every run writes to."""
+    """Drifted weights with the hint of the step before, and gradients."""
 
     setting: Setting
     inputs: Inputs
     hint: Tensor
     gradients: list[Tensor]
-    written: list[Tensor]
     grad_scale: Tensor
-
-    def restore(self) -> None:
-        """Undo what a run has written."""
-        torch._foreach_copy_(self.written, self.gradients)
 
     @property
     def moved(self) -> int:
-        """Bytes: read w; read w, write P(w); read g and w, write g."""
+        """Bytes: read w; read w, write P(w); read g and w, write the scaled g."""
         return 6 * self.inputs.bytes
 
     def gate(self, result: Any, exact: bool) -> str | None:
-        """Values of the last forwards (those that were kept) and all gradients."""
+        """All values and all gradients."""
         values, gradients = result
         weights, t = self.inputs.weights, self.inputs.threshold
-        wrong = gates.check_thresholded(values, weights[-len(values) :], t, POWER, exact)
+        wrong = gates.check_thresholded(values, weights, t, POWER, exact)
         return wrong or gates.check_scaled(gradients, self.gradients, weights, t, GRAD_SCALE, exact)
 
 
@@ -72,41 +67,39 @@ def prepare_step(setting: Setting, distribution: str, sparsity: float) -> Data:
     gradients = [
         torch.randn(weight.shape, generator=generator, device=setting.device) for weight in selected.inputs.weights
     ]
-    written = [gradient.clone() for gradient in gradients]
     grad_scale = torch.tensor(GRAD_SCALE, device=setting.device)
-    return Data(setting, selected.inputs, selected.hint, gradients, written, grad_scale)
+    return Data(setting, selected.inputs, selected.hint, gradients, grad_scale)
 
 
 def limit(data: Data) -> Variant:
     """One plain op for each of the three parts."""
     outputs = [torch.empty_like(weight) for weight in data.inputs.weights]
 
-    def run() -> None:
+    def run() -> list[Tensor]:
         for weight in data.inputs.weights:
             weight.sum()
         for weight, output in zip(data.inputs.weights, outputs, strict=True):
             output.copy_(weight)
-        for gradient, weight in zip(data.written, data.inputs.weights, strict=True):
-            gradient.mul_(weight)
+        pairs = zip(data.gradients, data.inputs.weights, strict=True)
+        return [torch.mul(gradient, weight) for gradient, weight in pairs]
 
-    return Variant(run, 6 * data.inputs.bytes, accept, data.restore)
+    return Variant(run, 6 * data.inputs.bytes, accept)
 
 
 def ours(data: Data, backend: str) -> Variant:
-    """Select with the last step's hint; P(w) of each tensor, dropped at once as the layers do; gradients scaled."""
+    """Select with the last step's hint; P(w) of each tensor, kept as until backward; gradients scaled."""
     ops, inputs = torch.ops.feather_kernels, data.inputs
     weights, groups = list(inputs.weights), [0] * len(inputs.weights)
 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         with fk.use_backend(backend):
             t = interpolate(ops.magnitude_select(weights, groups, inputs.rank, hint=data.hint)[0], inputs.fraction)
-            for weight in weights:
-                value = ops.threshold(weight, t, POWER)
-            pairs = zip(data.written, weights, strict=True)
+            values = [ops.threshold(weight, t, POWER) for weight in weights]
+            pairs = zip(data.gradients, weights, strict=True)
             gradients = [ops.scale_pruned_grad(gradient, weight, t, data.grad_scale) for gradient, weight in pairs]
-        return [value], gradients
+        return values, gradients
 
-    return Variant(run, data.moved, partial(data.gate, exact=True), data.restore)
+    return Variant(run, data.moved, partial(data.gate, exact=True))
 
 
 def eager(data: Data) -> Variant:
@@ -127,11 +120,11 @@ def _formula(data: Data, select_threshold: Callable[[], Any], compile_it: bool) 
     def run() -> tuple[list[Tensor], list[Tensor]]:
         t = select_threshold()
         results = [forward(weight.view(-1), t) for weight in data.inputs.weights]
-        pairs = zip(data.written, results, strict=True)
+        pairs = zip(data.gradients, results, strict=True)
         gradients = [backward(gradient.view(-1), mask) for gradient, (_, mask) in pairs]
         return [value for value, _ in results], gradients
 
-    return Variant(run, data.moved, partial(data.gate, exact=False), data.restore)
+    return Variant(run, data.moved, partial(data.gate, exact=False))
 
 
 CASE = Case("step", trials)

@@ -1,60 +1,87 @@
-"""A whole training step: forward, backward, optimizer, threshold; what Feather adds to the dense one."""
+"""A whole training step (forward, backward, optimizer, threshold) beside the dense one in the same memory format."""
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feather_kernels as fk
-from benchmarks import backends, gates, paper
+from benchmarks import backends, networks, paper
 from benchmarks.case import Case, Setting, Trial, Variant, accept
-from benchmarks.inputs import sort_magnitudes, with_threshold
-from feather_kernels.recipes.models import make_model
+from benchmarks.networks import POWER, RESNET20, RESNET50_128, RESNET50_224, Network, prunable
 
-GRAD_SCALE = 0.5  # so that backward has work to do
-POWER = 3.0
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+GRAD_SCALES = (1.0, 0.5)
+LIMIT = "dense"
 WITH_BYTES = "dense + bytes"
+RECOMPUTED = ", recomputed"
 RELATIVE_LOSS, RELATIVE_GRADIENT = 1e-3, 1e-2  # allowed differences from the oracle: the network amplifies roundings
 
 
-@dataclass(frozen=True)
-class Network:
-    """A model and the size of its batches."""
+class Comparison(NamedTuple):
+    """One trial: a network in a memory format.
 
-    title: str
-    make: Callable[[], nn.Module]
-    batch: int
-    size: int
-    classes: int
-    sparsity: float
-    rounds: int
-    seconds: float
+    Attributes:
+        network: the network.
+        channels_last: its weights and images are laid out so.
+        with_paper: measure the paper's code too.
+        with_recompute: measure recompute=True and the dense step with Feather's bytes too.
+        rounds, seconds: as in ``Trial``.
+    """
+
+    network: Network
+    channels_last: bool = False
+    with_paper: bool = True
+    with_recompute: bool = False
+    rounds: int = 40
+    seconds: float = 20.0
+
+    @property
+    def operation(self) -> str:
+        """How results name it."""
+        return self.network.title + (", channels_last" if self.channels_last else "")
 
 
-def resnet50() -> nn.Module:
-    """torchvision's, freshly initialised."""
-    from torchvision.models import resnet50  # an extra; only this case needs it
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return resnet50()
-
-
-NETWORKS = (
-    Network("ResNet-50, 224 px, batch 8", resnet50, 8, 224, 1000, 0.9, 25, 30.0),
-    Network("ResNet-50, 128 px, batch 8", resnet50, 8, 128, 1000, 0.9, 40, 20.0),
-    Network("ResNet-20, 32 px, batch 128", partial(make_model, "resnet20", 3, 100, 0), 128, 32, 100, 0.9, 40, 20.0),
+COMPARISONS = (
+    Comparison(RESNET50_224, rounds=25, seconds=30.0),
+    Comparison(RESNET50_224, channels_last=True, with_paper=False, rounds=25, seconds=30.0),
+    Comparison(RESNET50_128, with_recompute=True),
+    Comparison(RESNET50_128, channels_last=True, with_paper=False),
+    Comparison(RESNET20),
 )
-SMOKE_NETWORKS = (Network("CNN, 8 px, batch 2", partial(make_model, "cnn", 3, 10, 0), 2, 8, 10, 0.5, 1, 0.0),)
+SMOKE_COMPARISONS = (
+    Comparison(networks.SMOKE, with_recompute=True, rounds=1),
+    Comparison(networks.SMOKE, channels_last=True, with_paper=False, rounds=1),
+)
+
+
+def suffix(grad_scale: float) -> str:
+    """What the variants' names end in."""
+    return f" grad_scale {grad_scale:g}"
+
+
+def trials(setting: Setting) -> Iterator[Trial]:
+    """Dense, ours at both gradient scales, and where asked for the rest."""
+    for comparison in SMOKE_COMPARISONS if setting.smoke else COMPARISONS:
+        variants: dict[str, Any] = {LIMIT: dense}
+        for grad_scale in GRAD_SCALES:
+            make = partial(ours, grad_scale=grad_scale, recompute=None)
+            variants |= backends.ours(setting.device, make, True, suffix(grad_scale))
+        if comparison.with_recompute:
+            make = partial(ours, grad_scale=1.0, recompute=True)
+            variants |= backends.ours(setting.device, make, True, suffix(1.0) + RECOMPUTED)
+            variants[WITH_BYTES] = dense_with_bytes
+        if comparison.with_paper:
+            variants["paper"] = eager
+        prepare = partial(prepare_batch, comparison, setting.device)
+        limits = comparison.rounds, comparison.seconds
+        operation, sparsity = comparison.operation, comparison.network.sparsity
+        yield Trial(operation, "", sparsity, prepare, variants, LIMIT, *limits, grad=True)
 
 
 @dataclass(frozen=True)
@@ -63,26 +90,56 @@ class Data:
 
     network: Network
     device: torch.device
+    memory_format: torch.memory_format
     images: Tensor
     labels: Tensor
     loss: float
     gradients: list[Tensor]
+    pruned: list[Tensor]
 
     def model(self) -> nn.Module:
         """The model at initialisation."""
-        return self.network.make().to(self.device).train()
+        return make_model(self.network, self.device, self.memory_format)
 
-    def gate(self, training: Training, loss: Tensor) -> str | None:
+    def gate(self, training: Training, grad_scale: float, loss: Tensor) -> str | None:
         """Compare a first step with the oracle's."""
         if abs(float(loss) - self.loss) > RELATIVE_LOSS * abs(self.loss):
             return f"loss {float(loss):.6g}, not {self.loss:.6g}"
-        for index, (weight, expected) in enumerate(zip(training.weights, self.gradients, strict=True)):
+        for index, weight in enumerate(training.weights):
             if weight.grad is None:
                 return f"weight {index} has no gradient"
+            gradient = self.gradients[index]
+            expected = torch.where(self.pruned[index], gradient * grad_scale, gradient)
             error, size = float((weight.grad - expected).norm()), float(expected.norm())
             if not error <= RELATIVE_GRADIENT * size:
                 return f"weight {index}: the gradient, of norm {size:.3g}, is off by {error:.3g}"
         return None
+
+
+def make_model(network: Network, device: torch.device, memory_format: torch.memory_format) -> nn.Module:
+    """The network's model, to be trained."""
+    model: Any = network.make()
+    return model.to(device, memory_format=memory_format).train()
+
+
+def prepare_batch(comparison: Comparison, device: torch.device) -> Data:
+    """A random batch, and the oracle: a dense model that holds P(w), and its weights' gradients."""
+    memory_format = torch.channels_last if comparison.channels_last else torch.contiguous_format
+    images, labels = comparison.network.inputs(device)
+    images = images.to(memory_format=memory_format)
+    model = make_model(comparison.network, device, memory_format)
+    pruned = networks.write_thresholded(model, comparison.network.sparsity)
+    loss = F.cross_entropy(model(images), labels)
+    loss.backward()
+    gradients = [gradient_of(weight) for weight in prunable(model)]
+    return Data(comparison.network, device, memory_format, images, labels, float(loss.detach()), gradients, pruned)
+
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """Its gradient, which must be there."""
+    if weight.grad is None:
+        raise RuntimeError("a weight has no gradient")
+    return weight.grad
 
 
 class Training:
@@ -113,68 +170,6 @@ class Training:
         return 4 * sum(weight.numel() for weight in self.weights)
 
 
-def trials(setting: Setting) -> Iterator[Trial]:
-    """Dense, dense with the bytes that Feather moves, ours, the paper's formula."""
-    for network in SMOKE_NETWORKS if setting.smoke else NETWORKS:
-        variants: dict[str, Any] = {"dense": dense, WITH_BYTES: dense_with_bytes}
-        variants.update(backends.ours(setting.device, ours, only_default=True), paper=eager)
-        prepare = partial(prepare_batch, network, setting.device)
-        yield Trial(
-            network.title, "", network.sparsity, prepare, variants, "dense", network.rounds, network.seconds, grad=True
-        )
-
-
-def keep_freed_memory() -> None:
-    """From here on glibc gives no freed memory back to the system, as jemalloc and tcmalloc do not.
-
-    By default it returns the top of its heap when that is large, and how often a step hits that limit is luck: 0 to
-    50,000 page faults, up to 5 % of a step, on either side of the comparison. It holds for the process: the cases that
-    come later (call, import) allocate next to nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, -1)
-
-
-def prunable(model: nn.Module) -> list[Tensor]:
-    """Weights of convolutions and linear layers."""
-    return [layer.weight for layer in prunable_layers(model)]
-
-
-def prunable_layers(model: nn.Module) -> list[Any]:
-    """Convolutions and linear layers."""
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-
-
-def prepare_batch(network: Network, device: torch.device) -> Data:
-    """A random batch, and the oracle: a dense model that holds P(w), its weights' gradients scaled afterwards.
-
-    Sets how memory is freed from here on.
-    """
-    keep_freed_memory()
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randn(network.batch, 3, network.size, network.size, generator=generator).to(device)
-    labels = torch.randint(network.classes, (network.batch,), generator=generator).to(device)
-    model = network.make().to(device).train()
-    weights = tuple(weight.detach() for weight in prunable(model))
-    t = with_threshold(weights, sort_magnitudes(weights), network.sparsity).threshold
-    pruned = [weight.abs() <= t for weight in weights]
-    for weight, zero in zip(weights, pruned, strict=True):
-        weight.copy_(torch.where(zero, 0.0, gates.thresholded(weight.double(), t.double(), POWER)))
-    loss = F.cross_entropy(model(images), labels)
-    loss.backward()
-    gradients = [_gradient(weight) for weight in prunable(model)]
-    scaled = [torch.where(zero, g * GRAD_SCALE, g) for g, zero in zip(gradients, pruned, strict=True)]
-    return Data(network, device, images, labels, float(loss.detach()), scaled)
-
-
-def _gradient(weight: Tensor) -> Tensor:
-    if weight.grad is None:
-        raise RuntimeError("a weight has no gradient")
-    return weight.grad
-
-
 def dense(data: Data) -> Variant:
     """The limit: the step without Feather."""
     training = Training(data, data.model(), lambda: None)
@@ -182,19 +177,19 @@ def dense(data: Data) -> Variant:
 
 
 def dense_with_bytes(data: Data) -> Variant:
-    """The step without Feather, then torch moves the bytes that Feather does: a floor for the step with it.
+    """The step without Feather, then torch moves the bytes that Feather does at grad_scale 0.5: a floor for it.
 
-    Copies of all weights for P(w) in forward and backward, products for their gradients' scaling, sums for selection.
+    A copy of all weights for P(w), products for the scaling of their gradients, sums for selection.
     """
     model = data.model()
     weights = prunable(model)
 
-    def scale(weight: Tensor) -> None:
-        _gradient(weight).mul_(weight)  # the optimizer has used it
+    def scale(weight: Tensor) -> Tensor:
+        return torch.mul(gradient_of(weight), weight)
 
     @torch.no_grad()
     def move_bytes() -> None:
-        for move in (Tensor.clone, Tensor.clone, scale, Tensor.sum):
+        for move in (Tensor.clone, scale, Tensor.sum):
             for weight in weights:
                 move(weight)
 
@@ -202,79 +197,32 @@ def dense_with_bytes(data: Data) -> Variant:
     return Variant(training.step, training.bytes, accept)
 
 
-def ours(data: Data, backend: str) -> Variant:
-    """``fk.Sparsifier``."""
+def ours(data: Data, backend: str, grad_scale: float, recompute: bool | None) -> Variant:
+    """``fk.Sparsifier``; P(w) is kept for backward unless ``recompute``, these networks being small."""
     model = data.model()
+    schedule = fk.ConstantSchedule(data.network.sparsity)
     with fk.use_backend(backend):
-        schedule = fk.ConstantSchedule(data.network.sparsity)
-        sparsifier = fk.Sparsifier(model, schedule=schedule, power=POWER, grad_scale=GRAD_SCALE)
+        sparsifier = fk.Sparsifier(model, schedule=schedule, power=POWER, grad_scale=grad_scale, recompute=recompute)
     training = Training(data, model, sparsifier.step)
 
     def run() -> Tensor:
         with fk.use_backend(backend):
             return training.step()
 
-    return Variant(run, training.bytes, partial(data.gate, training))
+    return Variant(run, training.bytes, partial(data.gate, training, grad_scale))
 
 
 def eager(data: Data) -> Variant:
     """The paper's formula in every layer, and its sort after every step."""
-    model = data.model()
-    shared = PaperThreshold()
-    layers = prunable_layers(model)
-    for layer in layers:
-        layer.__class__ = PaperConv2d if isinstance(layer, nn.Conv2d) else PaperLinear
-        layer.paper = shared
-    weights = prunable(model)
+    model, grad_scale = data.model(), 0.5
+    weights, shared = prunable(model), paper.make_sparse(model, POWER, grad_scale)
 
     def select() -> None:
         shared.value = paper.magnitude_threshold(weights, data.network.sparsity)
 
     select()
     training = Training(data, model, select)
-    return Variant(training.step, training.bytes, partial(data.gate, training))
-
-
-class PaperThreshold:
-    """T, shared by the layers of a model."""
-
-    value = 0.0
-
-
-class PaperFunction(torch.autograd.Function):
-    """The paper's formula with its mask, saved for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, t: float) -> Tensor:
-        """P(w)."""
-        value, mask = paper.threshold(weight, t, POWER)
-        ctx.save_for_backward(mask)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """The gradient, scaled by the mask."""
-        return paper.scale_gradient(gradient, ctx.saved_tensors[0], GRAD_SCALE), None
-
-
-class PaperConv2d(nn.Conv2d):
-    """A convolution with P(weight)."""
-
-    paper: PaperThreshold
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
-        """As ``nn.Conv2d``."""
-        return self._conv_forward(input, PaperFunction.apply(self.weight, self.paper.value), self.bias)
-
-
-class PaperLinear(nn.Linear):
-    """A linear layer with P(weight)."""
-
-    paper: PaperThreshold
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
-        """As ``nn.Linear``."""
-        return F.linear(input, PaperFunction.apply(self.weight, self.paper.value), self.bias)
+    return Variant(training.step, training.bytes, partial(data.gate, training, grad_scale))
 
 
 CASE = Case("train_step", trials)
