@@ -6,11 +6,9 @@
 
 #include <stdint.h>
 
-#include "feather/dtype.h"
+#include "feather/math.h"
 
 namespace feather {
-
-enum PowerIndex { kPowerInfinity = 0, kPowerOne = 1, kPowerTwo = 2, kPowerThree = 3, kPowers = 4 };
 
 // What one scan of a bracket [low, high] of keys found.
 struct BracketCount {
@@ -18,6 +16,15 @@ struct BracketCount {
   int64_t inside;  // keys in the bracket; they stand in the buffer unless it was too small
   bool overflow;   // the buffer was too small, and the scan ended early
 };
+
+// Calls f(value, code) with a value of each storage type.
+template <class F>
+FEATHER_HOST_DEVICE void for_each_type(const F& f) {
+  f(Half(), 0);
+  f(BFloat16(), 1);
+  f(float(), 2);
+  f(double(), 3);
+}
 
 struct Kernels {
   bool fused;  // multiply_add of math.h rounds once; a set that does not may differ in the last bit for p = 3
@@ -41,23 +48,15 @@ struct Kernels {
   void (*keys[kDTypes][2])(const void* w, int64_t n, double scale, void* keys);
 };
 
-namespace baseline {
-void fill_elementwise(Kernels& kernels);
-void fill_selection(Kernels& kernels);
-}  // namespace baseline
-
-#if defined(FEATHER_X86)
-namespace avx2 {
-void fill_elementwise(Kernels& kernels);
-void fill_selection(Kernels& kernels);
-}  // namespace avx2
-namespace avx512 {
-void fill_elementwise(Kernels& kernels);
-void fill_selection(Kernels& kernels);
-}  // namespace avx512
-namespace avx512bf16 {  // where the compiler knows it (FEATHER_AVX512BF16)
-void fill_elementwise(Kernels& kernels);
-}  // namespace avx512bf16
-#endif
+#define FEATHER_FILLED_BY(isa)               \
+  namespace isa {                            \
+  void fill_elementwise(Kernels& kernels);   \
+  void fill_selection(Kernels& kernels);     \
+  }
+FEATHER_FILLED_BY(baseline)
+FEATHER_FILLED_BY(avx2)
+FEATHER_FILLED_BY(avx512)
+FEATHER_FILLED_BY(avx512bf16)  // elementwise alone
+#undef FEATHER_FILLED_BY
 
 }  // namespace feather

@@ -99,27 +99,10 @@ void threshold(const void* w_data, void* out_data, int64_t n, double t_wide) {
   threshold_loop<P, true>(w, out, n, constants);
 }
 
-template <class A, class B>
-struct WiderOf {
-  using type = float;
-};
-template <class B>
-struct WiderOf<double, B> {
-  using type = double;
-};
-template <class A>
-struct WiderOf<A, double> {
-  using type = double;
-};
-template <>
-struct WiderOf<double, double> {
-  using type = double;
-};
-
 template <class G, class W, class Out>
 void scale_pruned_grad(const void* g_data, const void* w_data, void* out_data, int64_t n, double t_wide, double scale) {
   using T = Compute<W>;
-  using Product = typename WiderOf<G, W>::type;
+  using Product = decltype(Compute<G>() * T());
   const G* g = static_cast<const G*>(g_data);
   const W* w = static_cast<const W*>(w_data);
   Out* out = static_cast<Out*>(out_data);
@@ -150,40 +133,24 @@ int64_t count_pruned(const void* w_data, int64_t n, double t_wide) {
   return total;
 }
 
-template <class W, class Out>
-void fill_threshold(Kernels& kernels, int w, int out) {
-  kernels.threshold[w][out][kPowerInfinity] = threshold<W, Out, kInfinitePower>;
-  kernels.threshold[w][out][kPowerOne] = threshold<W, Out, 1>;
-  kernels.threshold[w][out][kPowerTwo] = threshold<W, Out, 2>;
-  kernels.threshold[w][out][kPowerThree] = threshold<W, Out, 3>;
-}
-
-template <class W, class Out>
-void fill_pair(Kernels& kernels, int w, int out) {
-  fill_threshold<W, Out>(kernels, w, out);
-  kernels.scale_pruned_grad[0][w][out] = scale_pruned_grad<Half, W, Out>;
-  kernels.scale_pruned_grad[1][w][out] = scale_pruned_grad<BFloat16, W, Out>;
-  kernels.scale_pruned_grad[2][w][out] = scale_pruned_grad<float, W, Out>;
-  kernels.scale_pruned_grad[3][w][out] = scale_pruned_grad<double, W, Out>;
-}
-
-template <class W>
-void fill_weight(Kernels& kernels, int w) {
-  fill_pair<W, Half>(kernels, w, 0);
-  fill_pair<W, BFloat16>(kernels, w, 1);
-  fill_pair<W, float>(kernels, w, 2);
-  fill_pair<W, double>(kernels, w, 3);
-  kernels.count_pruned[w] = count_pruned<W>;
-}
-
 }  // namespace
 
 void fill_elementwise(Kernels& kernels) {
   kernels.fused = kFused;
-  fill_weight<Half>(kernels, 0);
-  fill_weight<BFloat16>(kernels, 1);
-  fill_weight<float>(kernels, 2);
-  fill_weight<double>(kernels, 3);
+  for_each_type([&](auto weight, int w) {
+    using W = decltype(weight);
+    kernels.count_pruned[w] = count_pruned<W>;
+    for_each_type([&](auto result, int out) {
+      using Out = decltype(result);
+      kernels.threshold[w][out][kInfinitePower] = threshold<W, Out, kInfinitePower>;
+      kernels.threshold[w][out][1] = threshold<W, Out, 1>;
+      kernels.threshold[w][out][2] = threshold<W, Out, 2>;
+      kernels.threshold[w][out][3] = threshold<W, Out, 3>;
+      for_each_type([&](auto gradient, int g) {
+        kernels.scale_pruned_grad[g][w][out] = scale_pruned_grad<decltype(gradient), W, Out>;
+      });
+    });
+  });
 }
 
 }  // namespace FEATHER_ISA

@@ -85,21 +85,16 @@ void keys(const void* w_data, int64_t n, double scale_wide, void* keys_data) {
   for (int64_t i = 0; i < n; ++i) keys[i] = clamp_nan<T>(score_key<W, Scaled>(w[i], scale));
 }
 
-template <class W>
-void fill_weight(Kernels& kernels, int w) {
-  kernels.scan_bracket[w][0] = scan_bracket<W, false>;
-  kernels.scan_bracket[w][1] = scan_bracket<W, true>;
-  kernels.keys[w][0] = keys<W, false>;
-  kernels.keys[w][1] = keys<W, true>;
-}
-
 }  // namespace
 
 void fill_selection(Kernels& kernels) {
-  fill_weight<Half>(kernels, 0);
-  fill_weight<BFloat16>(kernels, 1);
-  fill_weight<float>(kernels, 2);
-  fill_weight<double>(kernels, 3);
+  for_each_type([&](auto weight, int w) {
+    using W = decltype(weight);
+    kernels.scan_bracket[w][0] = scan_bracket<W, false>;
+    kernels.scan_bracket[w][1] = scan_bracket<W, true>;
+    kernels.keys[w][0] = keys<W, false>;
+    kernels.keys[w][1] = keys<W, true>;
+  });
 }
 
 }  // namespace FEATHER_ISA

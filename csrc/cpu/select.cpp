@@ -29,28 +29,6 @@ struct Bracket {
 };
 
 template <class T>
-Key<T> key_of_element(const Row& row, size_t index, int64_t i) {
-  const Array& array = row.arrays[index];
-  const void* data = array.data;
-  double w;  // holds every storage type exactly
-  switch (array.dtype) {
-    case DType::kFloat16:
-      w = load<double>(static_cast<const Half*>(data)[i]);
-      break;
-    case DType::kBFloat16:
-      w = load<double>(static_cast<const BFloat16*>(data)[i]);
-      break;
-    case DType::kFloat32:
-      w = static_cast<const float*>(data)[i];
-      break;
-    default:
-      w = static_cast<const double*>(data)[i];
-  }
-  const T a = magnitude(static_cast<T>(w));
-  return clamp_nan<T>(magnitude_key<T>(row.scaled() ? a * static_cast<T>(row.scales[index]) : a));
-}
-
-template <class T>
 class Selection {
  public:
   Selection(const Group& group, int64_t rank, int threads, Key<T>* buffer)
@@ -176,6 +154,7 @@ class Selection {
   void sample(const Row& row, int64_t start, int64_t count) {
     if (count == 0) return;
     const int parts = usable_threads(threads_, count, 1024);
+    const Kernels& table = kernels();
     run_on_threads(parts, [&](int part) {
       const Range range = part_of(count, part, parts);
       size_t index = 0;
@@ -186,7 +165,9 @@ class Selection {
         const uint64_t hash = static_cast<uint64_t>(i + 1) * 0x9E3779B97F4A7C15ull >> 20;
         const int64_t position = begin + static_cast<int64_t>(hash % static_cast<uint64_t>(length));
         while (position - passed >= row.arrays[index].n) passed += row.arrays[index++].n;
-        buffer_[start + i] = key_of_element<T>(row, index, position - passed);
+        const Array& array = row.arrays[index];
+        const auto key = table.keys[index_of(array.dtype)][row.scaled()];
+        key(at(array.data, position - passed, array.dtype), 1, row.scale(index), buffer_ + start + i);
       }
     });
   }

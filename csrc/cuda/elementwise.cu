@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <string>
-#include <type_traits>
 
 #include "cuda/ops.h"
 #include "feather/check.h"
@@ -57,15 +56,6 @@ void launch_scale(const void* g, const void* w, const void* t, const void* grad_
 using LaunchThreshold = void (*)(const void*, const void*, void*, int64_t, void*);
 using LaunchScale = void (*)(const void*, const void*, const void*, const void*, void*, int64_t, void*);
 
-constexpr int kPowers = 4;  // P = kInfinitePower, 1, 2, 3
-
-template <class W>
-constexpr DType code_of() {
-  if (sizeof(W) == 8) return DType::kFloat64;
-  if (sizeof(W) == 4) return DType::kFloat32;
-  return std::is_same_v<W, Half> ? DType::kFloat16 : DType::kBFloat16;
-}
-
 struct ThresholdKernels {
   std::array<DType, 2> dtypes;  // w, out
   LaunchThreshold launch[kPowers];
@@ -73,7 +63,7 @@ struct ThresholdKernels {
 
 template <class W, class Out>
 constexpr ThresholdKernels threshold_entry() {
-  return {{code_of<W>(), code_of<Out>()},
+  return {{kDTypeOf<W>, kDTypeOf<Out>},
           {launch_threshold<W, Out, kInfinitePower>, launch_threshold<W, Out, 1>, launch_threshold<W, Out, 2>,
            launch_threshold<W, Out, 3>}};
 }
@@ -85,7 +75,7 @@ struct ScaleKernel {
 
 template <class G, class W, class Out>
 constexpr ScaleKernel scale_entry() {
-  return {{code_of<G>(), code_of<W>(), code_of<Out>()}, launch_scale<G, W, Out>};
+  return {{kDTypeOf<G>, kDTypeOf<W>, kDTypeOf<Out>}, launch_scale<G, W, Out>};
 }
 
 // What training meets: one dtype throughout, or float32 weights with a narrower result or gradient. The caller casts

@@ -40,33 +40,17 @@ __device__ __forceinline__ void for_each_element(int64_t n, int64_t head, const 
   for_each(thread, head + n - tail, threads, [&](int64_t i) { one(i < head ? i : i - head + tail); });
 }
 
-// out[i] = f(in[i]) and out[i] = f(in[i], other[i]), by element or by pack.
-template <int N, class In, class Out, class F>
-__device__ __forceinline__ void transform(const In* in, Out* out, int64_t n, int64_t head, const F& f) {
-  for_each_element<N>(
-      n, head, [&](int64_t i) { store(out[i], f(in[i])); },
-      [&](int64_t i) {
-        const Pack<In, N> values = load_pack<N>(in + i);
-        Pack<Out, N> results;
+// out[i] = f(in[i]...), by element or by pack.
+template <int N, class Out, class F, class... In>
+__device__ __forceinline__ void transform(Out* out, int64_t n, int64_t head, const F& f, const In*... in) {
+  const auto one = [&](int64_t i) { store(out[i], f(in[i]...)); };
+  const auto many = [&](int64_t i, const Pack<In, N>&... values) {
+    Pack<Out, N> results;
 #pragma unroll
-        for (int j = 0; j < N; ++j) store(results.values[j], f(values.values[j]));
-        store_pack<N>(out + i, results);
-      });
-}
-
-template <int N, class In, class Other, class Out, class F>
-__device__ __forceinline__ void transform(const In* in, const Other* other, Out* out, int64_t n, int64_t head,
-                                          const F& f) {
-  for_each_element<N>(
-      n, head, [&](int64_t i) { store(out[i], f(in[i], other[i])); },
-      [&](int64_t i) {
-        const Pack<In, N> values = load_pack<N>(in + i);
-        const Pack<Other, N> others = load_pack<N>(other + i);
-        Pack<Out, N> results;
-#pragma unroll
-        for (int j = 0; j < N; ++j) store(results.values[j], f(values.values[j], others.values[j]));
-        store_pack<N>(out + i, results);
-      });
+    for (int j = 0; j < N; ++j) store(results.values[j], f(values.values[j]...));
+    store_pack<N>(out + i, results);
+  };
+  for_each_element<N>(n, head, one, [&](int64_t i) { many(i, load_pack<N>(in + i)...); });
 }
 
 template <class W, class Out, int P>
@@ -74,7 +58,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     threshold_kernel(const W* w, const Compute<W>* t, Out* out, int64_t n, int64_t head) {
   using T = Compute<W>;
   const Threshold<T> threshold = make_threshold(*t);
-  transform<kPackOf<W, Out>>(w, out, n, head, [&](W weight) { return threshold_value<P>(load<T>(weight), threshold); });
+  const auto value = [&](W weight) { return threshold_value<P>(load<T>(weight), threshold); };
+  transform<kPackOf<W, Out>>(out, n, head, value, w);
 }
 
 // out[i] = g[i], times grad_scale where w[i] is pruned; the product in the wider of the two compute types.
@@ -86,10 +71,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
   using Product = decltype(Compute<G>() * T());
   const T bound = *t;
   const Product scale = *grad_scale;
-  transform<kPackOf<G, W, Out>>(g, w, out, n, head, [&](G gradient, W weight) {
+  const auto scaled = [&](G gradient, W weight) {
     const Product value = load<Product>(gradient);
     return is_pruned(load<T>(weight), bound) ? value * scale : value;
-  });
+  };
+  transform<kPackOf<G, W, Out>>(out, n, head, scaled, g, w);
 }
 
 }  // namespace feather::cuda

@@ -20,7 +20,7 @@ namespace {
 using namespace feather;
 
 constexpr float kThresholds[] = {0.0123f, 1.9999f, 1e-6f};
-constexpr double kPowerOf[kPowers] = {INFINITY, 1, 2, 3};  // in the order of PowerIndex
+constexpr double kPowerOf[kPowers] = {INFINITY, 1, 2, 3};  // by P
 constexpr int64_t kBlock = 4096;
 constexpr uint32_t kLast = 0x7F800000u;  // inf
 
@@ -39,7 +39,7 @@ std::vector<Group> groups_for(int power) {
   std::vector<Group> groups;
   for (const std::string& name : available_instruction_sets()) {
     use_instruction_set(name);
-    const bool apart = !groups.empty() && power == kPowerThree && groups.back().sets[0].fused != kernels().fused;
+    const bool apart = !groups.empty() && power == 3 && groups.back().sets[0].fused != kernels().fused;
     if (groups.empty() || apart) groups.emplace_back();
     Group& group = groups.back();
     group.names += (group.names.empty() ? "" : "=") + name;
@@ -54,9 +54,9 @@ long double exact(float weight, float threshold, int power) {
   const long double a = weight;
   const long double t = threshold;
   if (a <= t) return 0.0L;
-  if (power == kPowerInfinity || weight > 1e36f * threshold) return a;
-  if (power == kPowerOne) return a - t;
-  if (power == kPowerTwo) return std::sqrt((a - t) * (a + t));
+  if (power == kInfinitePower || weight > 1e36f * threshold) return a;
+  if (power == 1) return a - t;
+  if (power == 2) return std::sqrt((a - t) * (a + t));
   const long double z = (a - t) * (a * (a + t) + t * t);
   const long double y = static_cast<long double>(std::cbrt(static_cast<double>(z)));
   return y - (y * y * y - z) / (3 * y * y);

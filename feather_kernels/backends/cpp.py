@@ -1,7 +1,7 @@
 """The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/native.md.
 
 The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. It is
-optional; ``probe`` refuses one that is incomplete or was built from other sources than those beside the package.
+optional; ``probe`` refuses one that was built from other sources than those beside the package.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _cpu: Any = None  # the module, once probe has found it good
 
 
 def probe(device: torch.device) -> str | None:
-    """None if the module is there, whole and of these sources, else the reason why not."""
+    """None if the module is there and of these sources, else the reason why not."""
     global _cpu
     if device.type != "cpu":
         return f"runs CPU tensors only, not {device.type}"
@@ -82,7 +82,7 @@ def magnitude_select(selection: Selection, out: Tensor) -> None:
     dense = [layouts.dense(w) for w in weights]
     addresses = [0 if x is None else x.data_ptr() for x in vectors]
     _cpu.magnitude_select(
-        *_table(dense), list(groups), rank.numel(), rank.data_ptr(), *addresses, out.data_ptr(), get_num_threads()
+        _table(dense), list(groups), rank.numel(), rank.data_ptr(), *addresses, out.data_ptr(), get_num_threads()
     )
 
 
@@ -91,7 +91,7 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     weights, groups, prefix, shift, bits, scales = histogram
     dense = [layouts.dense(w) for w in weights]
     _cpu.magnitude_histogram(
-        *_table(dense), list(groups), prefix.numel(), prefix.data_ptr(), shift, bits,
+        _table(dense), list(groups), prefix.numel(), prefix.data_ptr(), shift, bits,
         0 if scales is None else scales.data_ptr(), out.data_ptr(), get_num_threads(),
     )  # fmt: skip
 
@@ -99,8 +99,8 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     dense = [layouts.dense(w) for w in weights]
-    _cpu.count_pruned(*_table(dense), [t.data_ptr() for t in thresholds], out.data_ptr(), get_num_threads())
+    _cpu.count_pruned(_table(dense), [t.data_ptr() for t in thresholds], out.data_ptr(), get_num_threads())
 
 
-def _table(weights: list[Tensor]) -> tuple[list[int], list[int], list[int]]:
-    return [w.data_ptr() for w in weights], [w.numel() for w in weights], [CODES[w.dtype] for w in weights]
+def _table(weights: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    return [(w.data_ptr(), w.numel(), CODES[w.dtype]) for w in weights]

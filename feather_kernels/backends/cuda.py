@@ -48,7 +48,7 @@ def probe(device: torch.device) -> str | None:
 
 
 def load_module() -> str | None:
-    """Import the module; None if it is whole and of these sources, else the reason why not."""
+    """Import the module; None if it is there and of these sources, else the reason why not."""
     global _cuda
     try:
         _cuda = _cuda or native.load(MODULE, "cuda")

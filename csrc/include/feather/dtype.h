@@ -27,45 +27,18 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-FEATHER_HOST_DEVICE uint32_t bits_of(float value) {
-#if defined(__CUDA_ARCH__)
-  return __float_as_uint(value);
-#else
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
-#endif
+template <class To, class From>
+FEATHER_HOST_DEVICE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "of one size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
 }
 
-FEATHER_HOST_DEVICE uint64_t bits_of(double value) {
-#if defined(__CUDA_ARCH__)
-  return static_cast<uint64_t>(__double_as_longlong(value));
-#else
-  uint64_t bits;
-  memcpy(&bits, &value, sizeof(bits));
-  return bits;
-#endif
-}
-
-FEATHER_HOST_DEVICE float float_of(uint32_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __uint_as_float(bits);
-#else
-  float value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
-}
-
-FEATHER_HOST_DEVICE double float_of(uint64_t bits) {
-#if defined(__CUDA_ARCH__)
-  return __longlong_as_double(static_cast<long long>(bits));
-#else
-  double value;
-  memcpy(&value, &bits, sizeof(value));
-  return value;
-#endif
-}
+FEATHER_HOST_DEVICE uint32_t bits_of(float value) { return bit_cast<uint32_t>(value); }
+FEATHER_HOST_DEVICE uint64_t bits_of(double value) { return bit_cast<uint64_t>(value); }
+FEATHER_HOST_DEVICE float float_of(uint32_t bits) { return bit_cast<float>(bits); }
+FEATHER_HOST_DEVICE double float_of(uint64_t bits) { return bit_cast<double>(bits); }
 
 FEATHER_HOST_DEVICE float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
@@ -121,41 +94,50 @@ FEATHER_HOST_DEVICE Half to_half(float value) {
 #endif
 }
 
-// Compute<W>: the type in which predicates and formulas are evaluated for weights stored as W.
+FEATHER_HOST_DEVICE float to_float(float value) { return value; }
+FEATHER_HOST_DEVICE double to_float(double value) { return value; }
+
+// The type in which predicates and formulas are evaluated for weights stored as W: float, or double for double.
 template <class W>
 struct ComputeOf {
-  using type = float;
-};
-template <>
-struct ComputeOf<double> {
-  using type = double;
+  using type = decltype(to_float(W()));
 };
 template <class W>
 using Compute = typename ComputeOf<W>::type;
 
-FEATHER_HOST_DEVICE float load_as(float value, float) { return value; }
-FEATHER_HOST_DEVICE float load_as(Half value, float) { return to_float(value); }
-FEATHER_HOST_DEVICE float load_as(BFloat16 value, float) { return to_float(value); }
-FEATHER_HOST_DEVICE double load_as(double value, double) { return value; }
-FEATHER_HOST_DEVICE double load_as(float value, double) { return value; }
-FEATHER_HOST_DEVICE double load_as(Half value, double) { return to_float(value); }
-FEATHER_HOST_DEVICE double load_as(BFloat16 value, double) { return to_float(value); }
-
 // The stored value as T, which holds every value of the storage type.
 template <class T, class W>
 FEATHER_HOST_DEVICE T load(W value) {
-  return load_as(value, T());
+  static_assert(sizeof(T) >= sizeof(W), "a value is never narrowed");
+  return to_float(value);
 }
 
-FEATHER_HOST_DEVICE void store(float& out, float value) { out = value; }
-FEATHER_HOST_DEVICE void store(double& out, float value) { out = value; }
-FEATHER_HOST_DEVICE void store(Half& out, float value) { out = to_half(value); }
-FEATHER_HOST_DEVICE void store(BFloat16& out, float value) { out = to_bfloat16(value); }
-FEATHER_HOST_DEVICE void store(double& out, double value) { out = value; }
-FEATHER_HOST_DEVICE void store(float& out, double value) { out = static_cast<float>(value); }
+template <class T>
+FEATHER_HOST_DEVICE void store(float& out, T value) {
+  out = static_cast<float>(value);
+}
+template <class T>
+FEATHER_HOST_DEVICE void store(double& out, T value) {
+  out = value;
+}
 
-// By way of float, as torch converts.
-FEATHER_HOST_DEVICE void store(Half& out, double value) { out = to_half(static_cast<float>(value)); }
-FEATHER_HOST_DEVICE void store(BFloat16& out, double value) { out = to_bfloat16(static_cast<float>(value)); }
+// From double by way of float, as torch converts.
+template <class T>
+FEATHER_HOST_DEVICE void store(Half& out, T value) {
+  out = to_half(static_cast<float>(value));
+}
+template <class T>
+FEATHER_HOST_DEVICE void store(BFloat16& out, T value) {
+  out = to_bfloat16(static_cast<float>(value));
+}
+
+template <class W>
+constexpr DType kDTypeOf = DType::kFloat16;
+template <>
+constexpr DType kDTypeOf<BFloat16> = DType::kBFloat16;
+template <>
+constexpr DType kDTypeOf<float> = DType::kFloat32;
+template <>
+constexpr DType kDTypeOf<double> = DType::kFloat64;
 
 }  // namespace feather

@@ -12,6 +12,7 @@
 namespace feather {
 
 constexpr int kInfinitePower = 0;        // the template argument P of hard thresholding
+constexpr int kPowers = 4;               // P = kInfinitePower, 1, 2, 3
 constexpr double kFarDouble = 524288.0;  // 2^19: beyond this multiple of T a double P(w), p = 3, rounds to w
 
 template <class T>
