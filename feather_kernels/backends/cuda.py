@@ -80,7 +80,7 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
         _address(flat_w), CODES[flat_w.dtype], _address(result), CODES[result.dtype], w.numel(), _address(t), p,
         _stream(out.device),
     )  # fmt: skip
-    write_back(result, out)
+    write_back(flat_out.copy_(result), out)  # a copy of a tensor to itself does nothing
 
 
 @on_its_device
@@ -94,7 +94,7 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
         _address(flat_g), CODES[flat_g.dtype], _address(flat_w), CODES[flat_w.dtype], _address(result),
         CODES[result.dtype], w.numel(), _address(t), _address(grad_scale), _stream(out.device),
     )  # fmt: skip
-    write_back(result, out)
+    write_back(flat_out.copy_(result), out)  # a copy of a tensor to itself does nothing
 
 
 def with_kernel(kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *operands: Tensor) -> list[Tensor]:
@@ -102,7 +102,7 @@ def with_kernel(kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *o
 
     ``arithmetic`` is the dtype in which the op computes. Where the dtypes have no kernel of their own the weight is
     cast to it, which is exact, and if there is no such kernel either, every operand: then what the kernel writes is not
-    rounded, and ``write_back`` rounds once, as a kernel would.
+    rounded, and a copy to the result rounds once, as a kernel would.
     """
     *gradient, _, last = own = tuple(CODES[operand.dtype] for operand in operands)
     if own in kernels:
