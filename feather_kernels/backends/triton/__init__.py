@@ -11,9 +11,14 @@ import subprocess
 import textwrap
 
 import torch
+import triton
 
 from feather_kernels.backends.gpu import launch_problem, on_its_device
-from feather_kernels.backends.triton import count, elementwise, radix_passes, select
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):
+    raise ImportError(f"its kernels need triton 3.5 (torch 2.9) or newer, and this is {triton.__version__}")
+
+from feather_kernels.backends.triton import count, elementwise, radix_passes, select  # noqa: E402
 
 __all__ = [
     "POWERS",

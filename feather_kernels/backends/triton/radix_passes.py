@@ -35,15 +35,16 @@ def histogram_kernel(
     prefix = tl.load(prefixes + row)
     scale = tl.load(scales + index) if SCALED else 1.0
     BINS: tl.constexpr = 1 << BITS
-    PART: tl.constexpr = min(BINS, 256)
+    PART: tl.constexpr = BINS if BITS < 8 else 256
+    PARTS: tl.constexpr = 1 if BITS < 8 else BINS // 256
     if prefix >= 0:
-        for part in range(BINS // PART):
+        for part in range(PARTS):
             found = tl.zeros((PART,), tl.int32)
             for i in range(LOOP):
                 key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, DTYPE, BLOCK)
                 key = clamp_nan(key, DTYPE)
                 inside = i * BLOCK + tl.arange(0, BLOCK) < elements
-                upper = (prefix * (BINS // PART) + part).to(key.dtype)
+                upper = (prefix * PARTS + part).to(key.dtype)
                 wanted = inside & ((key >> SHIFT) // PART == upper)
                 found += tl.histogram(((key >> SHIFT) & (PART - 1)).to(tl.int32), PART, mask=wanted)
             bins = counts + row * BINS + part * PART + tl.arange(0, PART)
