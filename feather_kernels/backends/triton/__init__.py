@@ -18,7 +18,7 @@ from feather_kernels.backends.gpu import launch_problem, on_its_device
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):
     raise ImportError(f"its kernels need triton 3.5 (torch 2.9) or newer, and this is {triton.__version__}")
 
-from feather_kernels.backends.triton import count, elementwise, radix_passes, select  # noqa: E402
+from feather_kernels.backends.triton import count, elementwise, radix_passes, select
 
 __all__ = [
     "POWERS",
