@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 NO_KERNEL = {  # ops of torch that allocate, or look at memory in another way
     *("empty", "empty_like", "empty_strided", "new_empty", "resolve_conj", "resolve_neg", "detach", "alias", "to"),
     *("view", "reshape", "as_strided", "expand", "t", "transpose", "permute", "contiguous", "lift_fresh"),
-    *("slice", "narrow", "select", "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze"),
+    *("slice", "narrow", "select", "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "promote_types"),
 }
 
 

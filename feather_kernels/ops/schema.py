@@ -305,8 +305,10 @@ def check_list(weights: Sequence[Tensor]) -> torch.dtype:
     """Check a list of weights that share one selection; returns their compute dtype."""
     if not weights:
         raise ValueError("weights must hold at least one tensor, got an empty list")
-    dtype = compute_dtype(weights[0].dtype)
+    dtype, device = compute_dtype(weights[0].dtype), weights[0].device
     for index, w in enumerate(weights):
+        if COMPUTE_DTYPE.get(w.dtype) is dtype and w.layout is torch.strided and w.device == device:
+            continue  # every step comes here for every weight: one look
         check_weight(f"weights[{index}]", w)
         check_device(f"weights[{index}]", w, weights[0])
         if compute_dtype(w.dtype) != dtype:

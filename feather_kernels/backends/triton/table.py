@@ -90,5 +90,5 @@ def launch_chunks(kernel: Kernel, tables: Sequence[Table], form: tuple[Hashable,
     ``form`` beside these. DTYPE is the compute dtype of weights that are stored as STORED.
     """
     for entries, dtype, _ in tables:
-        stored, computed = STORED[dtype], STORED[torch.promote_types(dtype, torch.float32)]
+        stored, computed = STORED[dtype], STORED[torch.float64 if dtype == torch.float64 else torch.float32]
         kernel.launch(len(entries), (stored, *form), entries, *arguments, stored, computed, BLOCK, LOOP)
