@@ -2,7 +2,7 @@
 
 A backend is a module that is a ``backends.interface.Backend``; it knows nothing above it.
 The first available backend in the device's order serves, unless one was named: by ``use_backend`` or, outside of it,
-by the environment variable ``FEATHER_KERNELS_BACKEND``. A choice that falls past a backend is logged, once per device.
+by the environment variable ``FEATHER_KERNELS_BACKEND``. Skipping an unavailable backend is logged, once per device.
 A named backend that cannot run raises; it never falls back. Powers without a compiled kernel run on the reference.
 """
 

@@ -44,8 +44,8 @@ class Policy:
             density of a layer proportional to sum(shape) / prod(shape), averaging the schedule's over the layers
             without a sparsity of their own), or ``f(weights, sparsity) -> thresholds``, a
             tensor (L,) or 0-dim.
-        min_density: every weight keeps at least ``ceil(min_density * numel)`` elements; what it may not lose the
-            others of its group lose.
+        min_density: every weight keeps at least ``ceil(min_density * numel)`` elements; the rest of its group
+            is pruned more to compensate.
         score_scale: "none"; "l2": scores are ``abs(w) / ||w||``; "fan": ``abs(w) / sqrt(sum(shape))``.
         overrides: one per weight.
         final_sparsity: the schedule's, for overrides of the sparsity and to check that min_density can be met.

@@ -41,7 +41,8 @@ class Sparsifier:
         model: the module to train; it may itself be a layer.
         sparsity: final fraction of zeros among the prunable weights, in [0, 1).
         total_steps: number of optimizer steps of the training; gives ``CubicSchedule(sparsity, 0, total_steps // 2)``.
-        schedule: a schedule of your own instead of ``sparsity``; with ``total_steps`` too, it is checked to arrive.
+        schedule: a schedule of your own instead of ``sparsity``; if ``total_steps`` is given too, a schedule that ends
+            short of its final sparsity is warned about.
         scope: "global" (one threshold for all), "layer", "erk", or ``f(weights, sparsity) -> thresholds``; see
             ``policies.Policy``, also for ``min_density`` and ``score_scale``.
         power: p of the thresholding operator, at least 1 or inf.
