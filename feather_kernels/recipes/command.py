@@ -100,9 +100,9 @@ def _run(training: Training, folder: RunFolder, config: TrainConfig, interruptio
 
 
 def _train_epochs(training: Training, folder: RunFolder, interruption: Interruption) -> None:
-    from feather_kernels.recipes.progress import make_progress
+    from feather_kernels.recipes.progress import Progress
 
-    progress = make_progress(training)
+    progress = Progress(training)
 
     def after_step() -> None:
         progress.step()

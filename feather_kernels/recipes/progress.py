@@ -4,53 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
 
 from feather_kernels.recipes.training import Row, Training
 
 REFRESH_SECONDS = 0.2  # reading the loss makes the host wait for the device
 
 
-class Progress(Protocol):
-    """Told about steps and epochs."""
+class Progress:
+    """A line per epoch, and on a terminal a bar over all steps and one over the epoch, taken away at the end.
 
-    def step(self) -> None:
-        """A step, or a batch of an evaluation, is done."""
-
-    def epoch(self, row: Row) -> None:
-        """An epoch is done."""
-
-    def close(self) -> None:
-        """Nothing more will be told."""
-
-
-def make_progress(training: Training) -> Progress:
-    """Bars if stdout is a terminal, else lines."""
-    return BarProgress(training) if sys.stdout.isatty() else LineProgress(training)
-
-
-class LineProgress:
-    """One line per epoch."""
-
-    def __init__(self, training: Training) -> None:
-        self.training = training
-
-    def step(self) -> None:
-        """Nothing."""
-
-    def epoch(self, row: Row) -> None:
-        """Print the line."""
-        print(epoch_line(self.training, row), flush=True)
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class BarProgress:
-    """A bar over all steps and one over the epoch, with loss, accuracy, sparsity, images/s and the time left."""
+    The bars tell loss, accuracy, sparsity, images/s and the time left.
+    """
 
     def __init__(self, training: Training) -> None:
         from rich import progress
+        from rich.console import Console
 
         self.training = training
         self.bars = progress.Progress(
@@ -59,6 +27,9 @@ class BarProgress:
             progress.MofNCompleteColumn(),
             progress.TextColumn("{task.fields[text]}"),
             progress.TimeRemainingColumn(),
+            console=Console(),
+            transient=True,
+            disable=not sys.stdout.isatty(),
         )
         self.all_steps = self.bars.add_task("training", total=training.total_steps, completed=training.step, text="")
         self.epoch_steps = self.bars.add_task("", total=training.steps_per_epoch, text="")
@@ -66,8 +37,8 @@ class BarProgress:
         self.bars.start()
 
     def step(self) -> None:
-        """Refresh the bars, a few times per second."""
-        if time.perf_counter() - self.shown < REFRESH_SECONDS:
+        """A step, or a batch of an evaluation, is done: refresh the bars, a few times per second."""
+        if self.bars.disable or time.perf_counter() - self.shown < REFRESH_SECONDS:
             return
         training, sums = self.training, self.training.sums
         images = training.images_per_epoch * (training.step - self.first_step) / training.steps_per_epoch
@@ -80,18 +51,17 @@ class BarProgress:
         self.shown = time.perf_counter()
 
     def epoch(self, row: Row) -> None:
-        """Print the epoch's line above the bars."""
-        self.bars.console.print(epoch_line(self.training, row), markup=False, highlight=False, soft_wrap=True)
+        """An epoch is done: print its line, above the bars."""
+        self.bars.console.print(_epoch_line(self.training, row), markup=False, highlight=False, soft_wrap=True)
         self.bars.reset(self.epoch_steps)
 
     def close(self) -> None:
         """Take the bars away."""
-        for task in (self.all_steps, self.epoch_steps):
-            self.bars.update(task, visible=False)
-        self.bars.stop()
+        if not self.bars.disable:  # without bars, rich 13 would print an empty line
+            self.bars.stop()
 
 
-def epoch_line(training: Training, row: Row) -> str:
+def _epoch_line(training: Training, row: Row) -> str:
     """The numbers of an epoch in one line; images/s includes the evaluation."""
     epochs = training.config.epochs
     speed = training.images_per_epoch / row["seconds"] if row["seconds"] else 0.0

@@ -9,13 +9,13 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import itertools
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -80,16 +80,7 @@ class RunFolder:
         Raises:
             InputError: the file is missing or is not a JSON object.
         """
-        path = self.path / CONFIG
-        try:
-            content = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise InputError(f"--resume must be the folder of a run, got {str(self.path)!r}: no {CONFIG}") from None
-        except ValueError as error:  # not JSON, not UTF-8
-            raise InputError(f"--resume needs a readable {CONFIG}, got {path}: {error}") from error
-        if not isinstance(content, dict):
-            raise InputError(f"--resume needs a {CONFIG} with an object, got {path}: {type(content).__name__}")
-        return content
+        return self._read(CONFIG, lambda path: json.loads(path.read_text()))
 
     def read_checkpoint(self) -> dict[str, Any]:
         """checkpoint.pt, on the CPU.
@@ -97,16 +88,20 @@ class RunFolder:
         Raises:
             InputError: the file is missing or damaged.
         """
-        path = self.path / CHECKPOINT
+        return self._read(CHECKPOINT, lambda path: torch.load(path, map_location="cpu", weights_only=True))
+
+    def _read(self, name: str, load: Callable[[Path], Any]) -> dict[str, Any]:
+        path = self.path / name
         if not path.is_file():
-            raise InputError(f"--resume must be the folder of a run, got {str(self.path)!r}: no {CHECKPOINT}")
+            raise InputError(f"--resume must be the folder of a run, got {str(self.path)!r}: no {name}")
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            content = load(path)
         except Exception as error:  # a damaged file raises nearly anything, by where the damage is
-            raise InputError(f"--resume needs a readable {CHECKPOINT}, got {path}: {_first_line(error)}") from error
-        if not isinstance(state, dict):
-            raise InputError(f"--resume needs a {CHECKPOINT} of a run, got {path}: {type(state).__name__}")
-        return state
+            reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            raise InputError(f"--resume needs a readable {name}, got {path}: {reason}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"--resume needs a {name} that holds a dict, got {path}: {type(content).__name__}")
+        return content
 
 
 def check_free(config: TrainConfig) -> None:
@@ -139,28 +134,22 @@ def create(
     """
     runs = Path(config.runs)
     runs.mkdir(parents=True, exist_ok=True)
-    staging = RunFolder(runs / f".new-run-{secrets.token_hex(8)}")
-    staging.path.mkdir()
-    try:
+    names = [config.name] if config.name is not None else _numbered(config.default_name)
+    with TemporaryDirectory(prefix=".new-run-", dir=runs, ignore_cleanup_errors=True) as temporary:
+        staging = RunFolder(Path(temporary) / "run")
+        staging.path.mkdir()
         staging.write_checkpoint(checkpoint)
-        for name in _names(config):
+        for name in names:
             named = replace(config, name=name)
             staging.write_config(describe(named))
             if _rename_to_free(staging.path, runs / name):
                 return RunFolder(runs / name), named
-    finally:
-        shutil.rmtree(staging.path, ignore_errors=True)
     raise _used_error(config)
 
 
-def _names(config: TrainConfig) -> Iterator[str]:
-    if config.name is not None:
-        yield config.name
-        return
-    number = 1
-    while True:
-        yield config.default_name + (f"-{number}" if number > 1 else "")
-        number += 1
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    yield from (f"{name}-{number}" for number in itertools.count(2))
 
 
 def _rename_to_free(source: Path, target: Path) -> bool:
@@ -183,7 +172,3 @@ def _used_error(config: TrainConfig) -> InputError:
         f"--name must be a new run, got {config.name!r}: {Path(config.runs) / str(config.name)} is already used "
         "(continue it with --resume)"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__
