@@ -48,8 +48,7 @@ def threshold(
     Raises:
         ValueError, TypeError: an argument is outside of what is stated above; the message names it.
     """
-    t, scale = _constants(weight, threshold, power, grad_scale)
-    return autograd.threshold(weight, t, scale, float(power), out_dtype)
+    return autograd.threshold(*_operands(weight, threshold, power, grad_scale, out_dtype))
 
 
 def sparse_linear(
@@ -88,8 +87,8 @@ def sparse_linear(
                     t = fk.functional.magnitude_threshold(self.weight, sparsity=0.9)
                     return fk.functional.sparse_linear(x, self.weight, t, self.bias, grad_scale=0.5)
     """
-    t, scale = _constants(weight, threshold, power, grad_scale)
-    return autograd.lean_linear(x, weight, t, scale, bias, float(power), autograd.autocast_dtype(weight))
+    dtype = autograd.autocast_dtype(weight)
+    return autograd.lean_linear(x, _operands(weight, threshold, power, grad_scale, dtype), bias)
 
 
 def sparse_conv1d(
@@ -189,11 +188,8 @@ def _sparse_convolution(
         if len(numbers) != dimensions:
             raise ValueError(f"{name} must be an integer or {dimensions} of them, got {size!r}")
         each.append(numbers)
-    t, scale = _constants(weight, threshold, power, grad_scale)
-    autocast = autograd.autocast_dtype(weight)
-    return autograd.lean_convolution(
-        x, weight, t, scale, bias, float(power), autocast, *each, False, [0] * dimensions, groups
-    )
+    operands = _operands(weight, threshold, power, grad_scale, autograd.autocast_dtype(weight))
+    return autograd.lean_convolution(x, operands, bias, *each, False, [0] * dimensions, groups)
 
 
 @torch.no_grad()
@@ -267,23 +263,27 @@ def check_constant(name: str, value: object) -> None:
         raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
 
 
-def _constants(
-    weight: Tensor, threshold: Tensor | float, power: float, grad_scale: Tensor | float
-) -> tuple[Tensor, Tensor | None]:
-    """T and the gradient scale as the ops take them, None for the float 1; all arguments checked."""
+def _operands(
+    weight: Tensor,
+    threshold: Tensor | float,
+    power: float,
+    grad_scale: Tensor | float,
+    dtype: torch.dtype | None,
+) -> autograd.SparseWeight:
+    """What P(w) is computed from, as the ops take it: grad_scale is None for the float 1. Checks all arguments."""
     if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
         schema.check_weight("weight", weight)
         threshold = _scalar("threshold", threshold, weight)
     check_constant("threshold", threshold)
-    if type(power) is not float or not power >= 1:
-        schema.check_power(power)
+    schema.check_power(power)
+    scale: Tensor | None = None
     if isinstance(grad_scale, Tensor):
         check_constant("grad_scale", grad_scale)
-        schema.check_threshold("grad_scale", grad_scale, weight)
-        return threshold, grad_scale
-    if type(grad_scale) is not float or grad_scale != 1:
+        scale = _scalar("grad_scale", grad_scale, weight)
+    elif type(grad_scale) is not float or grad_scale != 1:
         check_grad_scale(grad_scale)
-    return threshold, None if grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
+        scale = None if grad_scale == 1 else _scalar("grad_scale", grad_scale, weight)
+    return autograd.SparseWeight(weight, threshold, scale, float(power), dtype)
 
 
 def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:

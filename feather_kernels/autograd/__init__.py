@@ -6,6 +6,6 @@ A lean form saves its input, its weight and the threshold, never P(w): backward 
 from feather_kernels.autograd.convolution import lean_convolution
 from feather_kernels.autograd.lean import autocast_dtype
 from feather_kernels.autograd.linear import lean_linear
-from feather_kernels.autograd.threshold import threshold
+from feather_kernels.autograd.threshold import SparseWeight, threshold
 
-__all__ = ["autocast_dtype", "lean_convolution", "lean_linear", "threshold"]
+__all__ = ["SparseWeight", "autocast_dtype", "lean_convolution", "lean_linear", "threshold"]

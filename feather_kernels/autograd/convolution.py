@@ -9,69 +9,49 @@ from torch import Tensor
 from torch.autograd import Function
 
 from feather_kernels.autograd.lean import cast_like_autocast, recompute, runs_lean, weight_gradient
-from feather_kernels.autograd.threshold import ops, threshold
+from feather_kernels.autograd.threshold import SparseWeight, ops, threshold
 
 
-def lean_convolution(
-    x: Tensor,
-    weight: Tensor,
-    t: Tensor,
-    grad_scale: Tensor | None,
-    bias: Tensor | None,
-    power: float,
-    autocast: torch.dtype | None,
-    *arguments: Any,
-) -> Tensor:
+def lean_convolution(x: Tensor, sparse: SparseWeight, bias: Tensor | None, *arguments: Any) -> Tensor:
     """``torch.convolution(x, P(w), bias, *arguments)``; x (N, C, *) or (C, *).
 
-    ``arguments`` are stride, padding, dilation, transposed, output_padding, groups. ``autocast`` is the dtype that
-    autocast computes in, None where it is off. Where P(w) is kept all the same: see ``lean_linear``.
+    ``arguments`` are stride, padding, dilation, transposed, output_padding, groups. The dtype of P(w) is that of
+    autocast, None where it is off. Where P(w) is kept all the same: see ``lean_linear``.
     """
-    batched = x.dim() == weight.dim()
+    batched = x.dim() == sparse.weight.dim()
     x = x if batched else x.unsqueeze(0)
-    if runs_lean():
-        x, bias = cast_like_autocast(x, bias, autocast)
-        y = LeanConvolution.apply(x, weight, t, grad_scale, bias, power, autocast, *arguments)
+    if runs_lean(x):
+        x, bias = cast_like_autocast(x, bias, sparse.dtype)
+        y = LeanConvolution.apply(x, bias, arguments, *sparse)
     else:
-        y = torch.convolution(x, threshold(weight, t, grad_scale, power, autocast), bias, *arguments)
+        y = torch.convolution(x, threshold(*sparse), bias, *arguments)
     return y if batched else y.squeeze(0)
 
 
 class LeanConvolution(Function):
-    """Inputs: x (N, C, *), weight, threshold, grad_scale or None, bias or None, power, dtype, convolution's arguments.
-
-    ``dtype`` is that of P(w), None for the weight's own; x and bias must have it already.
-    """
+    """Inputs: x (N, C, *), bias or None, the other arguments of convolution as a tuple, then those of ``threshold``."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        t: Tensor,
-        grad_scale: Tensor | None,
-        bias: Tensor | None,
-        power: float,
-        dtype: torch.dtype | None,
-        *arguments: Any,
-    ) -> Tensor:
-        ctx.power, ctx.dtype, ctx.arguments = power, dtype, arguments
-        ctx.bias_shape = None if bias is None else list(bias.shape)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, convolution: tuple[Any, ...], *arguments: Any) -> Tensor:
+        weight, t, grad_scale, ctx.power, ctx.dtype = arguments
+        ctx.convolution, ctx.bias_shape = convolution, None if bias is None else list(bias.shape)
         ctx.save_for_backward(x, weight, t, grad_scale)
-        return torch.convolution(x, ops.threshold.default(weight, t, power, out_dtype=dtype), bias, *arguments)
+        return torch.convolution(
+            x, ops.threshold.default(weight, t, ctx.power, out_dtype=ctx.dtype), bias, *convolution
+        )
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, t, grad_scale = ctx.saved_tensors
-        needs_input, needs_weight, _, _, needs_bias = ctx.needs_input_grad[:5]
+        sparse = SparseWeight(weight, t, grad_scale, ctx.power, ctx.dtype)
+        needs_input, needs_bias, _, needs_weight = ctx.needs_input_grad[:4]
         if needs_input:
-            sparse = recompute(weight, t, grad_scale, ctx.power, ctx.dtype, grad)
+            value = recompute(sparse, grad)
         else:  # only its shape and dtype are read
-            sparse = weight.new_empty((), dtype=ctx.dtype).expand(weight.shape)
+            value = sparse.weight.new_empty((), dtype=ctx.dtype).expand(sparse.weight.shape)
         grad_input, grad_weight, grad_bias = torch.ops.aten.convolution_backward.default(
-            grad, x, sparse, ctx.bias_shape, *ctx.arguments, [needs_input, needs_weight, needs_bias]
+            grad, x, value, ctx.bias_shape, *ctx.convolution, [needs_input, needs_weight, needs_bias]
         )
         if needs_weight:
-            grad_weight = weight_gradient(grad_weight, weight, t, grad_scale)
-        unused = (None,) * (2 + len(ctx.arguments))
-        return grad_input, grad_weight, None, None, grad_bias, *unused
+            grad_weight = weight_gradient(grad_weight, sparse)
+        return grad_input, grad_bias, None, grad_weight, None, None, None, None

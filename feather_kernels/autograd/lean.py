@@ -5,27 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from feather_kernels.autograd.threshold import ops, scale_pruned_grad, threshold
+from feather_kernels.autograd.threshold import SparseWeight, ops, scale_pruned_grad, threshold
 from feather_kernels.torch_private import forward_mode_active, tracing, transforms_active
 
 
-def runs_lean() -> bool:
-    """Whether a lean form runs: grad mode is on, and nothing is active that must see torch's own op."""
-    return torch.is_grad_enabled() and not transforms_active() and not forward_mode_active() and not tracing()
+def runs_lean(x: Tensor) -> bool:
+    """Whether a lean form runs: grad mode is on, and nothing is active that must see torch's own op on a plain x."""
+    seen = transforms_active() or forward_mode_active() or tracing()
+    return torch.is_grad_enabled() and not seen and not x.is_nested and x.layout == torch.strided
 
 
-def recompute(
-    weight: Tensor, t: Tensor, grad_scale: Tensor | None, power: float, dtype: torch.dtype | None, grad: Tensor
-) -> Tensor:
+def recompute(sparse: SparseWeight, grad: Tensor) -> Tensor:
     """P(w) for a backward pass that has received ``grad``: differentiable where its result must be."""
     if torch.is_grad_enabled():
-        return threshold(weight, t, grad_scale, power, dtype)
-    return ops.threshold_recompute.default(weight, t, power, grad, out_dtype=dtype)
+        return threshold(*sparse)
+    return ops.threshold_recompute.default(sparse.weight, sparse.t, sparse.power, grad, out_dtype=sparse.dtype)
 
 
-def weight_gradient(grad: Tensor, weight: Tensor, t: Tensor, grad_scale: Tensor | None) -> Tensor:
+def weight_gradient(grad: Tensor, sparse: SparseWeight) -> Tensor:
     """The gradient of the weight, given that of P(w): scaled, in the weight's dtype."""
-    return grad.to(weight.dtype) if grad_scale is None else scale_pruned_grad(grad, weight, t, grad_scale)
+    if sparse.grad_scale is None:
+        return grad.to(sparse.weight.dtype)
+    return scale_pruned_grad(grad, sparse.weight, sparse.t, sparse.grad_scale)
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:

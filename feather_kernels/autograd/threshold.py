@@ -5,7 +5,7 @@ What is saved for backward are references to the weight and its threshold, and n
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,16 @@ from feather_kernels.backends.reference import scaled_gradient
 from feather_kernels.torch_private import forward_mode_active, tracing, transforms_active
 
 ops = torch.ops.feather_kernels
+
+
+class SparseWeight(NamedTuple):
+    """What P(w) is computed from: the arguments of ``threshold``."""
+
+    weight: Tensor
+    t: Tensor
+    grad_scale: Tensor | None
+    power: float
+    dtype: torch.dtype | None = None
 
 
 def threshold(

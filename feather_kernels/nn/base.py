@@ -107,10 +107,14 @@ class SparseLayer(nn.Module):
 
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
         """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
-        threshold = self.feather.thresholds[name]
-        if not threshold.thresholds.followed:
-            threshold.thresholds.warn()
-        return autograd.threshold(self.latent(name), threshold.value, threshold.grad_scale, threshold.power, dtype)
+        return autograd.threshold(*self.operands(name, dtype))
+
+    def operands(self, name: str, dtype: torch.dtype | None) -> autograd.SparseWeight:
+        """What P of the named parameter is computed from."""
+        binding = self.feather.thresholds[name]
+        if not binding.thresholds.followed:
+            binding.thresholds.warn()
+        return autograd.SparseWeight(self.latent(name), binding.value, binding.grad_scale, binding.power, dtype)
 
     def latent(self, name: str = "weight") -> Tensor:
         """The named parameter itself, also where the attribute of that name gives P of it."""

@@ -88,8 +88,8 @@ def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...])
 
 def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> type[SparseLayer]:
     """The sparse class for a dense class; classes of the tables have static ones, others are made here, once."""
+    is_attention = issubclass(dense_class, nn.MultiheadAttention)
     if form == "read":
-        is_attention = issubclass(dense_class, nn.MultiheadAttention)
         base: type[SparseLayer] = FeatherMultiheadAttention if is_attention else AttributeLayer
     else:
         table, names = CALLED if form == "call" else RECURRENT, ()

@@ -21,15 +21,15 @@ class FeatherForwardConv(CalledLayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        weight, t = layer.weight, self.feather.thresholds["weight"]
-        dtype = autograd.autocast_dtype(weight)
-        if not t.recomputes(weight, dtype):
-            return layer._conv_forward(input, self.sparse_weight("weight", dtype), layer.bias)
+        weight = self.latent()
+        operands = self.operands("weight", autograd.autocast_dtype(weight))
+        if not self.feather.thresholds["weight"].recomputes(weight, operands.dtype):
+            return layer._conv_forward(input, autograd.threshold(*operands), layer.bias)
         padding = layer.padding
         if layer.padding_mode != "zeros" or isinstance(padding, str):
             input, padding = _padded(layer, input)  # noqa: A001
         return autograd.lean_convolution(
-            *(input, weight, t.value, t.grad_scale, layer.bias, t.power, dtype),
+            *(input, operands, layer.bias),
             *(layer.stride, padding, layer.dilation, False, layer.output_padding, layer.groups),
         )
 
@@ -43,18 +43,17 @@ class FeatherTransposedConv(CalledLayer):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        weight, t = layer.weight, self.feather.thresholds["weight"]
-        dtype = autograd.autocast_dtype(weight)
+        weight = self.latent()
+        operands = self.operands("weight", autograd.autocast_dtype(weight))
         output_padding = layer._output_padding(
             *(input, output_size, layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size)),
             layer.dilation,
         )
-        if not t.recomputes(weight, dtype):
-            sparse = self.sparse_weight("weight", dtype)
+        if not self.feather.thresholds["weight"].recomputes(weight, operands.dtype):
             rest = layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
-            return type(self).transposed_convolution(input, sparse, layer.bias, *rest)
+            return type(self).transposed_convolution(input, autograd.threshold(*operands), layer.bias, *rest)
         return autograd.lean_convolution(
-            *(input, weight, t.value, t.grad_scale, layer.bias, t.power, dtype),
+            *(input, operands, layer.bias),
             *(layer.stride, layer.padding, layer.dilation, True, output_padding, layer.groups),
         )
 

@@ -22,8 +22,8 @@ class FeatherLinear(CalledLayer, nn.Linear):
     @dense_without_state
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
         """(*, in_features) -> (*, out_features)."""
-        weight, t = self.weight, self.feather.thresholds["weight"]
-        dtype = autograd.autocast_dtype(weight)
-        if t.recomputes(weight, dtype):
-            return autograd.lean_linear(input, weight, t.value, t.grad_scale, self.bias, t.power, dtype)
-        return F.linear(input, self.sparse_weight("weight", dtype), self.bias)
+        weight = self.latent()
+        operands = self.operands("weight", autograd.autocast_dtype(weight))
+        if self.feather.thresholds["weight"].recomputes(weight, operands.dtype):
+            return autograd.lean_linear(input, operands, self.bias)
+        return F.linear(input, autograd.threshold(*operands), self.bias)
