@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,28 +31,18 @@ SIZE = 1 << 17
 # selection is compiled for the power of two in the number of weights, as far as its bracket grows with it
 LIST_NUMELS = tuple(1 << k for k in range(14, 22))
 
-Calls = Callable[[torch.dtype, torch.device], None]
-
-
-class Warmed(NamedTuple):
-    """One op and dtype: kernels compiled, kernels found in Triton's cache, seconds in all."""
-
-    op: str
-    dtype: str
-    compiled: int
-    cached: int
-    seconds: float
-
 
 def run(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
-    """Warm up every device and print what was compiled; returns the exit code: 1, with the reason, where it cannot."""
+    """Warm up every device and print what was compiled; returns the exit code: 1, with the reason, where it cannot.
+
+    Args:
+        devices: where to compile; each must be one on which Triton can run.
+        dtypes: of weights, names in ``DTYPES``.
+    """
     begin, total = time.perf_counter(), 0
     try:
-        for device in devices:
-            for done in warm(device, dtypes):
-                total += done.compiled
-                kernels = f"{done.compiled} kernels compiled, {done.cached} from Triton's cache"
-                print(f"{device} {done.op} {done.dtype}: {kernels}, {done.seconds:.1f} s", flush=True)
+        for device, dtype, op in product(devices, dtypes, CALLS):
+            total += _warm(device, dtype, op)
     except BackendUnavailableError as error:
         print(f"feather-kernels: nothing to compile: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -61,27 +50,18 @@ def run(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
     return 0
 
 
-def warm(device: torch.device, dtypes: Sequence[str] = DEFAULT_DTYPES) -> Iterator[Warmed]:
-    """Compile the Triton kernels of every op for weights of ``dtypes`` (names in ``DTYPES``), op by op.
-
-    Raises:
-        BackendUnavailableError: Triton cannot run on ``device``; the message has the reason.
-    """
-    for name in dtypes:
-        for op, calls in CALLS.items():
-            with use_backend("triton"):
-                done = _warm_op(op, calls, device, name)
-            yield done
-
-
-def _warm_op(op: str, calls: Calls, device: torch.device, name: str) -> Warmed:
-    backend_for(device)  # its own reason why not, before a module of Triton's is imported here
-    from feather_kernels.backends.triton.compilations import Compilations
-
+def _warm(device: torch.device, dtype: str, op: str) -> int:
+    """Compile the Triton kernels of one op, print what was compiled, and return the number of compiled kernels."""
     begin = time.perf_counter()
-    with torch.no_grad(), Compilations() as found:
-        calls(DTYPES[name], device)
-    return Warmed(op, name, len(found.compiled), len(found.cached), time.perf_counter() - begin)
+    with use_backend("triton"), torch.no_grad():
+        backend_for(device)  # its own reason why not, before a module of Triton's is imported here
+        from feather_kernels.backends.triton.compilations import Compilations
+
+        with Compilations() as found:
+            CALLS[op](DTYPES[dtype], device)
+    kernels = f"{len(found.compiled)} kernels compiled, {len(found.cached)} from Triton's cache"
+    print(f"{device} {op} {dtype}: {kernels}, {time.perf_counter() - begin:.1f} s", flush=True)
+    return len(found.compiled)
 
 
 def _threshold(dtype: torch.dtype, device: torch.device) -> None:
@@ -125,7 +105,7 @@ def _weight_and_threshold(dtype: torch.dtype, device: torch.device) -> tuple[Ten
 
 
 # magnitude_histogram is left out: its digits are the caller's choice, and training on one device does not call it
-CALLS: dict[str, Calls] = {
+CALLS: dict[str, Callable[[torch.dtype, torch.device], None]] = {
     "threshold": _threshold,
     "scale_pruned_grad": _scale_pruned_grad,
     "magnitude_select": _magnitude_select,

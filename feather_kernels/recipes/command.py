@@ -16,6 +16,7 @@ from feather_kernels._version import __version__
 from feather_kernels.recipes import config as options
 from feather_kernels.recipes import data, run_folder
 from feather_kernels.recipes.config import TrainConfig
+from feather_kernels.recipes.data import Dataset
 from feather_kernels.recipes.errors import InputError
 from feather_kernels.recipes.interruption import Interrupted, Interruption
 from feather_kernels.recipes.run_folder import RunFolder
@@ -33,18 +34,14 @@ def train(given: dict[str, Any]) -> int:
         InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
     config = options.resolve(given)
-    _check_packages(config)
     run_folder.check_free(config)
-    dataset = data.load(config.data, config.data_dir)
-    _configure_torch(config)
+    dataset = _prepare(config)
     with Interruption() as interruption:
         training = Training(config, dataset, interruption.check)
         content = {"data": dataset.facts(), "versions": _versions()}
-        folder, config = run_folder.create(
-            config, lambda named: {"options": options.to_json(named), **content}, training.state_dict()
-        )
-        print(_headline(config, training, folder), flush=True)
-        return _run(training, folder, config, interruption)
+        folder = run_folder.create(config, content, training.state_dict())
+        print(_headline(training, folder), flush=True)
+        return _run(training, folder, interruption)
 
 
 def resume(path: str, threads: int | None = None) -> int:
@@ -64,13 +61,11 @@ def resume(path: str, threads: int | None = None) -> int:
         return FINISHED
     if threads is not None:
         config = replace(config, threads=threads)
-    _check_packages(config)
-    dataset = data.load(config.data, config.data_dir)
+    dataset = _prepare(config)
     if dataset.facts() != content.get("data"):
         raise InputError(
             f"--resume {path} needs the data that it began with, {content.get('data')}; got {dataset.facts()}"
         )
-    _configure_torch(config)
     with Interruption() as interruption:
         training = Training(config, dataset, interruption.check)
         try:
@@ -81,15 +76,15 @@ def resume(path: str, threads: int | None = None) -> int:
                 f"--resume needs a {run_folder.CHECKPOINT} that belongs to {run_folder.CONFIG}, got "
                 f"{folder.path / run_folder.CHECKPOINT}: {reason}"
             ) from error
-        print(f"{_headline(config, training, folder)}; resumed at step {training.step:,}", flush=True)
-        return _run(training, folder, config, interruption)
+        print(f"{_headline(training, folder)}; resumed at step {training.step:,}", flush=True)
+        return _run(training, folder, interruption)
 
 
-def _run(training: Training, folder: RunFolder, config: TrainConfig, interruption: Interruption) -> int:
+def _run(training: Training, folder: RunFolder, interruption: Interruption) -> int:
     """Train to the end and write the results, or to a signal and write the checkpoint."""
     try:
         _train_epochs(training, folder, interruption)
-        _finish(training, folder, config)
+        _finish(training, folder)
     except Interrupted:
         if not training.finalized:
             folder.write_checkpoint(training.state_dict())
@@ -122,7 +117,7 @@ def _train_epochs(training: Training, folder: RunFolder, interruption: Interrupt
     training.after_step = interruption.check
 
 
-def _finish(training: Training, folder: RunFolder, config: TrainConfig) -> None:
+def _finish(training: Training, folder: RunFolder) -> None:
     """Finalize, evaluate again, and write the results; the figure, last, makes the run a finished one."""
     from safetensors.torch import save
 
@@ -134,7 +129,7 @@ def _finish(training: Training, folder: RunFolder, config: TrainConfig) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in training.model.state_dict().items()}
     folder.write(run_folder.MODEL, save(state, metadata={"format": "pt"}))
     folder.write(run_folder.REPORT, (report.to_markdown() + "\n").encode())
-    folder.write(run_folder.FIGURE, draw(config, training.rows, report))
+    folder.write(run_folder.FIGURE, draw(training.config, training.rows, report))
     print(f"\n{report}\n")
     print(
         f"test accuracy before finalize {_accuracy(before, after.images)}, "
@@ -147,8 +142,8 @@ def _accuracy(accuracy: float, images: int) -> str:
     return f"{accuracy:.2%} ({round(accuracy * images)} of {images} images)"
 
 
-def _headline(config: TrainConfig, training: Training, folder: RunFolder) -> str:
-    prunable = training.sparsifier.report().numel
+def _headline(training: Training, folder: RunFolder) -> str:
+    config, prunable = training.config, training.sparsifier.report().numel
     return (
         f"{folder.path}: {config.model} on {config.data_name}, {prunable:,} prunable weights, "
         f"{config.epochs} epochs of {training.steps_per_epoch:,} steps, {config.device}"
@@ -162,18 +157,17 @@ def _read_options(folder: RunFolder, content: dict[str, Any]) -> TrainConfig:
         raise InputError(f"--resume {folder.path}: {run_folder.CONFIG}: {error}") from error
 
 
-def _check_packages(config: TrainConfig) -> None:
-    source = data.SOURCES.get(config.data, data.NPZ)
-    missing = [name for name in (*PACKAGES, source.module) if importlib.util.find_spec(name) is None]
+def _prepare(config: TrainConfig) -> Dataset:
+    """Check packages, load the data, and set threads and convolutions on CUDA that give the same bits each time."""
+    needed = (*PACKAGES, data.source_of(config.data).module)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'train needs {", ".join(missing)}: pip install "feather_kernels[train]"')
-
-
-def _configure_torch(config: TrainConfig) -> None:
-    """Settings of the process: threads, and convolutions on CUDA that give the same bits each time."""
+    dataset = data.load(config.data, config.data_dir)
     torch.backends.cudnn.deterministic = True
     if config.threads != torch.get_num_threads():
         torch.set_num_threads(config.threads)
+    return dataset
 
 
 def _versions() -> dict[str, str]:

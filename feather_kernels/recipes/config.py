@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,7 +19,7 @@ MAX_THREADS = 4096
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Every option of a run, resolved.
 
@@ -43,18 +43,18 @@ class TrainConfig:
 
     data: str
     data_dir: str
-    model: str
-    sparsity: float
+    model: str = DEFAULT_MODEL
+    sparsity: float = 0.95
     epochs: int
     batch_size: int
-    lr: float
-    weight_decay: float
-    seed: int
-    dtype: str
-    device: str
-    threads: int
-    runs: str
-    name: str | None
+    lr: float = 0.1
+    weight_decay: float = 5e-4
+    seed: int = 0
+    dtype: str = "float32"
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    threads: int = field(default_factory=torch.get_num_threads)
+    runs: str = "runs"
+    name: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -72,7 +72,7 @@ class TrainConfig:
         if self.name is not None:
             plain = self.name not in ("", ".", "..") and not set(self.name) & {"/", "\0"}
             _check("--name", plain, "the name of one folder", self.name)
-        data_sources.check_name(self.data)
+        data_sources.source_of(self.data)
         _check_device(self.device)
 
     @property
@@ -93,36 +93,15 @@ def resolve(given: dict[str, Any]) -> TrainConfig:
         InputError: see ``TrainConfig``.
     """
     data = given.get("data", data_sources.DEFAULT_DATA)
-    data_sources.check_name(data)
-    source = data_sources.SOURCES.get(data, data_sources.NPZ)
-    defaults = {
-        "data_dir": "data",
-        "model": DEFAULT_MODEL,
-        "sparsity": 0.95,
-        "epochs": source.epochs,
-        "batch_size": source.batch_size,
-        "lr": 0.1,
-        "weight_decay": 5e-4,
-        "seed": 0,
-        "dtype": "float32",
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-        "runs": "runs",
-        "name": None,
-    }
-    options = {**defaults, **given}
+    source = data_sources.source_of(data)
+    options = {"epochs": source.epochs, "batch_size": source.batch_size, **given}
     options["data"] = data if data in data_sources.SOURCES else str(Path(data).resolve())
-    options["data_dir"] = str(Path(options["data_dir"]).resolve())
+    options["data_dir"] = str(Path(given.get("data_dir", "data")).resolve())
     return TrainConfig(**options)
 
 
-def to_json(config: TrainConfig) -> dict[str, Any]:
-    """Plain numbers and strings, by the names of the attributes."""
-    return asdict(config)
-
-
 def from_json(options: object) -> TrainConfig:
-    """The inverse of ``to_json``.
+    """The inverse of ``dataclasses.asdict``.
 
     Raises:
         InputError: a name is missing, unknown or has a value of the wrong type; see also ``TrainConfig``.

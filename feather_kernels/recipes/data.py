@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,6 @@ MAX_CLASSES = 100_000  # beyond it, "labels" are something else
 class Dataset:
     """Images uint8 (N, H, W, C) and labels int64 (N,), for training and for testing."""
 
-    name: str
     x_train: Tensor
     y_train: Tensor
     x_test: Tensor
@@ -58,7 +58,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named data set comes from, and the defaults that suit it."""
+    """Where a data set comes from, and the defaults that suit it."""
 
     load: Callable[[str], dict[str, Any]]  # download folder -> the four arrays of KEYS
     module: str  # what it needs beside numpy
@@ -76,16 +76,17 @@ def load(data: str, data_dir: str) -> Dataset:
     Raises:
         InputError: the name is unknown, the file is not what it should be, or the download failed.
     """
+    return _check(f"--data {data}", source_of(data).load(data_dir))
+
+
+def source_of(data: str) -> Source:
+    """The source named by ``--data``; raises InputError unless it is a known name or an existing file."""
     if data in SOURCES:
-        return _check(f"--data {data}", data, SOURCES[data].load(data_dir))
-    return _check(f"--data {data}", Path(data).stem, _read_npz(data))
-
-
-def check_name(data: str) -> None:
-    """Raise InputError unless ``data`` is a known name or an existing file."""
-    if data not in SOURCES and not Path(data).is_file():
+        return SOURCES[data]
+    if not Path(data).is_file():
         what = "no such file" if data.endswith(".npz") else "neither a known name nor a file"
         raise InputError(f"--data must be one of {', '.join(SOURCES)} or an .npz file, got {data!r} ({what})")
+    return Source(lambda data_dir: _read_npz(data), "numpy", epochs=30, batch_size=64)  # noqa: ARG005
 
 
 def _load_digits(data_dir: str) -> dict[str, Any]:  # noqa: ARG001  (part of scikit-learn, nothing to download)
@@ -100,33 +101,28 @@ def _load_digits(data_dir: str) -> dict[str, Any]:  # noqa: ARG001  (part of sci
     return dict(zip(KEYS, (images[~test], labels[~test], images[test], labels[test]), strict=True))
 
 
-def _torchvision_loader(dataset: str) -> Callable[[str], dict[str, Any]]:
-    def load_from_torchvision(data_dir: str) -> dict[str, Any]:
-        import numpy as np
-        from torchvision import datasets
+def _load_torchvision(dataset: str, data_dir: str) -> dict[str, Any]:
+    import numpy as np
+    from torchvision import datasets
 
-        arrays = {}
-        try:
-            for part in ("train", "test"):
-                loaded = getattr(datasets, dataset)(data_dir, train=part == "train", download=True)
-                arrays[f"x_{part}"] = np.asarray(loaded.data)
-                arrays[f"y_{part}"] = np.asarray(loaded.targets)
-        except (OSError, RuntimeError) as error:  # what torchvision raises for network, disk and checksum
-            raise InputError(f"--data: {dataset} could not be loaded into --data-dir {data_dir!r}: {error}") from error
-        return arrays
-
-    return load_from_torchvision
+    arrays = {}
+    try:
+        for part in ("train", "test"):
+            loaded = getattr(datasets, dataset)(data_dir, train=part == "train", download=True)
+            arrays[f"x_{part}"] = np.asarray(loaded.data)
+            arrays[f"y_{part}"] = np.asarray(loaded.targets)
+    except (OSError, RuntimeError) as error:  # what torchvision raises for network, disk and checksum
+        raise InputError(f"--data: {dataset} could not be loaded into --data-dir {data_dir!r}: {error}") from error
+    return arrays
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source(_load_digits, "sklearn", epochs=30, batch_size=64),
-    "fashion-mnist": Source(_torchvision_loader("FashionMNIST"), "torchvision", epochs=30),
-    "cifar10": Source(_torchvision_loader("CIFAR10"), "torchvision", epochs=160),
-    "cifar100": Source(_torchvision_loader("CIFAR100"), "torchvision", epochs=160),
+    "fashion-mnist": Source(partial(_load_torchvision, "FashionMNIST"), "torchvision", epochs=30),
+    "cifar10": Source(partial(_load_torchvision, "CIFAR10"), "torchvision", epochs=160),
+    "cifar100": Source(partial(_load_torchvision, "CIFAR100"), "torchvision", epochs=160),
 }
 DEFAULT_DATA = "digits"
-NPZ = Source(lambda data_dir: {}, "numpy", epochs=30, batch_size=64)  # noqa: ARG005  (for its defaults)
-
 
 # what numpy and zipfile raise for damaged, encrypted, foreign and impossibly large members
 _UNREADABLE = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -150,7 +146,7 @@ def _read_npz(path: str) -> dict[str, Any]:
     return arrays
 
 
-def _check(argument: str, name: str, arrays: dict[str, Any]) -> Dataset:
+def _check(argument: str, arrays: dict[str, Any]) -> Dataset:
     """Check shapes, dtypes and labels, and wrap the arrays; errors start with ``argument``."""
     tensors = {}
     for part in ("train", "test"):
@@ -161,7 +157,7 @@ def _check(argument: str, name: str, arrays: dict[str, Any]) -> Dataset:
             raise InputError(
                 f"{argument}: {x} and {y} must have the same length, got {len(tensors[x])} and {len(tensors[y])}"
             )
-    dataset = Dataset(name, **tensors)
+    dataset = Dataset(**tensors)
     if dataset.x_test.shape[1:] != dataset.x_train.shape[1:]:
         raise InputError(
             f"{argument}: x_test must have the image shape of x_train {dataset.image_shape}, "

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:
     """A freshly initialised model in float32, a function of its arguments alone; torch's own generator is left as is.
 
+    He initialisation of every convolution (normal, fan in); the linear layer keeps torch's.
+
     Args:
         name: a key of ``MODELS``.
         channels: channels of the images.
@@ -24,7 +26,11 @@ def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](channels, classes)
+        model = MODELS[name](channels, classes)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
 
 
 class SmallCNN(nn.Module):
@@ -36,7 +42,6 @@ class SmallCNN(nn.Module):
         self.conv2, self.norm2 = _conv_norm(32, 64, 2)
         self.conv3, self.norm3 = _conv_norm(64, 128, 2)
         self.classifier = nn.Linear(128, classes)
-        _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, classes)."""
@@ -61,7 +66,6 @@ class ResNet20(nn.Module):
             blocks += [BasicBlock(width_in, width, stride), BasicBlock(width, width, 1), BasicBlock(width, width, 1)]
         self.blocks = nn.Sequential(*blocks)
         self.classifier = nn.Linear(widths[-1], classes)
-        _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, channels, H, W) -> (B, classes)."""
@@ -96,10 +100,3 @@ DEFAULT_MODEL = "cnn"
 def _conv_norm(width_in: int, width: int, stride: int, kernel_size: int = 3) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     conv = nn.Conv2d(width_in, width, kernel_size, stride, padding=kernel_size // 2, bias=False)
     return conv, nn.BatchNorm2d(width)
-
-
-def _initialise(model: nn.Module) -> None:
-    """He initialisation of every convolution (normal, fan in); the linear layer keeps torch's."""
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -115,18 +115,13 @@ def check_free(config: TrainConfig) -> None:
         raise InputError(f"--runs must be a folder that can be written to, got {config.runs!r}: {existing} {what}")
 
 
-def create(
-    config: TrainConfig, describe: Callable[[TrainConfig], dict[str, Any]], checkpoint: dict[str, Any]
-) -> tuple[RunFolder, TrainConfig]:
+def create(config: TrainConfig, content: dict[str, Any], checkpoint: dict[str, Any]) -> RunFolder:
     """Make the folder of a new run.
 
     Args:
         config: the options; without a name, DATA-MODEL-SPARSITY is taken, or the first of -2, -3, ... that is free.
-        describe: content of config.json.
+        content: of config.json, beside the options.
         checkpoint: the state at step 0.
-
-    Returns:
-        The folder, and the options with the name.
 
     Raises:
         InputError: the name is used.
@@ -140,10 +135,9 @@ def create(
         staging.path.mkdir()
         staging.write_checkpoint(checkpoint)
         for name in names:
-            named = replace(config, name=name)
-            staging.write_config(describe(named))
+            staging.write_config({"options": asdict(replace(config, name=name)), **content})
             if _rename_to_free(staging.path, runs / name):
-                return RunFolder(runs / name), named
+                return RunFolder(runs / name)
     raise _used_error(config)
 
 

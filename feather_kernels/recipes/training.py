@@ -26,6 +26,7 @@ from feather_kernels.sparsify import Report, Sparsifier
 MOMENTUM = 0.9
 MAX_GRAD_NORM = 3.0
 TEST_BATCH_SIZE = 256  # images
+STATEFUL = ("model", "sparsifier", "optimizer", "scheduler")  # attributes of Training with a state_dict
 
 COLUMNS = (
     *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
@@ -166,10 +167,7 @@ class Training:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: loads with weights_only=True."""
         return {
-            "model": self.model.state_dict(),
-            "sparsifier": self.sparsifier.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            **{name: getattr(self, name).state_dict() for name in STATEFUL},
             "step": self.step,
             "rows": self.rows,
             "sums": asdict(self.sums.read()),
@@ -181,10 +179,8 @@ class Training:
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: the state belongs to another run.
         """
-        self.model.load_state_dict(state["model"])
-        self.sparsifier.load_state_dict(state["sparsifier"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        for name in STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
         self.step, self.rows, self.sums = state["step"], list(state["rows"]), Sums(**state["sums"])
         if not 0 <= self.epoch_step <= self.steps_per_epoch or self.step > self.total_steps:
             raise ValueError(f"step {self.step} is not in epoch {self.epoch}, of {self.steps_per_epoch} steps each")
