@@ -318,7 +318,7 @@ def test_rethreshold_gives_an_average_the_requested_sparsity() -> None:
     assert int(torch.ops.feather_kernels.count_pruned(weights, [t] * len(weights)).sum()) == (
         math.floor((count - 1) * 0.9) + 1
     )
-    with pytest.raises(ValueError, match="one deep copy of the sparsified model"):
+    with pytest.raises(ValueError, match="one deep copy of the whole sparsified model"):
         sparsifier.refresh(nets.conv_net())
 
 

@@ -95,8 +95,8 @@ class Thresholds:
             return
         self.followed = True
         warnings.warn(
-            "a copy of sparse layers runs without the hook of the sparsified model, so its thresholds stay those that "
-            "were copied: copy the whole model, and call the copy itself, not its parts or its forward()",
+            "the thresholds of this copy of sparse layers are still those that were copied, because the hook that selects "
+            "them has not run: copy the whole model and call the copy itself, or call Sparsifier.refresh(copy)",
             stacklevel=4,
         )
 

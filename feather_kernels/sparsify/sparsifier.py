@@ -199,8 +199,8 @@ class Sparsifier:
         hooks = [hook for hook in hooks_of(model) if hook.position.key == self._position.key]
         if len(hooks) != 1:
             raise ValueError(
-                f"model must be, or hold, one deep copy of the sparsified model, copied in one piece, got {len(hooks)} "
-                f"in {type(model).__name__}"
+                f"model must be, or hold, one deep copy of the whole sparsified model, got {type(model).__name__} with "
+                f"{len(hooks) or 'none'}"
             )
         hooks[0].position = self._position
         hooks[0].select()
