@@ -525,7 +525,7 @@ def test_refresh_leaves_models_of_other_sparsifiers_alone() -> None:
 def test_copy_that_bypasses_the_hook_warns_once(use: Callable[[Any], Any]) -> None:
     model, _ = constant()
     twin = copy.deepcopy(model)
-    with pytest.warns(UserWarning, match="the hook that selects them has not run") as caught:
+    with pytest.warns(UserWarning, match="still those that were copied") as caught:
         use(twin)(nets.images())
     assert len(caught) == 1
     with warnings.catch_warnings():
