@@ -95,8 +95,8 @@ class Thresholds:
             return
         self.followed = True
         warnings.warn(
-            "the thresholds of this copy of sparse layers are still those that were copied, as the hook that selects them "
-            "has not run: copy the whole model and call the copy itself, or call Sparsifier.refresh(copy)",
+            "the thresholds of this copy of sparse layers are still those that were copied: the hook that selects them "
+            "has not run. Copy the whole model and call the copy itself, or call Sparsifier.refresh(copy)",
             stacklevel=4,
         )
 
