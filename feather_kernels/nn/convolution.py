@@ -21,9 +21,8 @@ class FeatherForwardConv(CalledLayer):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        weight = self.latent()
-        operands = self.operands("weight", autograd.autocast_dtype(weight))
-        if not self.feather.thresholds["weight"].recomputes(weight, operands.dtype):
+        operands, lean = self._operands()
+        if not lean:
             return layer._conv_forward(input, autograd.threshold(*operands), layer.bias)
         padding = layer.padding
         if layer.padding_mode != "zeros" or isinstance(padding, str):
@@ -43,13 +42,12 @@ class FeatherTransposedConv(CalledLayer):
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:  # noqa: A002
         """(N, C_in, *) or (C_in, *) -> (N, C_out, *) or (C_out, *)."""
         layer: Any = self
-        weight = self.latent()
-        operands = self.operands("weight", autograd.autocast_dtype(weight))
+        operands, lean = self._operands()
         output_padding = layer._output_padding(
             *(input, output_size, layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size)),
             layer.dilation,
         )
-        if not self.feather.thresholds["weight"].recomputes(weight, operands.dtype):
+        if not lean:
             rest = layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
             return type(self).transposed_convolution(input, autograd.threshold(*operands), layer.bias, *rest)
         return autograd.lean_convolution(

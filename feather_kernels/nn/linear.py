@@ -15,6 +15,12 @@ class CalledLayer(SparseLayer):
     form = "call"
     lean_form = True
 
+    def _operands(self) -> tuple[autograd.SparseWeight, bool]:
+        """What P(weight) is computed from, in the dtype of autocast, and whether the lean form is to run."""
+        weight = self.latent()
+        operands = self.operands("weight", autograd.autocast_dtype(weight))
+        return operands, self.feather.thresholds["weight"].recomputes(weight, operands.dtype)
+
 
 class FeatherLinear(CalledLayer, nn.Linear):
     """``torch.nn.Linear`` that computes ``x P(weight)^T + bias``."""
@@ -22,8 +28,7 @@ class FeatherLinear(CalledLayer, nn.Linear):
     @dense_without_state
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name for it)
         """(*, in_features) -> (*, out_features)."""
-        weight = self.latent()
-        operands = self.operands("weight", autograd.autocast_dtype(weight))
-        if self.feather.thresholds["weight"].recomputes(weight, operands.dtype):
+        operands, lean = self._operands()
+        if lean:
             return autograd.lean_linear(input, operands, self.bias)
         return F.linear(input, autograd.threshold(*operands), self.bias)

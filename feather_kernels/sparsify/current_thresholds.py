@@ -56,8 +56,7 @@ class CurrentThresholds:
     def _reset(self) -> None:
         """Clear what depends on where the weights live; a copy finds it again."""
         self._uses = [use for weight in self.weights for use in weight.uses]
-        self._slots: list[tuple[dict[str, Any], str]] = []
-        self._places: list[tuple[int, torch.Size | None]] = []
+        self._places: Sequence[tuple[int, torch.Size | None]] = []
         self._versions: list[WeightVersion] | None = None
         self._as_copied = False
 
@@ -86,11 +85,9 @@ class CurrentThresholds:
         self._as_copied = self.restored = False
         self.thresholds.followed = True
 
-    def _check_places(self) -> list[Tensor]:
+    def _check_places(self) -> Sequence[Tensor]:
         """The weights; runs the full checks only if an address or a shape has changed since the last step."""
-        if not self._slots:
-            self._slots = [(use.module._parameters, use.parameter_name) for use in self._uses]
-        held = [parameters.get(name) for parameters, name in self._slots]
+        held = self._held()
         places = [(-1, None) if w is None else (w.data_ptr(), w.shape) for w in held]
         if places != self._places:
             self._check_weights()
@@ -99,8 +96,12 @@ class CurrentThresholds:
             self.thresholds.keep_only({use.binding.key for use in self._uses})
             self._places = places
         if len(held) == len(self.weights):
-            return cast(list[Tensor], held)
+            return cast(Sequence[Tensor], held)
         return [weight.parameter for weight in self.weights]
+
+    def _held(self) -> Sequence[Tensor | None]:
+        """What each layer holds as its weight at this moment."""
+        return [use.module._parameters.get(use.parameter_name) for use in self._uses]
 
     def _check_weights(self) -> None:
         assert self.policy is not None
@@ -141,8 +142,7 @@ class CurrentThresholds:
         current = self.is_current()
         if self.restored or (current and (not switched or self._as_copied)):
             return True
-        held = [use.module._parameters.get(use.parameter_name) for use in self._uses]
-        if not all(map(_has_memory, held)) or in_backward() or in_transform() or self.thresholds.is_shared():
+        if not all(map(_has_memory, self._held())) or in_backward() or in_transform() or self.thresholds.is_shared():
             return False
         if self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing():
             return False
@@ -165,8 +165,7 @@ class CurrentThresholds:
             self._as_copied = bool(self._versions)
         if len(self._versions) != len(self._uses):
             return False
-        for version, use in zip(self._versions, self._uses, strict=True):
-            parameter = use.module._parameters.get(use.parameter_name)
+        for version, parameter in zip(self._versions, self._held(), strict=True):
             if parameter is None or not version.still_describes(parameter):
                 return False
         return True
