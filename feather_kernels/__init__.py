@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from feather_kernels import functional, nn, ops
 from feather_kernels._version import __version__
-from feather_kernels.errors import BackendUnavailableError
+from feather_kernels.errors import BackendUnavailableError, SparsityWarning
 from feather_kernels.ops.dispatch import use_backend
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = [
     "LambdaSchedule",
     "Report",
     "Sparsifier",
+    "SparsityWarning",
     "__version__",
     "functional",
     "nn",
