@@ -49,18 +49,24 @@ class LayerState:
         thresholds: by the name of the parameter.
         rebuild: ``rebuild(dense_class, form, names)`` makes an empty sparse layer for copies and pickles to fill.
         copied: for a layer that is a copy, its weights as they were copied, by name.
+        replaced: names whose Parameter was set anew since the layer was made or copied.
         lock: for forwards that change the module while they run.
         reads: in the forward that this thread is running, P of the parameters read so far, by name, grad mode and
             dtype; None outside of one.
     """
 
     def __init__(
-        self, dense_class: type[nn.Module], thresholds: dict[str, ThresholdBinding], rebuild: Callable[..., SparseLayer]
+        self,
+        dense_class: type[nn.Module],
+        thresholds: dict[str, ThresholdBinding],
+        rebuild: Callable[..., SparseLayer],
+        replaced: set[str] | None = None,
     ) -> None:
         self.dense_class = dense_class
         self.thresholds = thresholds
         self.rebuild = rebuild
         self.copied: dict[str, WeightVersion] = {}
+        self.replaced = replaced or set()
         self.lock = threading.RLock()
         self._running = threading.local()
 
@@ -73,7 +79,14 @@ class LayerState:
         self._running.reads = reads
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"dense_class": self.dense_class, "thresholds": self.thresholds, "rebuild": self.rebuild}
+        followed = any(binding.thresholds.followed for binding in self.thresholds.values())
+        replaced = set() if followed else self.replaced  # a hook selects the thresholds of a replaced weight
+        return {
+            "dense_class": self.dense_class,
+            "thresholds": self.thresholds,
+            "rebuild": self.rebuild,
+            "replaced": replaced,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -102,6 +115,9 @@ class SparseLayer(nn.Module):
     lean_form = False
     form = ""  # how the dense class is extended: see ``conversion.sparse_class``
 
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Nothing: that of the dense class, which may want arguments, is for subclasses that a user writes."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
         raise TypeError(f"{type(self).__name__} cannot be built: Sparsifier makes it from the dense layer")
 
@@ -110,15 +126,42 @@ class SparseLayer(nn.Module):
         return autograd.threshold(*self.operands(name, dtype))
 
     def operands(self, name: str, dtype: torch.dtype | None) -> autograd.SparseWeight:
-        """What P of the named parameter is computed from."""
+        """What P of the named parameter is computed from.
+
+        Raises:
+            RuntimeError: the layer has lost its Parameter; or it is a copy without a hook and got another one.
+        """
         binding = self.feather.thresholds[name]
         if not binding.thresholds.followed:
+            if name in self.feather.replaced:
+                raise RuntimeError(
+                    f"the {name} of this copy of a sparse {self.feather.dense_class.__name__} was replaced (fused? "
+                    "reparameterised?), and the threshold that was copied is not that of the new values: finalize a "
+                    "copy of the model first, then fuse that"
+                )
             binding.thresholds.warn()
         return autograd.SparseWeight(self.latent(name), binding.value, binding.grad_scale, binding.power, dtype)
 
     def latent(self, name: str = "weight") -> Tensor:
-        """The named parameter itself, also where the attribute of that name gives P of it."""
-        return cast(Tensor, self._parameters[name])
+        """The named parameter itself, also where the attribute of that name gives P of it.
+
+        Raises:
+            RuntimeError: the layer has lost it, because something else computes the weight now.
+        """
+        try:
+            return cast(Tensor, self._parameters[name])
+        except KeyError:
+            raise RuntimeError(
+                f"a sparse {self.feather.dense_class.__name__} has no Parameter {name!r}, from which P({name}) is "
+                "computed: a parametrization, weight norm or torch's pruning took it away. Remove that, or finalize() "
+                "or detach() the model before it"
+            ) from None
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As the dense layer's; assignments to the attribute come here too."""
+        super().register_parameter(name, param)
+        if name in self.feather.thresholds:
+            self.feather.replaced.add(name)
 
     def extra_repr(self) -> str:
         """The dense layer's, and whether backward computes P(weight) again or keeps it."""
@@ -141,7 +184,9 @@ class SparseLayer(nn.Module):
         self.feather.copied = {name: WeightVersion.of(self.latent(name)) for name in self.feather.thresholds}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        replaced = set(self.feather.replaced)
         super()._load_from_state_dict(*args, **kwargs)
+        self.feather.replaced = replaced
         self._follow()  # assign=True puts other tensors in the weight's place
 
     def _replicate_for_data_parallel(self) -> nn.Module:

@@ -7,6 +7,8 @@ object; each layer holds a ``ThresholdBinding``, which follows the layer's weigh
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import feather_kernels
+from feather_kernels.errors import SparsityWarning
 from feather_kernels.ops.schema import compute_dtype
 
 KEPT_BYTES = 1 << 30  # of P(w) of all weights together, kept for backward unless asked otherwise
@@ -54,6 +58,7 @@ class Thresholds:
         self.recompute = total_bytes > KEPT_BYTES if recompute is None else recompute
         self.recompute_narrow = recompute is True
         self.followed = True  # by a hook of the model, which selects where weights change
+        self._warned = False
         self._replicas: dict[tuple[torch.device, torch.dtype], Replica] = {}
 
     def replica(self, device: torch.device, dtype: torch.dtype) -> Replica:
@@ -91,13 +96,14 @@ class Thresholds:
 
     def warn(self) -> None:
         """Say once that these thresholds, of a copy, follow nothing."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or self._warned:
             return
-        self.followed = True
+        self._warned = True
         warnings.warn(
             "the thresholds of this copy of sparse layers are still those that were copied: the hook that selects them "
             "has not run. Copy the whole model and call the copy itself, or call Sparsifier.refresh(copy)",
-            stacklevel=4,
+            SparsityWarning,
+            stacklevel=_level_of_caller(),
         )
 
     def keep_only(self, used: set[tuple[torch.device, torch.dtype]]) -> None:
@@ -107,11 +113,20 @@ class Thresholds:
 
     def __getstate__(self) -> dict[str, Any]:
         vectors = [(replica.thresholds, replica.grad_scales) for replica in self._replicas.values()]
-        return {**self.__dict__, "_replicas": vectors, "followed": False}
+        return {**self.__dict__, "_replicas": vectors, "followed": False, "_warned": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # the vectors are wrapped anew: pickle does not keep views of them
         self._replicas = {(vectors[0].device, vectors[0].dtype): _wrap(*vectors) for vectors in state["_replicas"]}
+
+
+def _level_of_caller() -> int:
+    """How far above the function that asks the first frame is that belongs neither to this package nor to torch."""
+    inside = tuple(os.path.join(module.__path__[0], "") for module in (feather_kernels, torch))
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def _wrap(thresholds: Tensor, grad_scales: Tensor) -> Replica:

@@ -1,7 +1,7 @@
 """Layers whose weight is read as an attribute; the attribute returns P(weight).
 
 The Parameter stays in ``_parameters``: optimizers, ``state_dict`` and ``parameters()`` see it as before. P(weight) is
-an ordinary intermediate, kept for backward.
+an ordinary intermediate, kept for backward, that refuses writes (``read_only``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from feather_kernels import autograd
 from feather_kernels.nn.base import SparseLayer, dense_without_state
+from feather_kernels.nn.read_only import computed_weight
 
 
 class AttributeLayer(SparseLayer):
@@ -39,12 +40,14 @@ def thresholded(name: str, casts: bool) -> property:
         if name not in self.feather.thresholds:
             return self._parameters[name]
         dtype = autograd.autocast_dtype(self.latent(name)) if casts else None
-        reads = None if torch.compiler.is_compiling() else self.feather.reads  # a compiler merges equal calls itself
-        if reads is None:
+        if torch.compiler.is_compiling():  # a compiler merges equal calls itself
             return self.sparse_weight(name, dtype)
+        reads = self.feather.reads
+        if reads is None:
+            return computed_weight(self.sparse_weight(name, dtype), self, name)
         key = name, torch.is_grad_enabled(), dtype  # what was read without a graph must not serve a read that needs one
         if key not in reads:
-            reads[key] = self.sparse_weight(name, dtype)
+            reads[key] = computed_weight(self.sparse_weight(name, dtype), self, name)
         return reads[key]
 
     return property(read)

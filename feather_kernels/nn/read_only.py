@@ -1,0 +1,137 @@
+"""What a computed attribute gives: P(weight) as a tensor that refuses to be written to.
+
+P(weight) is an intermediate of the Parameter. A write to it would vanish with the next read, so it raises and names the
+Parameter. Neither class has a ``__torch_function__`` of its own (as ``torch.nn.Parameter`` has none), so operations on
+them cost what they cost on plain tensors, give plain tensors, and take torch's fast paths.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NoReturn, cast
+
+from torch import Tensor, nn
+
+_WRITING = re.compile(r"[^_].*[^_]_|__setitem__|__i(add|sub|mul|truediv|floordiv|div|mod|pow|and|or|xor|[lr]shift)__")
+_METHODS_THAT_VIEW = (
+    *("__getitem__", "adjoint", "as_strided", "chunk", "detach", "diagonal", "dsplit", "expand", "expand_as"),
+    *("flatten", "hsplit", "moveaxis", "movedim", "narrow", "permute", "ravel", "reshape", "reshape_as", "select"),
+    *("split", "split_with_sizes", "squeeze", "swapaxes", "swapdims", "t", "tensor_split", "transpose", "unbind"),
+    *("unflatten", "unfold", "unsqueeze", "view", "view_as", "vsplit"),
+)
+_PROPERTIES_THAT_VIEW = ("H", "T", "mH", "mT")
+
+
+class ReadOnlyTensor(Tensor):
+    """P(weight), or a part of its memory, which refuses writes; copies and pickles are plain tensors.
+
+    Not seen are writes by functions instead of methods: ``out=``, ``torch._foreach_*_``, and to views that functions
+    made (``torch.chunk``).
+
+    Attributes:
+        source: the layer and the name of the Parameter.
+    """
+
+    __torch_function__ = nn.Parameter.__torch_function__  # disabled
+    source: tuple[nn.Module, str]
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise RuntimeError: ``what`` was tried."""
+        layer, name = self.source
+        raise RuntimeError(
+            f"{what} on {type(layer).__name__}.{name} would be lost: that attribute of a sparse layer is P(weight), "
+            f"computed in each read. Use the Parameter, layer.latent({name!r}), or a .clone() of these values"
+        )
+
+    @property
+    def data(self) -> Tensor:
+        """The same memory without autograd, read-only too."""
+        return self._guard(super().data)
+
+    @data.setter
+    def data(self, _: Tensor) -> None:
+        self.refuse("writing .data")
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether a gradient is computed; set it on the Parameter."""
+        return super().requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, _: bool) -> None:
+        self.refuse("setting requires_grad")
+
+    def _guard(self, result: Any) -> Any:
+        """The result, which is made read-only where it is a view."""
+        if isinstance(result, tuple | list):
+            return type(result)(map(self._guard, result))
+        if type(result) is Tensor and result.untyped_storage().data_ptr() == self.untyped_storage().data_ptr():
+            return _read_only(result, ReadOnlyTensor, self.source)
+        return result
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        return copy.deepcopy(self.as_subclass(Tensor), memo)
+
+
+class ComputedWeight(ReadOnlyTensor):
+    """P of a Parameter, as the attribute of its name gives it; its ``grad`` is that of the Parameter."""
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The Parameter's; P's own after ``retain_grad()``."""
+        return super().grad if self.retains_grad else self._parameter.grad
+
+    @grad.setter
+    def grad(self, grad: Tensor | None) -> None:
+        self._parameter.grad = grad
+
+    @property
+    def _parameter(self) -> Tensor:
+        layer, name = self.source
+        return cast(Tensor, layer._parameters[name])
+
+    def register_hook(self, hook: Any) -> NoReturn:  # noqa: ARG002
+        """Refused: the next read gives another tensor."""
+        self.refuse("register_hook()")
+
+    register_post_accumulate_grad_hook = register_hook
+
+
+def computed_weight(value: Tensor, layer: nn.Module, name: str) -> Tensor:
+    """P of the layer's Parameter ``name``, made read-only in place; tensors of other classes (fake, sharded) stay."""
+    return _read_only(value, ComputedWeight, (layer, name)) if type(value) is Tensor else value
+
+
+def _read_only(value: Tensor, kind: type[ReadOnlyTensor], source: tuple[nn.Module, str]) -> Tensor:
+    value.__class__ = kind  # no view: that would be a node of the graph
+    value.source = source  # type: ignore[attr-defined]
+    return value
+
+
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def write(self: ReadOnlyTensor, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ARG001
+        self.refuse(f"{name}()")
+
+    return write
+
+
+def _guarding(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def view(self: ReadOnlyTensor, *args: Any, **kwargs: Any) -> Any:
+        return self._guard(method(self, *args, **kwargs))
+
+    return view
+
+
+for _name in filter(_WRITING.fullmatch, dir(Tensor)):
+    setattr(ReadOnlyTensor, _name, _refusing(_name))
+for _name in _METHODS_THAT_VIEW:
+    setattr(ReadOnlyTensor, _name, _guarding(getattr(Tensor, _name)))
+for _name in _PROPERTIES_THAT_VIEW:
+    setattr(ReadOnlyTensor, _name, property(_guarding(getattr(Tensor, _name).__get__)))
