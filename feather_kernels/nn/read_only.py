@@ -13,9 +13,10 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, NoReturn, cast
 
+import torch
 from torch import Tensor, nn
 
-_WRITING = re.compile(r"[^_].*[^_]_|__setitem__|__i(add|sub|mul|truediv|floordiv|div|mod|pow|and|or|xor|[lr]shift)__")
+_IN_PLACE = r"[^_](.*[^_])?_|__setitem__|__i(add|sub|mul|truediv|floordiv|div|mod|pow|and|or|xor|[lr]shift)__"
 _METHODS_THAT_VIEW = (
     *("__getitem__", "adjoint", "as_strided", "chunk", "detach", "diagonal", "dsplit", "expand", "expand_as"),
     *("flatten", "hsplit", "moveaxis", "movedim", "narrow", "permute", "ravel", "reshape", "reshape_as", "select"),
@@ -124,12 +125,13 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
 def _guarding(method: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(method)
     def view(self: ReadOnlyTensor, *args: Any, **kwargs: Any) -> Any:
-        return self._guard(method(self, *args, **kwargs))
+        result = method(self, *args, **kwargs)
+        return result if torch.compiler.is_compiling() else self._guard(result)
 
     return view
 
 
-for _name in filter(_WRITING.fullmatch, dir(Tensor)):
+for _name in [name for name in dir(Tensor) if re.fullmatch(_IN_PLACE, name)]:
     setattr(ReadOnlyTensor, _name, _refusing(_name))
 for _name in _METHODS_THAT_VIEW:
     setattr(ReadOnlyTensor, _name, _guarding(getattr(Tensor, _name)))
