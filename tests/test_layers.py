@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 import io
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import nets
 import pytest
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
@@ -250,6 +252,91 @@ def test_data_replaced_before_backward_is_refused(rows: int) -> None:
     model[0].weight.data = torch.randn(rows, 3)
     with pytest.raises(ValueError, match="must have the weight's shape"):
         y.sum().backward()
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2 * weight
+
+
+TAKERS: dict[str, Callable[[nn.Module], Any]] = {
+    "parametrized": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Doubled()),
+    "weight_norm": nn.utils.parametrizations.weight_norm,
+    "old weight_norm": nn.utils.weight_norm,
+    "spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "pruned by torch": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", [nn.Linear, nn.Conv1d, nn.ConvTranspose1d])
+@pytest.mark.parametrize("taker", TAKERS)
+def test_a_parameter_that_was_taken_away_is_named_in_the_forward(taker: str, kind: Any) -> None:
+    model = nn.Sequential(kind(4, 4) if kind is nn.Linear else kind(4, 4, 3))
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    TAKERS[taker](model[0])
+    message = rf"a sparse {kind.__name__} has no Parameter 'weight', .* Remove that, or finalize\(\) or detach\(\)"
+    for call in (lambda: model(torch.randn(2, 4, 4)), model[0].latent, model.double):
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+def test_forward_works_again_once_the_parametrization_is_gone() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    y = model(x)
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Doubled())
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight", leave_parametrized=False)
+    assert model(x).equal(y)
+
+
+class Registered(nn.Linear):
+    """A class whose subclasses must say what they are, and are remembered."""
+
+    known: ClassVar[list[str]] = []
+
+    def __init_subclass__(cls, *, task: str, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.known.append(task)
+
+
+class RegisteredReader(Registered, task="reading"):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class Meta(abc.ABCMeta):
+    made: ClassVar[list[str]] = []
+
+    def __init__(cls, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        Meta.made.append(cls.__name__)
+
+
+class WithMeta(nn.Linear, metaclass=Meta):
+    pass
+
+
+class RegisteredGRU(nn.GRU):
+    def __init_subclass__(cls, *, task: str) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Registered, RegisteredReader, WithMeta, RegisteredGRU])
+def test_classes_that_watch_their_subclasses(kind: type[nn.Module]) -> None:
+    layer, x = kind(4, 4), torch.randn(2, 4)
+    known = list(Registered.known)
+    sparsifier = fk.Sparsifier(layer, schedule=fk.ConstantSchedule(0.5))
+    assert isinstance(layer, SparseLayer)
+    assert isinstance(layer, kind)
+    assert Registered.known == known, "a sparse class is no class of the user's"
+    y = layer(x)
+    twin = copy.deepcopy(layer)(x)
+    sparsifier.finalize()
+    assert type(layer) is kind
+    first = (lambda result: result[0]) if kind is RegisteredGRU else lambda result: result
+    torch.testing.assert_close(first(layer(x)), first(y))
+    torch.testing.assert_close(first(twin), first(y))
 
 
 def test_autocast_of_devices_that_no_kernel_is_for() -> None:
