@@ -12,19 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
-from torch.nn import functional as F
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import feather_kernels as fk
 
 REPLACED = r"weight of this copy of a sparse \w+ was replaced .*: finalize a copy of the model first"
-
-
-class Reader(nn.Linear):
-    """Has a forward of its own, in which the attribute is P(weight)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 Fuser = Callable[[Any, Any], nn.Module]
@@ -37,7 +29,7 @@ PAIRS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Fuser]] = {
         lambda layer, norm: fuse_conv_bn_eval(layer, norm, transpose=True),
     ),
     "Linear": (lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), (4, 6), fuse_linear_bn_eval),
-    "reader": (lambda: nn.Sequential(Reader(6, 8), nn.BatchNorm1d(8)), (4, 6), fuse_linear_bn_eval),
+    "reader": (lambda: nn.Sequential(nets.Reader(6, 8), nn.BatchNorm1d(8)), (4, 6), fuse_linear_bn_eval),
 }
 
 

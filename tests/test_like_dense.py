@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import nets
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import feather_kernels as fk
 from feather_kernels.nn import SparseLayer
@@ -118,36 +117,13 @@ def test_shapes_with_zeros(case: str, recompute: bool | None) -> None:
 # ------------------------------------------------------------------------------------------------ tracers
 
 
-class Net(nn.Module):
-    """Convolution, linear, attention and a subclass that reads its weight."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.convolution = nn.Conv2d(3, 8, 3)
-        self.reader = Reader(8 * 16, 12)
-        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
-        self.linear = nn.Linear(12, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.reader(self.convolution(x).flatten(1)).unsqueeze(1)
-        return self.linear(self.attention(x, x, x)[0].squeeze(1))
-
-
-class Reader(nn.Linear):
-    """Has a forward of its own, in which the attribute is P(weight)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
 def images() -> Tensor:
-    return torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+    return nets.images(2, 6)
 
 
 @MODES
 def test_fx_calls_sparse_layers_as_one_node(recompute: bool | None) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), Reader(128, 6), nn.Linear(6, 4))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nets.Reader(128, 6), nn.Linear(6, 4))
     sparsifier = sparsify(model, recompute)
     traced = torch.fx.symbolic_trace(model)
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", "1", "2", "3"]
@@ -178,53 +154,10 @@ def test_feature_extractor_of_torchvision() -> None:
     assert features["layer1.0.conv1"].shape == (1, 64, 8, 8)
 
 
-@MODES
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore:.*an autograd kernel was not registered")
-def test_jit_trace_holds_the_op(recompute: bool | None) -> None:
-    model = Net().eval()
-    sparsify(model, recompute)
-    traced = torch.jit.trace(model, (images(),), check_trace=False)  # dense attention does not pass that check
-    file = io.BytesIO()
-    torch.jit.save(traced, file)
-    file.seek(0)
-    loaded = torch.jit.load(file)
-    assert str(loaded.inlined_graph).count("feather_kernels::threshold") >= 4
-    assert loaded(images()).allclose(model(images()), atol=1e-6)
-    with pytest.raises(RuntimeError, match="has no derivative"):  # rather than train without the weights' gradients
-        loaded(images()).sum().backward()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_jit_trace_of_changed_weights_is_refused() -> None:
-    model = nn.Sequential(nn.Linear(6, 4))
-    sparsifier = sparsify(model, None)
-    with torch.no_grad():
-        model[0].weight.mul_(2)
-    with pytest.raises(RuntimeError, match=r"call the model once, or Sparsifier\.refresh\(\), before it is traced"):
-        torch.jit.trace(model, (torch.randn(2, 6),))
-    sparsifier.refresh()
-    x = torch.randn(2, 6)
-    assert torch.jit.trace(model, (x,))(x).equal(model(x))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_legacy_onnx_is_refused_with_the_op_named() -> None:
-    pytest.importorskip("onnx")
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 4)).eval()
-    sparsifier = sparsify(model, None)
-    with pytest.raises(Exception, match="feather_kernels::threshold"):
-        torch.onnx.export(model, (images(),), io.BytesIO(), dynamo=False)
-    sparsifier.finalize()
-    file = io.BytesIO()
-    torch.onnx.export(model, (images(),), file, dynamo=False)
-    assert file.getbuffer().nbytes > 0
-
-
 def test_flop_counters_see_the_dense_ops() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    model, dense = Net(), Net()
+    model, dense = nets.CalledAndRead(), nets.CalledAndRead()
     sparsify(model, None)
     counts = []
     for module in (model, dense):
@@ -253,7 +186,7 @@ WRAPPED: dict[str, Callable[[], Wrapped]] = {
     "Linear": lambda: Wrapped(nn.Linear(8, 8), torch.randn(2, 8)),
     "Conv2d": lambda: Wrapped(nn.Conv2d(3, 4, 3), torch.randn(1, 3, 5, 5)),
     "ConvTranspose1d": lambda: Wrapped(nn.ConvTranspose1d(3, 4, 3), torch.randn(1, 3, 5)),
-    "Reader": lambda: Wrapped(Reader(8, 8), torch.randn(2, 8)),
+    "Reader": lambda: Wrapped(nets.Reader(8, 8), torch.randn(2, 8)),
     "GRU": lambda: Wrapped(nn.GRU(8, 8), torch.randn(2, 8)),
 }
 
@@ -310,7 +243,7 @@ def test_step_before_any_forward_waits_with_its_check() -> None:
 
 
 def test_warnings_of_a_step_are_those_of_a_dense_one() -> None:
-    model = Net()
+    model = nets.CalledAndRead()
     sparsifier = sparsify(model, None)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -20,13 +20,6 @@ import feather_kernels as fk
 LOST = r"Feather\w+\.\w*weight would be lost.*layer\.latent\('\w*weight'\)"
 
 
-class Reader(nn.Linear):
-    """Has a forward of its own, in which the attribute is P(weight)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-
 def sparsified(layer: nn.Module, **options: Any) -> nn.Module:
     fk.Sparsifier(layer, schedule=fk.ConstantSchedule(0.5), **options)
     return layer
@@ -86,7 +79,7 @@ WRITES: dict[str, Callable[[nn.Module], Any]] = {
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 def test_writes_raise_and_change_nothing(write: str, grad: bool) -> None:
-    layer = sparsified(Reader(8, 8))
+    layer = sparsified(nets.Reader(8, 8))
     before = layer.latent().detach().clone()
     with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match=LOST):
         WRITES[write](layer)
@@ -95,7 +88,7 @@ def test_writes_raise_and_change_nothing(write: str, grad: bool) -> None:
 
 
 def test_every_in_place_method_of_torch_raises() -> None:
-    weight = sparsified(Reader(4, 4)).weight
+    weight = sparsified(nets.Reader(4, 4)).weight
     assert len(IN_PLACE_METHODS) > 150
     for name in IN_PLACE_METHODS:
         for tensor in (weight, weight.data, weight.detach(), weight[0], weight.T):
@@ -122,7 +115,7 @@ def test_every_method_that_views_gives_a_guarded_view() -> None:
         "split_with_sizes": ([1, 3],),
         "__getitem__": (0,),
     }
-    weight = sparsified(Reader(4, 4)).weight.detach()
+    weight = sparsified(nets.Reader(4, 4)).weight.detach()
     seen = set()
     for name in sorted({*dir(Tensor)} - {"data", "share_memory_", "storage"}):
         if name.startswith("_") and name != "__getitem__":
@@ -184,7 +177,7 @@ def test_attention_is_not_initialised_anew_by_half() -> None:
 
 
 def test_writes_through_the_parameter_arrive() -> None:
-    layer = sparsified(Reader(8, 8))
+    layer = sparsified(nets.Reader(8, 8))
     nn.init.constant_(layer.latent(), 3.0)
     assert layer.state_dict()["weight"].eq(3).all()
     layer.weight = nn.Parameter(torch.full((8, 8), 2.0))
@@ -202,7 +195,7 @@ def test_writes_through_the_parameter_arrive() -> None:
 
 
 def test_reads_are_plain_to_torch() -> None:
-    weight = sparsified(Reader(8, 8)).weight
+    weight = sparsified(nets.Reader(8, 8)).weight
     assert not torch.overrides.has_torch_function((weight,))
     assert not torch.overrides.has_torch_function((weight.data,))
     results = [weight + 1, weight.clone(), weight @ weight, weight.sum(), F.linear(torch.ones(2, 8), weight)]
@@ -213,7 +206,7 @@ def test_reads_are_plain_to_torch() -> None:
 
 
 def test_gradient_is_that_of_the_parameter() -> None:
-    layer = sparsified(Reader(8, 8))
+    layer = sparsified(nets.Reader(8, 8))
     assert layer.weight.grad is None
     layer(torch.randn(4, 8)).square().sum().backward()
     assert layer.weight.grad is layer.latent().grad
@@ -230,12 +223,12 @@ def test_gradient_is_that_of_the_parameter() -> None:
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, nets.through_pickle, nets.through_torch_save])
 def test_copies_and_pickles_are_plain_tensors(duplicate: Callable[[Any], Tensor]) -> None:
-    weight = sparsified(Reader(8, 8)).weight.detach()
+    weight = sparsified(nets.Reader(8, 8)).weight.detach()
     copied = duplicate({"weight": weight})["weight"] if duplicate is not copy.copy else copy.copy(weight)
     assert type(copied) is Tensor
     assert copied.equal(weight)
     with pytest.raises(RuntimeError, match="graph leaves"):  # torch's own words on an intermediate
-        copy.deepcopy(sparsified(Reader(8, 8)).weight)
+        copy.deepcopy(sparsified(nets.Reader(8, 8)).weight)
     file = io.BytesIO()
     torch.save(weight, file)
     file.seek(0)
@@ -280,7 +273,7 @@ def test_fast_path_of_the_encoder_still_runs(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_read_in_eager_code_and_used_in_compiled_code(backend: str) -> None:
     torch._dynamo.reset()
-    layer, x = sparsified(Reader(8, 8)), torch.randn(2, 8)
+    layer, x = sparsified(nets.Reader(8, 8)), torch.randn(2, 8)
     compiled = torch.compile(lambda x, w: x @ w.t() if w.requires_grad else x, backend=backend, fullgraph=True)
     y = compiled(x, layer.weight)
     torch.testing.assert_close(y, x @ layer.weight.t())

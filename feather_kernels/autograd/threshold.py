@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from feather_kernels.backends.reference import scaled_gradient
+from feather_kernels.ops.onnx_export import refuse_onnx
 from feather_kernels.torch_private import forward_mode_active, tracing, transforms_active
 
 ops = torch.ops.feather_kernels
@@ -37,11 +38,12 @@ def threshold(
     """
     if transforms_active() or forward_mode_active():
         return TransformableThreshold.apply(weight, t, grad_scale, power, out_dtype)
-    if not (torch.is_grad_enabled() and weight.requires_grad):
-        return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
     if tracing():
+        refuse_onnx()
         with torch.no_grad():  # a Function would stand in the trace as Python; backward of the traced op raises
             return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
     return PlainThreshold.apply(weight, t, grad_scale, power, out_dtype)
 
 

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -191,6 +191,13 @@ class SparseLayer(nn.Module):
 
     def _replicate_for_data_parallel(self) -> nn.Module:
         raise RuntimeError("sparse layers do not run under DataParallel: use DistributedDataParallel")
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What ``torch.jit.script`` asks each module for."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile a live sparse {self.feather.dense_class.__name__}: finalize a copy of "
+            "the model first, and script that"
+        )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Copies and pickles name the dense class: the sparse classes of subclasses exist only at run time."""

