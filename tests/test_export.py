@@ -172,16 +172,16 @@ def test_jit_trace_holds_the_op(recompute: bool | None) -> None:
         traced(x).sum().backward()
 
 
-def test_exported_graph_follows_the_weights_under_the_threshold_of_its_moment() -> None:
-    model, _, x, y = live("called and read")
-    program = torch.export.export(model, (x,))
-    assert str(program.graph).count("feather_kernels.threshold.default") >= 5
-    module = program.module()
+def test_exported_graph_keeps_the_threshold_of_its_moment() -> None:
+    model = nn.Sequential(nn.Linear(6, 4))
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    x, t = torch.randn(2, 6), sparsifier.threshold.clone()
+    program = torch.export.export(model, (x,)).module()  # which shares the Parameters
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(0)
-        assert module(x).eq(0).all()
-    assert model(x).allclose(y), "the program has weights of its own"
+        model[0].weight.mul_(2)
+        expected = nn.functional.linear(x, fk.functional.threshold(model[0].weight, t), model[0].bias)
+        assert program(x).equal(expected)
+        assert not model(x).allclose(expected)
 
 
 # ------------------------------------------------------------------------------------------------ weights that moved
