@@ -98,6 +98,24 @@ def test_fusers_that_ask_for_the_exact_type_leave_live_layers_as_they_are() -> N
     torch.testing.assert_close(fuse(model)(x), y)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_dynamic_quantization_passes_over_live_layers_and_takes_finalized_ones() -> None:
+    """It asks for the exact type, as the FLOP counters thop and ptflops do."""
+    from torch.ao.quantization import quantize_dynamic
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)), torch.randn(3, 8)
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    y = model(x)
+    passed_over = quantize_dynamic(model, {nn.Linear})
+    assert [type(module) for module in passed_over] == [type(module) for module in model]
+    assert passed_over(x).equal(y)
+    sparsifier.finalize()
+    quantized = quantize_dynamic(model, {nn.Linear})
+    assert all("quantized" in type(quantized[i]).__module__ for i in (0, 2))
+    torch.testing.assert_close(quantized(x), y, rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize("name", ["repvgg_a0", "mobileone_s0", "fastvit_t8"])
 def test_timms_reparameterisation_after_finalize(name: str) -> None:
     timm = pytest.importorskip("timm", reason="needs the extra zoo")

@@ -77,6 +77,43 @@ def test_output_changed_in_place(
     torch.testing.assert_close(layer.weight.grad, dense.weight.grad * scale, rtol=tolerance, atol=tolerance)
 
 
+READ: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor]]] = {
+    "reader": (lambda: nets.Reader(6, 6), lambda m, x: m(x)),
+    "attention": (lambda: nn.MultiheadAttention(6, 2, batch_first=True), lambda m, x: m(x, x, x)[0]),
+    "GRU": (lambda: nn.GRU(6, 6, batch_first=True), lambda m, x: m(x)[0]),
+    "RNN": (lambda: nn.RNN(6, 6, batch_first=True), lambda m, x: m(x)[0]),
+}
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["", "autocast"])
+@pytest.mark.parametrize("change", IN_PLACE)
+@pytest.mark.parametrize("shape", [(3, 6), (2, 3, 6)], ids=["2d", "3d"])
+@pytest.mark.parametrize("name", READ)
+def test_output_of_read_and_recurrent_layers_changed_in_place(
+    name: str, shape: tuple[int, ...], change: str, autocast: bool
+) -> None:
+    torch.manual_seed(0)
+    make, run = READ[name]
+    layer = make()
+    dense = copy.deepcopy(layer)
+    sparsify(layer, None, grad_scale=1.0)
+    with torch.no_grad():
+        for module, twin in zip(layer.modules(), dense.modules(), strict=True):
+            for parameter in module.feather.thresholds if isinstance(module, SparseLayer) else ():
+                twin._parameters[parameter].copy_(module.sparse_weight(parameter))
+    results = []
+    for module in (layer, dense):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            y = run(module, x)
+        form = y.shape, y.dtype, y.stride(), y.requires_grad, y.is_leaf
+        IN_PLACE[change](y)
+        y.float().square().sum().backward()
+        results.append((form, [y.detach(), x.grad, *(p.grad for p in module.parameters())]))
+    assert results[0][0] == results[1][0]
+    torch.testing.assert_close(results[0][1], results[1][1], **({"rtol": 2e-2, "atol": 2e-2} if autocast else {}))
+
+
 # ------------------------------------------------------------------------------------------------ shapes with zeros
 
 EMPTY: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
