@@ -257,6 +257,27 @@ def test_computes_as_dense_attention_does() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+class Transposed(nn.Linear):
+    """Views its weight in forward."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight.t().reshape(self.in_features, -1) + self.bias
+
+
+def test_ensembles_and_gradients_of_torch_func() -> None:
+    models = [sparsified(Transposed(8, 8)) for _ in range(3)]
+    x = torch.randn(2, 8)
+    parameters, buffers = torch.func.stack_module_state(models)
+    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(models[0], (parameters, buffers), (x,)).square().sum()
+
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(parameters, x)
+    models[0](x).square().sum().backward()
+    torch.testing.assert_close(gradients["weight"][0], models[0].latent().grad)
+
+
 def test_fast_path_of_the_encoder_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     layer = sparsified(nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))).eval()

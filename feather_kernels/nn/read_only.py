@@ -16,6 +16,8 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
+from feather_kernels.torch_private import in_transform
+
 _IN_PLACE = r"[^_](.*[^_])?_|__setitem__|__i(add|sub|mul|truediv|floordiv|div|mod|pow|and|or|xor|[lr]shift)__"
 _METHODS_THAT_VIEW = (
     *("__getitem__", "adjoint", "as_strided", "chunk", "detach", "diagonal", "dsplit", "expand", "expand_as"),
@@ -105,8 +107,13 @@ class ComputedWeight(ReadOnlyTensor):
 
 
 def computed_weight(value: Tensor, layer: nn.Module, name: str) -> Tensor:
-    """P of the layer's Parameter ``name``, made read-only in place; tensors of other classes (fake, sharded) stay."""
-    return _read_only(value, ComputedWeight, (layer, name)) if type(value) is Tensor else value
+    """P of the layer's Parameter ``name``, made read-only in place.
+
+    Tensors of other classes (fake, sharded) and those inside torch.func, which have no storage, stay as they are.
+    """
+    if type(value) is not Tensor or in_transform():
+        return value
+    return _read_only(value, ComputedWeight, (layer, name))
 
 
 def _read_only(value: Tensor, kind: type[ReadOnlyTensor], source: tuple[nn.Module, str]) -> Tensor:
