@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -36,3 +39,27 @@ else:
     def forward_mode_active() -> bool:
         """Whether a level of forward-mode differentiation is open; where torch does not say, always in eager code."""
         return forward_ad._current_level >= 0
+
+
+_functorch = getattr(torch._C, "_functorch", None)
+_is_wrapped: Callable[[Tensor], bool] = getattr(_functorch, "is_functorch_wrapped_tensor", lambda _: False)
+_is_batched: Callable[[Tensor], bool] = getattr(_functorch, "is_batchedtensor", lambda _: True)
+_unwrap: Callable[[Tensor], Tensor] | None = getattr(_functorch, "get_unwrapped", None)
+
+
+def outside_transforms(tensor: Tensor) -> Tensor | None:
+    """The tensor inside of the wrappers of torch.func; None where vmap batches it, or where torch does not say."""
+    while _is_wrapped(tensor):
+        if _unwrap is None or _is_batched(tensor):
+            return None
+        tensor = _unwrap(tensor)
+    return tensor
+
+
+def without_transforms() -> AbstractContextManager[Any]:
+    """A context in which the transforms of torch.func that are active do not see what is computed."""
+    if not in_transform():
+        return nullcontext()
+    from torch._functorch import pyfunctorch
+
+    return pyfunctorch.temporarily_clear_interpreter_stack()

@@ -43,6 +43,7 @@ def test_attached_sparsifier_steps_by_itself() -> None:
     assert sparsifier.step_count == 6
 
 
+@pytest.mark.filterwarnings("ignore:the sparsifier has counted:feather_kernels.SparsityWarning")
 @pytest.mark.parametrize("end", ["finalize", "detach"])
 def test_the_end_removes_the_hook(end: str) -> None:
     model, sparsifier, optimizer, _ = attached()

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch.optim import Optimizer
-
 from feather_kernels.functional import check_grad_scale
 from feather_kernels.ops.schema import check_weight, compute_dtype
 from feather_kernels.sparsify.policies import ScopeFunction
@@ -73,12 +71,3 @@ def check_dtypes(weights: Sequence[PrunableWeight]) -> None:
                 f"the prunable weights must be all float64 or none, got {weights[0].parameter.dtype} in "
                 f"{weights[0].name} and {weight.parameter.dtype} in {weight.name}"
             )
-
-
-def check_optimizer(optimizer: Optimizer, weights: Sequence[PrunableWeight]) -> None:
-    """Raise unless ``optimizer`` is one and updates a prunable weight."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(weight.parameter in held for weight in weights):
-        raise ValueError("optimizer must hold a prunable weight of the model, got one that holds none")

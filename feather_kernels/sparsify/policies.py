@@ -118,6 +118,14 @@ class Policy:
             fractions.append(fraction)
         return Positions(ranks, fractions)
 
+    def budget(self, sparsity: float) -> int:
+        """Number of zeros that the schedule's ``sparsity`` asks for, all groups together."""
+        if sparsity == 0:
+            return 0
+        if callable(self.scope):
+            return quantile_position(sum(self.numels), sparsity)[0] + 1
+        return sum(rank + 1 for rank in self.positions(sparsity).ranks)
+
     def thresholds_at(self, parameters: list[Tensor], sparsity: float) -> Tensor:
         """(L,) thresholds of the weights at the schedule's ``sparsity``."""
         if callable(self.scope):

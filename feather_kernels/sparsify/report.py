@@ -45,6 +45,11 @@ class LayerReport:
         """Fraction of zeros."""
         return self.zeros / self.numel if self.numel else 0.0
 
+    @property
+    def empty(self) -> bool:
+        """Whether no weight is left."""
+        return 0 < self.numel == self.zeros
+
     def row(self) -> tuple[str, ...]:
         """The columns of ``COLUMNS`` as text."""
         shape = "x".join(map(str, self.shape))
@@ -61,6 +66,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: tuple[SkippedLayer, ...]
     model_parameters: int
+    budget: int
 
     @property
     def numel(self) -> int:

@@ -33,15 +33,13 @@ _NOT_PRUNABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.Gro
 class Use:
     """A parameter in one layer.
 
-    ``form`` says how the layer's class is extended (``nn.conversion``); a layer that ``may_be_unused`` is not expected
-    to run in the first training step.
+    ``form`` says how the layer's class is extended (``nn.conversion``).
     """
 
     layer_name: str
     module: nn.Module
     parameter_name: str
     form: str
-    may_be_unused: bool
 
     @property
     def name(self) -> str:
@@ -100,8 +98,7 @@ class Choice:
     of layers or of modules that contain them, ``re:`` patterns for the whole name, or module classes. A layer of
     another kind, e.g. an embedding, is taken where ``targets`` has its exact name or its class. Layers for which
     ``filter_fn(module, name)`` is false, or whose weights have fewer than ``min_numel`` elements, are left.
-    ``read_directly`` names layers whose weight another module reads without calling them; ``may_be_unused`` those that
-    a training step may leave out (experts, stochastic depth), so that the first one does not look for them.
+    ``read_directly`` names layers whose weight another module reads without calling them.
     """
 
     targets: Sequence[Target] | None = None
@@ -109,7 +106,6 @@ class Choice:
     filter_fn: FilterFn | None = None
     min_numel: int = 0
     read_directly: Sequence[Target] | None = None
-    may_be_unused: Sequence[Target] | None = None
 
     def names_exactly(self, name: str, module: nn.Module) -> bool:
         """Whether ``targets`` asks for this very layer, whatever its kind."""
@@ -137,7 +133,7 @@ def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeigh
             initialised; a layer that is sparse already.
     """
     names = {module: name for name, module in model.named_modules()}
-    for argument in ("targets", "ignore", "read_directly", "may_be_unused"):
+    for argument in ("targets", "ignore", "read_directly"):
         _check_matches(argument, getattr(choice, argument), names)
     if choice.min_numel < 0:
         raise ValueError(f"min_numel must be at least 0, got {choice.min_numel}")
@@ -152,8 +148,7 @@ def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeigh
             wrapped = "forward" in module.__dict__  # by a library that keeps, and calls, the dense forward
             if form == "call" and (wrapped or module in read or matches(name, module, choice.read_directly or ())):
                 form = "read"
-            unused = matches(name, module, choice.may_be_unused or ())
-            taken.update({(module, p): Use(name, module, p, form, unused) for p in parameters})
+            taken.update({(module, p): Use(name, module, p, form) for p in parameters})
         elif parameters or (reason and _holds_weights(module)):
             skipped.append(SkippedLayer(name or ROOT, reason or ""))
     return _group_by_parameter(model, names, taken, skipped)
