@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -20,6 +21,14 @@ in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_
 
 tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
 """Whether torch.jit.trace, or the ONNX exporter that is built on it, is recording."""
+
+_fake_mode: Callable[[list[Tensor]], object] = getattr(torch._guards, "detect_fake_mode", lambda _: None)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether the tensor, or what is computed from it now, holds no values (FakeTensorMode)."""
+    return _fake_mode([tensor]) is not None
+
 
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 

@@ -15,6 +15,7 @@ NAMES = {  # in torch_private.py -> where torch has it
     "_are_functorch_transforms_active": "torch._C",
     "_current_graph_task_id": "torch._C",
     "_current_level": "torch.autograd.forward_ad",
+    "detect_fake_mode": "torch._guards",
     "is_tracing": "torch.jit",
 }
 
