@@ -36,11 +36,15 @@ class SchedulePosition:
         self.key = uuid.uuid4().hex  # the same in copies and pickles of models that belong to this position
         self._step = 0
 
-    def advance(self) -> None:
-        """One optimizer step further."""
-        self._step += 1
+    def advance(self, skipped: Tensor | None = None) -> None:
+        """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0.
+
+        It is read on the host unless steps are counted on a device.
+        """
         if self.device_schedule is not None:
-            self.device_schedule.advance()
+            self.device_schedule.advance(skipped)
+        elif skipped is None or not skipped.item():
+            self._step += 1
 
     def move_to(self, step: int) -> None:
         """Continue from ``step``."""
