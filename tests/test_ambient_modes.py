@@ -225,8 +225,7 @@ def life(
 
 
 @lru_cache
-def life_without(policy: str, backend: str, forward: Mode = nullcontext) -> dict[str, Any]:
-    assert backend
+def life_without(policy: str, forward: Mode = nullcontext) -> dict[str, Any]:
     return life(POLICIES[policy], forward)
 
 
@@ -244,9 +243,9 @@ def differing(seen: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("mode", AROUND_EVERYTHING)
-def test_a_life_inside_of_a_mode_is_that_outside(backend: BackendUnderTest, mode: str, policy: str) -> None:
+def test_a_life_inside_of_a_mode_is_that_outside(mode: str, policy: str) -> None:
     around = AROUND_EVERYTHING[mode]
-    wanted = life_without(policy, backend.name, around if mode == "autocast" else nullcontext)
+    wanted = life_without(policy, around if mode == "autocast" else nullcontext)
     assert differing(life(POLICIES[policy], around, around), wanted) == []
 
 
@@ -254,12 +253,10 @@ def test_a_life_inside_of_a_mode_is_that_outside(backend: BackendUnderTest, mode
 @pytest.mark.parametrize(
     ("mode", "part"), [*((mode, "all") for mode in AROUND_CALLS), *(("inference_mode", part) for part in PARTS)]
 )
-def test_a_part_of_a_life_inside_of_a_mode_is_that_outside(
-    backend: BackendUnderTest, mode: str, part: str, policy: str
-) -> None:
+def test_a_part_of_a_life_inside_of_a_mode_is_that_outside(mode: str, part: str, policy: str) -> None:
     parts = PARTS if part == "all" else (part,)
     seen = life(POLICIES[policy], ours=AROUND_CALLS[mode], parts=parts)
-    assert differing(seen, life_without(policy, backend.name)) == []
+    assert differing(seen, life_without(policy)) == []
 
 
 def test_a_report_in_inference_mode_leaves_nothing_to_later_steps_that_they_cannot_use() -> None:
@@ -361,37 +358,26 @@ def test_selftest_passes_in_every_mode(op: str, mode: str) -> None:
 
 # ------------------------------------------------------------------------------------------------ the sources
 
-TAKE_DEVICE = {"arange", "randint", "randperm"}  # integers, whatever the default dtype is
-TAKE_BOTH = {
-    "as_tensor",
-    "empty",
-    "eye",
-    "full",
-    "linspace",
-    "ones",
-    "rand",
-    "randn",
-    "scalar_tensor",
-    "tensor",
-    "zeros",
+INTEGERS = ("arange", "randint", "randperm")  # of integers, whatever the default dtype is
+NUMBERS = ("as_tensor", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "scalar_tensor", "tensor", "zeros")
+NAMED = {
+    **{f"torch.{name}": {"device"} for name in INTEGERS},
+    **{f"torch.{name}": {"device", "dtype"} for name in NUMBERS},
 }
 
 
-def lacks(call: ast.Call) -> set[str]:
-    """What a call of a constructor of torch leaves to the user's defaults."""
-    name = ast.unparse(call.func).removeprefix("torch.")
-    wanted = {"device", "dtype"} if name in TAKE_BOTH else {"device"} if name in TAKE_DEVICE else set()
-    if ast.unparse(call.func) == "torch.where" and all(isinstance(value, ast.Constant) for value in call.args[1:]):
-        return {"dtype"}
-    return (
-        wanted - {str(keyword.arg) for keyword in call.keywords} if f"torch.{name}" == ast.unparse(call.func) else set()
-    )
+def left_to_defaults(call: ast.Call) -> set[str]:
+    """What a call that makes a tensor takes from the user's defaults."""
+    name = ast.unparse(call.func)
+    if name == "torch.where":  # of two numbers
+        return {"dtype"} if all(isinstance(value, ast.Constant) for value in call.args[1:]) else set()
+    return NAMED.get(name, set()) - {str(keyword.arg) for keyword in call.keywords}
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_every_new_tensor_of_the_package_names_its_device_and_dtype(path: Path) -> None:
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    found = {f"{call.lineno}: {ast.unparse(call)}": sorted(lacks(call)) for call in calls if lacks(call)}
+    found = {f"{call.lineno}: {ast.unparse(call)}": left_to_defaults(call) for call in calls if left_to_defaults(call)}
     assert found == {}
 
 
