@@ -130,7 +130,7 @@ def _selftest(options: argparse.Namespace) -> int:
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.empty(0, device=name).device
+        device = torch.empty(0, dtype=torch.float32, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
     return selftest.run(device, None if options.json is None else Path(options.json))

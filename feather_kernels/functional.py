@@ -220,7 +220,7 @@ def magnitude_threshold(weights: Tensor | Sequence[Tensor], sparsity: float) -> 
         return tensors[0].new_zeros((), dtype=schema.compute_dtype(tensors[0].dtype))
     rank, fraction = quantile_position(count, sparsity)
     device = tensors[0].device
-    values = ops.magnitude_select(tensors, [0] * len(tensors), torch.full((1,), rank, device=device))
+    values = ops.magnitude_select(tensors, [0] * len(tensors), torch.full((1,), rank, dtype=torch.int64, device=device))
     return interpolate(values[0], fraction)
 
 

@@ -22,7 +22,7 @@ from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.selection import PrunableWeight
 from feather_kernels.sparsify.training_watch import TrainingWatch
-from feather_kernels.torch_private import in_backward, in_transform, tracing
+from feather_kernels.torch_private import in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")
 _OUTSIDE = 6  # from the hook to the caller of the model
@@ -93,10 +93,12 @@ class CurrentThresholds:
         ``unseen``: as in ``Thresholds.assign``.
 
         Raises:
-            RuntimeError: a weight is gone, has another shape, or is no longer tied.
+            RuntimeError: a weight is gone, has another shape, is no longer tied, or holds no values (FakeTensorMode).
         """
         if self.policy is None:
             raise RuntimeError("a model that was pickled with a scope that is a function cannot select thresholds")
+        if is_fake(self.weights[0].parameter):
+            raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         parameters = self._check_places()
         with torch.inference_mode(False), torch.no_grad():
             values = self._per_use(_select(parameters, self.policy, self.position))

@@ -13,7 +13,7 @@ from feather_kernels.torch_private import outside_transforms, without_transforms
 
 
 def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:
-    """The tensors inside of torch.func's wrappers; None for sharded and other wrapped weights, which are left alone.
+    """The tensors inside of torch.func's wrappers; None for sharded weights, which are left alone.
 
     Raises:
         RuntimeError: a batch of weights, of which each would need a threshold of its own.
@@ -22,13 +22,13 @@ def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:
     for weight in held:
         if weight is None:
             return None
-        inner = outside_transforms(weight)
-        if inner is None:
+        inner, batched = outside_transforms(weight)
+        if batched:
             raise RuntimeError(
                 "a sparse model cannot run on a batch of weights (vmap over stack_module_state): every member has "
                 "thresholds of its own. Call the members one by one, or finalize() a copy of each first"
             )
-        if hasattr(inner, "__tensor_flatten__"):
+        if inner is None or hasattr(inner, "__tensor_flatten__"):
             return None
         plain.append(inner)
     return plain
