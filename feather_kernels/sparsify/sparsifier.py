@@ -20,13 +20,21 @@ from feather_kernels.ops.schema import check_power, compute_dtype
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.first_step import FirstStep
-from feather_kernels.sparsify.options import GradScale, check_dtypes, check_optimizer, check_options, resolve_grad_scale
+from feather_kernels.sparsify.names import Target
+from feather_kernels.sparsify.options import (
+    GradScale,
+    check_dtypes,
+    check_model,
+    check_optimizer,
+    check_options,
+    resolve_grad_scale,
+)
 from feather_kernels.sparsify.overrides import Override, resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, select_weights
+from feather_kernels.sparsify.selection import Choice, FilterFn, Use, select_weights
 from feather_kernels.sparsify.state import check_state
 
 
@@ -90,13 +98,14 @@ class Sparsifier:
         recompute: bool | None = None,
         capturable: bool = False,
     ) -> None:
+        check_model(model)
         self.schedule = make_schedule(sparsity, total_steps, schedule)
         check_power(power)
         scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(recompute, capturable, scope)
         choice = Choice(targets, ignore, filter_fn, min_numel, read_directly, may_be_unused)
         self.model = model
-        self.weights, self.skipped = select_weights(model, choice)
+        self.weights, self.skipped, _ = select_weights(model, choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
