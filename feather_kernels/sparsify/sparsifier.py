@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -35,7 +34,7 @@ from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
 from feather_kernels.sparsify.selection import Choice, FilterFn, Use, select_weights
-from feather_kernels.sparsify.state import check_state
+from feather_kernels.sparsify.state import check_state, warn_of_schedule
 
 
 class Sparsifier:
@@ -271,8 +270,7 @@ class Sparsifier:
         """
         self._check_live("load_state_dict")
         check_state(state, self._layer_names(), len(self._uses()))
-        if state["schedule"] != repr(self.schedule):
-            warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
+        warn_of_schedule(state, self.schedule, stacklevel=2)
         self._position.move_to(int(state["step"]))
         if state["step"] > 0:
             self._first_step = None  # the run that is resumed has passed its check
