@@ -293,6 +293,12 @@ def test_the_reason_of_fused_experts_says_how_to_take_them_beside_the_others() -
     assert sum(int((p == 0).sum()) for p in model.parameters() if p.dim() >= 2) == int(0.8 * (count - 1)) + 1
 
 
+def test_a_token_of_three_dimensions_is_not_taken_for_experts() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    model.append(nn.ParameterDict({"class_token": torch.zeros(1, 1, 8), "scale": torch.ones(8, 1, 1)}))
+    assert reasons(sparsify(model)) == {"1": "ParameterDict: taken only if targets names it"}
+
+
 def test_fused_experts_of_transformers_are_taken_as_their_reason_says() -> None:
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)

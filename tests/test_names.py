@@ -121,6 +121,10 @@ def test_a_state_of_a_wrapped_layer_loads_into_the_layer_itself() -> None:
 def test_module_is_a_name_where_nothing_is_wrapped() -> None:
     model = nn.ModuleDict({"module": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
     assert names(sparsify(model)) == ["module", "head"]
+    scaled = nn.Module()
+    scaled.register_parameter("scale", nn.Parameter(torch.ones(())))
+    scaled.module = nn.Linear(4, 4)
+    assert names(sparsify(scaled)) == ["module"]
 
 
 @pytest.mark.parametrize(
