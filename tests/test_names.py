@@ -130,13 +130,13 @@ def test_module_is_a_name_where_nothing_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: m.parameters(), r"got a generator: Sparsifier\(model, \.\.\.\), not its parameters\(\)"),
-        (lambda m: list(m), r"got a list: Sparsifier\(model, \.\.\.\) with the module that holds them"),
-        (lambda m: m.state_dict(), "got a OrderedDict: load a state_dict into a module"),
-        (lambda m: torch.optim.SGD(m.parameters()), r"got a SGD: .*sparsifier\.attach\(optimizer\)"),
+        (lambda m: m.parameters(), r"got generator: Sparsifier\(model, \.\.\.\), not its parameters\(\)"),
+        (lambda m: list(m), r"got list: Sparsifier\(model, \.\.\.\) with the module that holds them"),
+        (lambda m: m.state_dict(), "got OrderedDict: load a state_dict into a module"),
+        (lambda m: torch.optim.SGD(m.parameters()), r"got SGD: .*sparsifier\.attach\(optimizer\)"),
         (lambda m: type(m), "got the class Sequential: make an instance"),
         (lambda m: None, r"got None: Sparsifier\(model, \.\.\.\) takes the module itself"),
-        (lambda m: m[0].weight, r"got a Parameter: Sparsifier\(model, \.\.\.\) takes the module itself"),
+        (lambda m: m[0].weight, r"got Parameter: Sparsifier\(model, \.\.\.\) takes the module itself"),
     ],
 )
 def test_what_is_no_model_is_refused_with_the_right_call(make: Callable[[Any], Any], message: str) -> None:

@@ -61,7 +61,7 @@ def check_model(model: object) -> None:
     """Raise TypeError unless ``model`` is a module; names what was passed instead and the right call."""
     if isinstance(model, nn.Module):
         return
-    got = "None" if model is None else f"a {type(model).__name__}"
+    got = "None" if model is None else type(model).__name__
     call = "Sparsifier(model, ...) takes the module itself"
     if isinstance(model, type):
         got, call = f"the class {model.__name__}", "make an instance of it"
