@@ -57,13 +57,12 @@ class Attachment:
 
 def unwrap(optimizer: Any) -> Any:
     """The optimizer inside of wrappers that hold it as ``optimizer`` or ``base_optimizer``."""
-    seen = [optimizer]
-    while True:
-        inner = (getattr(seen[-1], name, None) for name in WRAPPED)
-        found = next((candidate for candidate in inner if hasattr(candidate, "param_groups")), None)
-        if found is None or any(found is one for one in seen):
-            return seen[-1]
-        seen.append(found)
+    seen: list[Any] = []
+    while not any(optimizer is one for one in seen):
+        seen.append(optimizer)
+        inner = (getattr(optimizer, name, None) for name in WRAPPED)
+        optimizer = next((one for one in inner if one is not None and not callable(one)), optimizer)
+    return seen[-1]
 
 
 def _check_optimizer(optimizer: Any, weights: Sequence[PrunableWeight]) -> None:

@@ -112,6 +112,12 @@ class CurrentThresholds:
         self._stepped, self._changes = True, 0
         self.select()
 
+    def stop_watching(self) -> None:
+        """End the watch over the first training step."""
+        if self.watch is not None:
+            self.watch.stop()
+            self.watch = None
+
     def _check_places(self) -> Sequence[Tensor]:
         """The weights; runs the full checks only if an object, address or shape has changed since the last step."""
         held = self._held()

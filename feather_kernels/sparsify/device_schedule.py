@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from feather_kernels.ops.schema import compute_dtype
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 
@@ -20,7 +21,7 @@ class DeviceSchedule:
         policy, schedule: what is tabulated.
         last_step: the step from which on everything stays as it is.
         grad_scale: of the current sparsity.
-        device, dtype: of the weights and their compute dtype.
+        weight: one of the weights, for its device and compute dtype.
     """
 
     def __init__(
@@ -29,9 +30,9 @@ class DeviceSchedule:
         schedule: Schedule,
         last_step: int,
         grad_scale: Callable[[float], float],
-        device: torch.device,
-        dtype: torch.dtype,
+        weight: Tensor,
     ) -> None:
+        device, dtype = weight.device, compute_dtype(weight.dtype)
         sparsities = [sparsity_at(schedule, step) for step in range(last_step + 1)]
         positions = [policy.positions(sparsity) for sparsity in sparsities]
         with torch.inference_mode(False):  # later steps count in whatever mode they run

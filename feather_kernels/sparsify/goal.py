@@ -1,4 +1,4 @@
-"""The warnings that ``finalize()`` gives where the model is not what was asked for."""
+"""Warnings where the model is not, or will not be, what was asked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from feather_kernels.errors import SparsityWarning
 from feather_kernels.sparsify.layer_places import ADDED
 from feather_kernels.sparsify.report import Report
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
+from feather_kernels.sparsify.selection import Use
 
 
 def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | None) -> None:
@@ -16,6 +17,22 @@ def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | N
     for message in messages:
         if message is not None:
             warnings.warn(message, SparsityWarning, stacklevel=3)
+
+
+def warn_of_thawed(frozen: list[Use]) -> list[Use]:
+    """Warn of weights that were left dense because they were frozen, and require a gradient now; returns the others."""
+    if not frozen:
+        return frozen
+    held = [(use, use.module._parameters.get(use.parameter_name)) for use in frozen]
+    thawed = [use for use, parameter in held if parameter is not None and parameter.requires_grad]
+    if thawed:
+        warnings.warn(
+            "weights that were frozen when the model was made sparse, and so stay dense, require a gradient now: "
+            f"{', '.join(use.name for use in thawed)}. Make the model sparse while they do, or name them in targets",
+            SparsityWarning,
+            stacklevel=4,
+        )
+    return [use for use in frozen if use not in thawed]
 
 
 def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> str | None:
@@ -44,7 +61,7 @@ def _missed(report: Report, schedule: Schedule) -> str | None:
 
 
 def _empty(report: Report) -> str | None:
-    empty = [layer.name for layer in report.layers if layer.empty]
+    empty = [layer.name for layer in report.empty_layers]
     if not empty:
         return None
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
+from feather_kernels.sparsify.left_dense import adapter_of
+from feather_kernels.sparsify.names import canonical
 from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer, Use
 
 ADDED = "came into the model after it was made sparse"
@@ -35,12 +37,16 @@ class LayerPlaces:
         self.__dict__.update(state, _known=WeakSet(state["_known"]))
 
     def added(self, model: nn.Module) -> list[SkippedLayer]:
-        """Dense layers that are in ``model`` now, and would have been prunable when it was made sparse."""
-        return [
-            SkippedLayer(name, ADDED)
-            for name, module in model.named_modules()
-            if module not in self._known and not isinstance(module, SparseLayer) and prunable_names(module)
-        ]
+        """Dense layers that are in ``model`` now, and that it would prune if they had been when it was made sparse."""
+        modules = dict(model.named_modules())
+        added = []
+        for path, module in modules.items():
+            if module not in self._known and not isinstance(module, SparseLayer):
+                weights = [module._parameters[name] for name in prunable_names(module)]
+                numel = sum(weight.numel() for weight in weights if weight is not None and weight.requires_grad)
+                if numel and adapter_of(path, modules) is None:
+                    added.append(SkippedLayer(canonical(path, modules), ADDED, numel, 0))
+        return added
 
     def check(self, model: nn.Module) -> None:
         """Raise RuntimeError if a sparse layer is no longer part of ``model``; a layer that was moved is followed."""

@@ -8,8 +8,8 @@ from typing import cast
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from feather_kernels.nn import conversion
 from feather_kernels.nn.base import SparseLayer
-from feather_kernels.nn.conversion import finalize_weight, make_dense, make_sparse
 from feather_kernels.nn.thresholds import ThresholdBinding, Thresholds
 from feather_kernels.sparsify.overrides import Override
 from feather_kernels.sparsify.selection import PrunableWeight, Use
@@ -20,7 +20,7 @@ def uses_of(weights: Sequence[PrunableWeight]) -> list[Use]:
     return [use for weight in weights for use in weight.uses]
 
 
-def make_layers_sparse(
+def make_sparse(
     weights: Sequence[PrunableWeight],
     settings: Sequence[Override],
     power: float,
@@ -43,21 +43,21 @@ def make_layers_sparse(
         by_module.setdefault(use.module, {})[use.parameter_name] = ThresholdBinding(thresholds, index, use.latent)
     for use in uses:
         if use.module in by_module:
-            make_sparse(use.module, by_module.pop(use.module), use.form)
+            conversion.make_sparse(use.module, by_module.pop(use.module), use.form)
     return thresholds
 
 
-def make_layers_dense(weights: Sequence[PrunableWeight]) -> None:
+def make_dense(weights: Sequence[PrunableWeight]) -> None:
     """Give the layers their dense classes back; the weights stay as they are."""
     for module in dict.fromkeys(use.module for use in uses_of(weights)):
-        make_dense(cast(SparseLayer, module))
+        conversion.make_dense(cast(SparseLayer, module))
 
 
 def write_zeros(weights: Sequence[PrunableWeight]) -> None:
     """Write P(w) into every weight, once where it is tied."""
     for weight in weights:
         use = weight.uses[0]
-        finalize_weight(cast(SparseLayer, use.module), use.parameter_name)
+        conversion.finalize_weight(cast(SparseLayer, use.module), use.parameter_name)
 
 
 def check_not_parametrized(weights: Sequence[PrunableWeight]) -> None:

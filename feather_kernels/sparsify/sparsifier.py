@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from feather_kernels.ops.schema import check_power, compute_dtype
+from feather_kernels.ops.schema import check_power
+from feather_kernels.sparsify import layers
 from feather_kernels.sparsify.attachment import Attachment
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.goal import warn_unless_reached
-from feather_kernels.sparsify.layers import (
-    check_not_parametrized,
-    make_layers_dense,
-    make_layers_sparse,
-    uses_of,
-    write_zeros,
+from feather_kernels.sparsify.goal import warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.names import Target
+from feather_kernels.sparsify.options import (
+    GradScale,
+    check_dtypes,
+    check_model,
+    check_options,
+    resolve_grad_scale,
 )
-from feather_kernels.sparsify.options import GradScale, check_dtypes, check_options, resolve_grad_scale
 from feather_kernels.sparsify.overrides import resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.selection import Choice, FilterFn, Target, select_weights
-from feather_kernels.sparsify.state import check_state
+from feather_kernels.sparsify.selection import Choice, FilterFn, select_weights
+from feather_kernels.sparsify.state import check_state, warn_of_schedule
 from feather_kernels.sparsify.training_watch import TrainingWatch
 
 
@@ -93,13 +93,14 @@ class Sparsifier:
         recompute: bool | None = None,
         capturable: bool = False,
     ) -> None:
+        check_model(model)
         self.schedule = make_schedule(sparsity, total_steps, schedule)
         check_power(power)
         scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(recompute, capturable, scope)
         choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
-        self.weights, self.skipped = select_weights(model, choice)
+        self.weights, self.skipped, self._frozen = select_weights(model, choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
@@ -107,22 +108,25 @@ class Sparsifier:
         settings = resolve_overrides(self.weights, overrides)
         final = final_sparsity(self.schedule)
         self._policy = Policy(self.weights, scope, min_density, score_scale, settings, final, captured=capturable)
-        device_schedule = self._make_device_schedule(total_steps, scale_at) if capturable else None
+        device_schedule = None
+        if capturable:
+            end = last_step(self.schedule, total_steps)
+            device_schedule = DeviceSchedule(self._policy, self.schedule, end, scale_at, self.weights[0].parameter)
         self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
         self._ended: str | None = None
         self._final_report: Report | None = None
         self._attachment = Attachment()
         self._total_steps = total_steps
         scale = scale_at(sparsity_at(self.schedule, 0))
-        self._thresholds = make_layers_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
+        self._thresholds = layers.make_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
         self._current = CurrentThresholds(model, self.weights, self._policy, self._position, self._thresholds)
         try:
             self._current.select()
         except Exception:
-            make_layers_dense(self.weights)
+            layers.make_dense(self.weights)
             raise
         self._hook = model.register_forward_pre_hook(self._current)
-        self._current.watch = TrainingWatch(uses_of(self.weights))
+        self._current.watch = TrainingWatch(layers.uses_of(self.weights))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -148,8 +152,9 @@ class Sparsifier:
     def _advance(self, found_inf: Tensor | None = None) -> None:
         """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
         self._current.places.check(self.model)
+        self._frozen = warn_of_thawed(self._frozen)
         if self._current.watch is not None and self._current.watch.step():
-            self._current.watch = None
+            self._current.stop_watching()
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
         self._position.advance(found_inf)
@@ -230,20 +235,20 @@ class Sparsifier:
             RuntimeError: as ``step()``; or a layer has been parametrized since.
         """
         self._check_live("finalize")
-        check_not_parametrized(self.weights)
+        layers.check_not_parametrized(self.weights)
         self._current.places.check(self.model)
         self._current.select()  # the weights may have moved since the last step
         report = self.report()
         warn_unless_reached(report, self.schedule, self._total_steps)
         self._final_report = report
-        write_zeros(self.weights)
+        layers.write_zeros(self.weights)
         self._end("finalize")
         return self.model
 
     def detach(self) -> nn.Module:
         """Give the layers their dense classes back and leave the weights as they are, dense; returns the model."""
         self._check_live("detach")
-        check_not_parametrized(self.weights)
+        layers.check_not_parametrized(self.weights)
         if self._current.places.intact():
             self._final_report = self.report()
         self._end("detach")
@@ -258,11 +263,11 @@ class Sparsifier:
         self._check_live("report")
         self._current.places.check(self.model)
         self._current.refresh_if_stale()
-        layers = measure_layers(self.weights, self._policy, self.sparsity)
+        measured = measure_layers(self.weights, self._policy, self.sparsity)
         skipped = *self.skipped, *self._current.places.added(self.model)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         budget = self._policy.budget(self.sparsity)
-        return Report(self.step_count, self.sparsity, tuple(layers), skipped, parameters, budget)
+        return Report(self.step_count, self.sparsity, tuple(measured), skipped, parameters, budget)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
@@ -271,8 +276,8 @@ class Sparsifier:
         self._current.refresh_if_stale()
         return {
             "step": self.step_count,
-            "thresholds": torch.stack([use.binding.value for use in uses_of(self.weights)]),
-            "grad_scales": self._thresholds.replica(*uses_of(self.weights)[0].binding.key).grad_scales.clone(),
+            "thresholds": torch.stack([use.binding.value for use in layers.uses_of(self.weights)]),
+            "grad_scales": self._thresholds.replica(*layers.uses_of(self.weights)[0].binding.key).grad_scales.clone(),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -284,22 +289,15 @@ class Sparsifier:
             ValueError: the state lacks a key or belongs to other layers. Nothing is changed then.
         """
         self._check_live("load_state_dict")
-        check_state(state, self._layer_names(), len(uses_of(self.weights)))
-        if state["schedule"] != repr(self.schedule):
-            warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
+        check_state(state, self._layer_names(), len(layers.uses_of(self.weights)))
+        warn_of_schedule(state, self.schedule, stacklevel=2)
         self._position.move_to(int(state["step"]))
         if state["step"] > 0:
-            self._stop_watching()  # the run that is resumed has passed its check
+            self._current.stop_watching()  # the run that is resumed has passed its check
         self._thresholds.assign(state["thresholds"], state["grad_scales"] if self._scales_change else None)
         self._current.restored = True  # whatever order the model's weights are loaded in
 
     # ------------------------------------------------------------------------------------------------ inside
-
-    def _make_device_schedule(self, total_steps: int | None, scale_at: Callable[[float], float]) -> DeviceSchedule:
-        parameter = self.weights[0].parameter
-        end = last_step(self.schedule, total_steps)
-        dtype = compute_dtype(parameter.dtype)
-        return DeviceSchedule(self._policy, self.schedule, end, scale_at, parameter.device, dtype)
 
     def _layer_names(self) -> list[str]:
         return [f"{weight.name} {list(weight.parameter.shape)}" for weight in self.weights]
@@ -309,16 +307,11 @@ class Sparsifier:
             raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
     def _end(self, how: str) -> None:
-        make_layers_dense(self.weights)
+        layers.make_dense(self.weights)
         self._attachment.remove()
         self._hook.remove()
-        self._stop_watching()
+        self._current.stop_watching()
         self._ended = how
-
-    def _stop_watching(self) -> None:
-        if self._current.watch is not None:
-            self._current.watch.stop()
-            self._current.watch = None
 
     def __repr__(self) -> str:
         state = "" if self._ended is None else f", ended by {self._ended}()"
