@@ -80,10 +80,21 @@ class CurrentThresholds:
         self._places: Sequence[tuple[Any, ...]] = []
         self._versions: list[WeightVersion] | None = None
         self._as_copied = False
+        self._ran = False
         self.watch: TrainingWatch | None = None
         self.attached = False  # to an optimizer that steps by itself
         self._stepped = False
         self._changes = 0  # of the weights between training forwards, since the last step
+
+    @property
+    def position(self) -> SchedulePosition:
+        """Where the schedule stands; it knows all hooks that follow it."""
+        return self._position
+
+    @position.setter
+    def position(self, position: SchedulePosition) -> None:
+        self._position = position
+        position.followers.add(self)
 
     # ------------------------------------------------------------------------------------------------ selection
 
@@ -108,9 +119,21 @@ class CurrentThresholds:
         self.thresholds.followed = True
 
     def after_step(self) -> None:
-        """Select at the next position of the schedule."""
+        """Select at the next position of the schedule, for copies too whose hook has never run.
+
+        Their forward may be compiled, and then their hook never runs.
+        """
         self._stepped, self._changes = True, 0
         self.select()
+        for copied in list(self.position.followers):
+            if copied is not self and not copied._ran:
+                copied._select_unasked()
+
+    def _select_unasked(self) -> None:
+        try:
+            self.refresh_if_stale()
+        except (RuntimeError, ValueError):  # of a copy that was changed: its own forward raises it
+            self._ran = True
 
     def stop_watching(self) -> None:
         """End the watch over the first training step."""
@@ -163,7 +186,7 @@ class CurrentThresholds:
                 self._check_export()
             return
         self.places.check(module)
-        self.thresholds.followed = True
+        self.thresholds.followed = self._ran = True
         switched = self._training is not None and self._training != module.training
         current = self.restored or self.is_current()
         if not current and module.training and torch.is_grad_enabled():
@@ -274,8 +297,10 @@ class CurrentThresholds:
         return {**self._state_of_copy(), "policy": policy}  # a function may not pickle
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        position = state.pop("position")
         self.__dict__.update(state)
         self._reset()
+        self.position = position
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CurrentThresholds:
         twin = memo[id(self)] = CurrentThresholds.__new__(CurrentThresholds)

@@ -6,6 +6,7 @@ import copy
 import uuid
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class SchedulePosition:
         self.device_schedule = device_schedule
         self.key = uuid.uuid4().hex  # the same in copies and pickles of models that belong to this position
         self._step = 0
+        self.followers: WeakSet[Any] = WeakSet()  # what selects thresholds at this position
 
     def advance(self, skipped: Tensor | None = None) -> None:
         """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0.
