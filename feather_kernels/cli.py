@@ -6,6 +6,7 @@ What a user can mend is one line on stderr and exit code 2; anything else that g
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,6 +95,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    world_size = os.environ.get("WORLD_SIZE", "1")  # of torchrun and other launchers
+    if world_size not in ("", "1"):
+        raise InputError(f"train must run as one process, got WORLD_SIZE={world_size} (torchrun?): start it by itself")
     from feather_kernels.recipes import command
 
     given = {name: value for name, value in vars(options).items() if name != "command"}
@@ -130,7 +134,7 @@ def _selftest(options: argparse.Namespace) -> int:
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.empty(0, device=name).device
+        device = torch.empty(0, dtype=torch.float32, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
     return selftest.run(device, None if options.json is None else Path(options.json))

@@ -18,12 +18,13 @@ _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def boundary_weights(t: Tensor, dtype: torch.dtype) -> Tensor:
     """Weights at T and next to it, spread over the binades above it, and special ones; of both signs."""
-    at = (t if bool(t > 0) else torch.tensor(0.3)).to(dtype)
+    at = (t if bool(t > 0) else torch.tensor(0.3, dtype=torch.float32, device="cpu")).to(dtype)
     integer = _INTEGER[dtype.itemsize]
-    neighbours = (at.view(integer) + torch.arange(-4, 24).to(integer)).view(dtype)
-    spread = at.double() * torch.exp2(torch.linspace(-2, 30, 80, dtype=torch.float64))
+    neighbours = (at.view(integer) + torch.arange(-4, 24, dtype=integer, device="cpu")).view(dtype)
+    spread = at.double() * torch.exp2(torch.linspace(-2, 30, 80, dtype=torch.float64, device="cpu"))
     info = torch.finfo(dtype)
-    special = torch.tensor([0.0, info.smallest_normal, 1.0, info.max, math.inf, math.nan], dtype=torch.float64)
+    values = [0.0, info.smallest_normal, 1.0, info.max, math.inf, math.nan]
+    special = torch.tensor(values, dtype=torch.float64, device="cpu")
     weights = torch.cat([neighbours, spread.to(dtype), special.to(dtype)])
     return torch.cat([weights, -weights])
 
@@ -37,10 +38,10 @@ def threshold(weights: Tensor, t: Tensor, power: float) -> tuple[Tensor, Tensor]
     """``sign(w) (abs(w)^p - T^p)^(1/p)`` where kept, 0 where pruned, T > 0; as two float64 whose sum it is."""
     with localcontext(DIGITS):
         values = [_threshold_of(float(w), float(t), power) for w in weights.double()]
-        leading = torch.tensor([float(value) for value in values], dtype=torch.float64)
+        leading = torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu")
         rest = [float(value - Decimal(float(value))) if value.is_finite() else 0.0 for value in values]
     overflow = leading.isinf() & weights.isfinite()
-    return leading, torch.tensor(rest, dtype=torch.float64).masked_fill(overflow, 0.0)
+    return leading, torch.tensor(rest, dtype=torch.float64, device="cpu").masked_fill(overflow, 0.0)
 
 
 def _threshold_of(weight: float, t: float, power: float) -> Decimal:

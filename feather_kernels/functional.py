@@ -7,7 +7,8 @@ Sparsification", BMVC 2023 (arXiv 2310.02448).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ def threshold(
 
     Args:
         weight: any shape and strides; float16, bfloat16, float32 or float64.
-        threshold: T; a float, or a 0-dim tensor on the weight's device in float32 (float64 for float64 weights) that
-            does not require grad. A tensor may change between calls without a recompilation.
+        threshold: T; a float of at least 0, or a 0-dim tensor on the weight's device in float32 (float64 for float64
+            weights) that does not require grad. A tensor may change between calls without a recompilation.
         power: p, at least 1 or ``math.inf``.
         grad_scale: theta of the paper, at least 0; a float, or a 0-dim tensor like ``threshold``. At the float 1.0 the
             backward pass launches nothing and saves nothing.
@@ -87,6 +88,7 @@ def sparse_linear(
                     t = fk.functional.magnitude_threshold(self.weight, sparsity=0.9)
                     return fk.functional.sparse_linear(x, self.weight, t, self.bias, grad_scale=0.5)
     """
+    _check_tensors(x, weight, bias)
     dtype = autograd.autocast_dtype(weight)
     return autograd.lean_linear(x, _operands(weight, threshold, power, grad_scale, dtype), bias)
 
@@ -176,6 +178,7 @@ def _sparse_convolution(
     power: float,
     grad_scale: Tensor | float,
 ) -> Tensor:
+    _check_tensors(x, weight, bias)
     if weight.dim() != dimensions + 2:
         raise ValueError(f"weight must have {dimensions + 2} dimensions, got shape {tuple(weight.shape)}")
     if x.dim() not in (dimensions + 1, dimensions + 2):
@@ -210,18 +213,32 @@ def magnitude_threshold(weights: Tensor | Sequence[Tensor], sparsity: float) -> 
 
     Raises:
         ValueError: sparsity is outside [0, 1), or there is no weight at all.
+        TypeError: an argument has another type, or a tensor another dtype.
     """
     check_sparsity("sparsity", sparsity)
-    tensors = [weights] if isinstance(weights, Tensor) else list(weights)
+    tensors = [weights] if isinstance(weights, Tensor) else _tensors(weights)
     count = sum(tensor.numel() for tensor in tensors)
     if count == 0:
         raise ValueError("weights must hold at least one element, got none")
+    dtype = schema.check_list(tensors)
     if sparsity == 0:
-        return tensors[0].new_zeros((), dtype=schema.compute_dtype(tensors[0].dtype))
+        return tensors[0].new_zeros((), dtype=dtype)
     rank, fraction = quantile_position(count, sparsity)
     device = tensors[0].device
-    values = ops.magnitude_select(tensors, [0] * len(tensors), torch.full((1,), rank, device=device))
+    values = ops.magnitude_select(tensors, [0] * len(tensors), torch.full((1,), rank, dtype=torch.int64, device=device))
     return interpolate(values[0], fraction)
+
+
+def _tensors(weights: object) -> list[Tensor]:
+    """Several weights as a list; raises TypeError unless they are a collection, or an iterator, of tensors."""
+    if not isinstance(weights, Iterable) or isinstance(weights, Mapping | str):
+        hint = ": pass its values()" if isinstance(weights, Mapping) else ""
+        hint = ": pass its parameters()" if isinstance(weights, torch.nn.Module) else hint
+        raise TypeError(f"weights must be a tensor or a sequence of tensors, got {_kind(weights)}{hint}")
+    tensors = list(weights)
+    for index, tensor in enumerate(tensors):
+        check_tensor(f"weights[{index}]", tensor)
+    return tensors
 
 
 def quantile_position(count: int, sparsity: float) -> tuple[int, float]:
@@ -246,7 +263,8 @@ def check_sparsity(name: str, sparsity: float) -> None:
     """Raise ValueError unless ``0 <= sparsity < 1``."""
     schema.check_number(name, sparsity)
     if not 0 <= sparsity < 1:
-        hint = " (a fraction of zeros, not a percentage)" if 1 < sparsity <= 100 else ""
+        wanted = f": {sparsity / 100:g}" if 1 < sparsity < 100 else ""
+        hint = f" (a fraction of zeros, not a percentage{wanted})" if 1 < sparsity <= 100 else ""
         raise ValueError(f"{name} must be in [0, 1), got {sparsity}{hint}")
 
 
@@ -263,6 +281,24 @@ def check_constant(name: str, value: object) -> None:
         raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
 
 
+def check_tensor(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {_kind(value)}")
+
+
+def _check_tensors(x: object, weight: object, bias: object) -> None:
+    check_tensor("x", x)
+    check_tensor("weight", weight)
+    if bias is not None:
+        check_tensor("bias", bias)
+
+
+def _kind(value: object) -> str:
+    kind = type(value)
+    return "None" if value is None else f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
+
+
 def _operands(
     weight: Tensor,
     threshold: Tensor | float,
@@ -271,9 +307,12 @@ def _operands(
     dtype: torch.dtype | None,
 ) -> autograd.SparseWeight:
     """What P(w) is computed from, as the ops take it: grad_scale is None for the float 1. Checks all arguments."""
+    check_tensor("weight", weight)
     if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
         schema.check_weight("weight", weight)
         threshold = _scalar("threshold", threshold, weight)
+    if dtype is not None:
+        schema.check_dtype("out_dtype", dtype)
     check_constant("threshold", threshold)
     schema.check_power(power)
     scale: Tensor | None = None
@@ -290,5 +329,8 @@ def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         schema.check_threshold(name, value, weight)
         return value
-    schema.check_number(name, value)
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {_kind(value)}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
     return torch.full((), value, dtype=schema.compute_dtype(weight.dtype), device=weight.device)

@@ -89,7 +89,7 @@ def _threshold(dtype: torch.dtype, device: torch.device) -> Outcome:
     narrow, wide_and_any_power = dtype in (torch.float16, torch.bfloat16), dtype == torch.float64 and has is None
     count, worst, bound = 0, 0.0, 0.55 if narrow else 5.0 if wide_and_any_power else 2.0
     for value in THRESHOLDS:
-        t = torch.tensor(value, dtype=compute_dtype(dtype))
+        t = torch.tensor(value, dtype=compute_dtype(dtype), device="cpu")
         weights = exact.boundary_weights(t, dtype)
         moved = weights.repeat(REPEATS).to(device)
         for power in powers:
@@ -102,17 +102,19 @@ def _threshold(dtype: torch.dtype, device: torch.device) -> Outcome:
 
 
 def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> Outcome:
-    t, scale = (torch.tensor(value, dtype=compute_dtype(dtype)) for value in (0.3, 0.25))
+    t, scale = (torch.tensor(value, dtype=compute_dtype(dtype), device="cpu") for value in (0.3, 0.25))
     weights = exact.boundary_weights(t, dtype).repeat(REPEATS)
     gradient = weights.flip(0)
-    factor = torch.where(exact.pruned(weights, t), 0.25, 1.0)
-    wanted = (gradient.double() * factor).to(dtype)  # 0.25: exact but for denormals, which round once
+    pruned, wide = exact.pruned(weights, t), gradient.double()
+    wanted = torch.where(pruned, wide * 0.25, wide).to(dtype)  # 0.25: exact but for denormals, which round once
     scaled = ops.scale_pruned_grad(*(x.to(device) for x in (gradient, weights, t, scale)))
     return weights.numel(), int((~exact.same(scaled.cpu(), wanted)).sum()), 0, "values differ"
 
 
 def _count_pruned(dtype: torch.dtype, device: torch.device) -> Outcome:
-    thresholds = [torch.tensor(value, dtype=compute_dtype(dtype)) for value in (*THRESHOLDS, 0.0, math.nan)]
+    thresholds = [
+        torch.tensor(value, dtype=compute_dtype(dtype), device="cpu") for value in (*THRESHOLDS, 0.0, math.nan)
+    ]
     weights = [exact.boundary_weights(t, dtype).repeat(REPEATS) for t in thresholds]
     counts = ops.count_pruned([w.to(device) for w in weights], [t.to(device) for t in thresholds]).cpu()
     wanted = torch.stack([exact.pruned(w, t).sum() for w, t in zip(weights, thresholds, strict=True)])
@@ -122,20 +124,22 @@ def _count_pruned(dtype: torch.dtype, device: torch.device) -> Outcome:
 def _magnitude_select(dtype: torch.dtype, device: torch.device) -> Outcome:
     generator = torch.Generator().manual_seed(0)
     shapes = ((300, 70), (999,), (0,), (41, 3, 3))
-    weights = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
-    weights.append(torch.tensor([0.0, math.inf, math.nan, -1.0, 1.0, 1.0]).to(dtype))
+    weights = [torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype) for shape in shapes]
+    weights.append(torch.tensor([0.0, math.inf, math.nan, -1.0, 1.0, 1.0], dtype=dtype, device="cpu"))
     scores = torch.cat([w.to(compute_dtype(dtype)).abs().flatten() for w in weights]).sort().values
     moved, hint, different = [w.to(device) for w in weights], None, 0
     ranks = [int((len(scores) - 1) * fraction) for fraction in (0.0, 0.5, 0.9, 0.9, 0.98, 1.0)]
     for rank in ranks:  # each with the result before it as hint
-        hint = ops.magnitude_select(moved, [0] * len(moved), torch.tensor([rank], device=device), hint=hint)
+        position = torch.tensor([rank], dtype=torch.int64, device=device)
+        hint = ops.magnitude_select(moved, [0] * len(moved), position, hint=hint)
         wanted = scores[[rank, min(rank + 1, len(scores) - 1)]]
         different += int((~exact.same(hint[0].cpu(), wanted)).sum())
     return len(ranks) * len(scores), different, 0, "order statistics differ"
 
 
 def _magnitude_histogram(dtype: torch.dtype, device: torch.device) -> Outcome:
-    weights = torch.randn(5000, generator=torch.Generator().manual_seed(1)).to(dtype)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(5000, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
     wide = dtype == torch.float64
     keys = weights.to(compute_dtype(dtype)).abs().view(torch.int64 if wide else torch.int32).long()
     shift, bits = (52, 11) if wide else (23, 8)
@@ -162,7 +166,11 @@ def _training_step(dtype: torch.dtype, device: torch.device) -> Outcome:
     zeros = int(pruned.sum())
     if zeros != math.floor((weight.numel() - 1) * 0.75) + 1 and dtype in (torch.float32, torch.float64):
         raise AssertionError(f"{zeros} weights of {weight.numel()} are pruned at sparsity 0.75")
-    wanted = torch.zeros(()) if gradient is None else torch.where(pruned, gradient * 0.5, gradient)
+    wanted = (
+        torch.zeros((), dtype=dtype, device=device)
+        if gradient is None
+        else torch.where(pruned, gradient * 0.5, gradient)
+    )
     error = max(_relative(y, expected), _relative(layer.weight.grad, wanted))
     return y.numel() + weight.numel(), error, 16 * torch.finfo(dtype).eps, "relative"
 

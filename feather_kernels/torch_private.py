@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -21,6 +24,14 @@ in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_
 tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
 """Whether torch.jit.trace, or the ONNX exporter that is built on it, is recording."""
 
+_fake_mode: Callable[[list[Tensor]], object] = getattr(torch._guards, "detect_fake_mode", lambda _: None)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether the tensor, or what is computed from it now, holds no values (FakeTensorMode)."""
+    return _fake_mode([tensor]) is not None
+
+
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 
@@ -36,3 +47,29 @@ else:
     def forward_mode_active() -> bool:
         """Whether a level of forward-mode differentiation is open; where torch does not say, always in eager code."""
         return forward_ad._current_level >= 0
+
+
+_functorch = getattr(torch._C, "_functorch", None)
+_is_wrapped: Callable[[Tensor], bool] | None = getattr(_functorch, "is_functorch_wrapped_tensor", None)
+_is_batched: Callable[[Tensor], bool] | None = getattr(_functorch, "is_batchedtensor", None)
+_unwrap: Callable[[Tensor], Tensor] | None = getattr(_functorch, "get_unwrapped", None)
+
+
+def outside_transforms(tensor: Tensor) -> tuple[Tensor | None, bool]:
+    """The tensor inside of the wrappers of torch.func, and whether vmap batches it; None where torch does not say."""
+    if _is_wrapped is None or _is_batched is None or _unwrap is None:
+        return None if in_transform() else tensor, False
+    batched = False
+    while _is_wrapped(tensor):
+        batched = batched or _is_batched(tensor)
+        tensor = _unwrap(tensor)
+    return tensor, batched
+
+
+def without_transforms() -> AbstractContextManager[Any]:
+    """A context in which the transforms of torch.func that are active do not see what is computed."""
+    if not in_transform():
+        return nullcontext()
+    from torch._functorch import pyfunctorch
+
+    return pyfunctorch.temporarily_clear_interpreter_stack()

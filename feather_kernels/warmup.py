@@ -81,7 +81,8 @@ def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> None:
 
 def _magnitude_select(dtype: torch.dtype, device: torch.device) -> None:
     w, t = _weight_and_threshold(dtype, device)
-    rank, scales, caps = torch.zeros(1, dtype=torch.int64, device=device), t.reshape(1), torch.tensor([1]).to(device)
+    rank, scales = torch.zeros(1, dtype=torch.int64, device=device), t.reshape(1)
+    caps = torch.ones_like(rank)
     for factors in (None, scales):
         hint = ops.magnitude_select([w], [0], rank, scales=factors, caps=caps)
         for numel in LIST_NUMELS:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import nets
 import pytest
 import torch
+from no_host_read import NoHostRead
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,6 +45,7 @@ def test_attached_sparsifier_steps_by_itself() -> None:
     assert sparsifier.step_count == 6
 
 
+@pytest.mark.filterwarnings("ignore:the sparsifier has counted:feather_kernels.SparsityWarning")
 @pytest.mark.parametrize("end", ["finalize", "detach"])
 def test_the_end_removes_the_hook(end: str) -> None:
     model, sparsifier, optimizer, _ = attached()
@@ -141,3 +144,169 @@ def test_detach_gives_the_dense_model_back_untouched(options: dict[str, Any]) ->
     dense.load_state_dict(state)
     assert model.eval()(nets.images()).equal(dense.eval()(nets.images()))
     assert not [key for module in model.modules() for key in vars(module) if "feather" in key]
+
+
+# ------------------------------------------------------------------------------------------------ wrappers, mistakes
+
+
+def step_twice(sam: Any, model: nn.Module) -> None:
+    """As SAM's authors write it: two forwards, two halves of a step."""
+    backward(model)
+    sam.first_step()
+    backward(model)
+    sam.second_step()
+
+
+class SAM(torch.optim.Optimizer):
+    """Sharpness-aware minimisation in the shape that most repositories have: a base optimizer, two half steps."""
+
+    def __init__(self, params: Any, base_class: Any, **options: Any) -> None:
+        super().__init__(params, {})
+        self.base_optimizer = base_class(self.param_groups, **options)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["e"] = 0.05 * p.grad / (p.grad.norm() + 1e-12)
+                p.add_(self.state[p]["e"])
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(self.state[p]["e"])
+        self.base_optimizer.step()
+        self.zero_grad()
+
+    def step(self, closure: Any = None) -> None:
+        self.first_step()
+        closure()
+        self.second_step()
+
+
+class Wrapper:
+    """As Lightning's: no Optimizer itself, holds one."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_wrappers_are_looked_into() -> None:
+    for wrap in (Wrapper, lambda optimizer: Wrapper(Wrapper(optimizer))):
+        model = nets.conv_net()
+        sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        sparsifier.attach(wrap(optimizer))
+        backward(model)
+        optimizer.step()
+        assert sparsifier.step_count == 1
+
+
+def test_accelerates_optimizer_is_looked_into() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = nets.conv_net()
+    model, optimizer = accelerate.Accelerator(cpu=True).prepare(model, torch.optim.SGD(model.parameters(), lr=0.05))
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=4)
+    sparsifier.attach(optimizer)
+    for _ in range(2):
+        backward(model)
+        optimizer.step()
+    assert sparsifier.step_count == 2
+    assert sparsifier.sparsity == 0.8
+
+
+@pytest.mark.parametrize("halves", [True, False])
+def test_sam_counts_whole_steps(halves: bool) -> None:
+    model = nets.conv_net()
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=6)
+    sam = SAM(model.parameters(), torch.optim.SGD, lr=0.05)
+    sparsifier.attach(sam)
+    for _ in range(5):
+        if halves:
+            step_twice(sam, model)
+        else:
+            backward(model)
+            sam.step(lambda: backward(model))
+    assert sparsifier.step_count == 5
+    wanted = fk.functional.magnitude_threshold(nets.prunable(model), 0.8)
+    assert sparsifier.threshold.equal(wanted)
+
+
+def test_a_second_counter_is_an_error() -> None:
+    model, sparsifier, optimizer, handle = attached()
+    backward(model)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=r"called by the optimizer .* attached to.*remove\(\) the handle"):
+        sparsifier.step()
+    assert sparsifier.step_count == 1
+    handle.remove()
+    sparsifier.step()
+    assert sparsifier.step_count == 2
+
+
+def test_an_optimizer_that_has_gone_is_no_counter() -> None:
+    model, sparsifier, optimizer, _ = attached()
+    del optimizer
+    gc.collect()
+    backward(model)
+    sparsifier.step()
+    assert sparsifier.step_count == 1
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, x: torch.Tensor | None = None) -> None:
+    for _ in range(steps):
+        model(nets.images() if x is None else x).square().mean().backward()
+        optimizer.step()
+
+
+def test_weights_that_move_while_the_attached_optimizer_rests_are_noticed() -> None:
+    model, sparsifier, _, _ = attached()
+    other = torch.optim.AdamW(model.parameters())
+    with pytest.warns(fk.SparsityWarning, match=r"attached to has not stepped") as record:
+        train(model, other, 6)
+    assert [warning.filename for warning in record] == [__file__]
+    assert sparsifier.step_count == 0
+    with pytest.warns(fk.SparsityWarning, match="counted 0 steps of 5"):
+        sparsifier.finalize()
+
+
+def test_a_training_that_never_steps_is_noticed() -> None:
+    model = nn.Linear(4, 4)
+    fk.Sparsifier(model, sparsity=0.8, total_steps=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    train(model, optimizer, 100, torch.randn(2, 4))
+    with pytest.warns(fk.SparsityWarning, match=r"step\(\) has not been called") as record:
+        train(model, optimizer, 100, torch.randn(2, 4))
+    assert len(record) == 1
+
+
+def test_evaluation_and_loading_are_no_training_without_steps() -> None:
+    model, sparsifier, optimizer, _ = attached()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(6):
+        model.load_state_dict(state)
+        with torch.no_grad():
+            model.eval()(nets.images())
+        model.train()
+    backward(model)
+    optimizer.step()
+    assert sparsifier.step_count == 1
+
+
+def test_skipped_steps_are_not_read_on_the_host_where_steps_are_counted_on_the_device() -> None:
+    model = nets.conv_net()
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=10, capturable=True)
+    optimizer = SkipsByItself(model.parameters(), lr=0.05)
+    sparsifier.attach(optimizer)
+    counts = []
+    for infinite in (0.0, 1.0, 0.0):
+        backward(model)
+        optimizer.found_inf, optimizer.grad_scale = torch.tensor(infinite), torch.tensor(1.0)
+        with NoHostRead():
+            optimizer.step()
+        counts.append(sparsifier.step_count)
+    assert counts == [1, 1, 2]

@@ -33,7 +33,8 @@ def test_csrc_tests_pass(build: cuda_shim.Build, tests: tuple[str, ...]) -> None
 def test_op_tests_pass_on_the_python_backend() -> None:
     """From the dispatcher through the Python launcher and the C++ launches to the kernels."""
     environment = {**os.environ, "FEATHER_CUDA_MODULE": str(cuda_shim.module())}
-    files = [str(TESTS / name) for name in ("test_threshold.py", "test_select.py")]
+    modes = "test_ambient_modes.py::test_ops_inside_of_a_mode_give_what_they_give_outside"
+    files = [str(TESTS / name) for name in ("test_threshold.py", "test_select.py", modes)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not any_values", *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -641,3 +641,50 @@ def test_layer_parametrized_while_sparse_is_left_whole() -> None:
     torch.nn.utils.parametrize.remove_parametrizations(model[8], "bias")
     sparsifier.finalize()
     model(nets.images())
+
+
+@pytest.mark.parametrize("order", ["average compiled", "model compiled"])
+def test_compiled_averages_follow_the_ramp_from_step_to_step(order: str) -> None:
+    """Their hook never runs; step() selects for copies whose hook has not run, from the weights that they have then."""
+    torch._dynamo.reset()
+    model = nets.conv_net()
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    if order == "average compiled":
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+        compiled = torch.compile(average, backend="aot_eager")
+    else:
+        compiled = average = AveragedModel(torch.compile(model, backend="aot_eager"))
+    for _ in range(6):
+        model(nets.images()).square().mean().backward()
+        optimizer.step()
+        average.update_parameters(model)
+        sparsifier.step()
+    with torch.no_grad():
+        compiled.eval()(nets.images())
+    assert used_threshold(average).equal(wanted_threshold(average, 0.8))
+    assert zeros_used(average) == budget(average, 0.8)
+
+
+def test_copies_that_run_cost_the_step_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sparsifier = constant()
+    snapshot, average = copy.deepcopy(model), copy.deepcopy(model)
+    with torch.no_grad():
+        average[0].weight.mul_(2)
+    average(nets.images())
+    with torch.no_grad():
+        average[0].weight.mul_(2)
+    with selections(monkeypatch) as made:
+        sparsifier.step()
+    assert made == [sparsifier._current]
+    del snapshot
+
+
+def test_a_changed_copy_is_no_error_of_the_step() -> None:
+    model, sparsifier = constant()
+    twin = copy.deepcopy(model)
+    twin[8].weight = nn.Parameter(torch.randn(20, 64))
+    sparsifier.step()
+    sparsifier.step()
+    with pytest.raises(RuntimeError, match="the weight of 8 had shape"):
+        twin(nets.images())

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
 from feather_kernels.autograd.threshold import scale_pruned_grad
-from feather_kernels.functional import magnitude_threshold, threshold
+from feather_kernels.functional import magnitude_threshold, sparse_conv1d, sparse_linear, threshold
 
 
 class Launches(TorchDispatchMode):
@@ -38,7 +38,7 @@ def expected_gradient(w: torch.Tensor, t: float, scale: float, g: torch.Tensor) 
 def test_gradient_is_straight_through(t: float, power: float, scale: float) -> None:
     w = torch.randn(40, 30, requires_grad=True)
     g = torch.randn(40, 30)
-    threshold(w, t, power, scale).backward(g)
+    threshold(w, torch.tensor(t), power, scale).backward(g)  # a tensor may be negative
     assert w.grad is not None
     assert w.grad.equal(expected_gradient(w, t, scale, g))
 
@@ -178,7 +178,43 @@ def test_weight_or_threshold_modified_before_backward() -> None:
         (lambda w: threshold(w, 0.5, grad_scale=math.nan), ValueError, r"grad_scale must be .*got nan"),
         (lambda w: threshold(w, torch.zeros(2)), ValueError, "threshold must be a 0-dim"),
         (lambda w: threshold(w.long(), 0.5), TypeError, "weight must be float16"),
-        (lambda w: magnitude_threshold(w, 95), ValueError, r"sparsity must be in \[0, 1\), got 95 \(a fraction"),
+        (lambda w: threshold(w, -0.5), ValueError, r"^threshold must be at least 0, got -0\.5$"),
+        (lambda w: threshold(w, math.nan), ValueError, "^threshold must be at least 0, got nan$"),
+        (lambda w: threshold(w, "0.5"), TypeError, "^threshold must be a number or a 0-dim tensor, got str$"),
+        (lambda w: threshold(w, w.numpy()), TypeError, r"^threshold must be a number or .*, got numpy\.ndarray$"),
+        (lambda w: threshold(w, None), TypeError, "^threshold must be a number or a 0-dim tensor, got None$"),
+        (lambda w: threshold(w.numpy(), 0.5), TypeError, r"^weight must be a torch\.Tensor, got numpy\.ndarray$"),
+        (lambda w: threshold([1.0], 0.5), TypeError, r"^weight must be a torch\.Tensor, got list$"),
+        (lambda w: threshold(w, 0.5, out_dtype="half"), TypeError, "^out_dtype must be float16.*got half$"),
+        (lambda w: sparse_linear([1.0], w, 0.5), TypeError, r"^x must be a torch\.Tensor, got list$"),
+        (
+            lambda w: sparse_linear(w, w.numpy(), 0.5),
+            TypeError,
+            r"^weight must be a torch\.Tensor, got numpy\.ndarray$",
+        ),
+        (lambda w: sparse_linear(w, w[None], 0.5, 3), TypeError, r"^bias must be a torch\.Tensor, got int$"),
+        (lambda w: sparse_conv1d(None, w[None, None], 0.5), TypeError, r"^x must be a torch\.Tensor, got None$"),
+        (lambda w: sparse_conv1d(w[None], w.numpy(), 0.5), TypeError, r"^weight must be a .*, got numpy\.ndarray$"),
+        (
+            lambda w: magnitude_threshold({"w": w}, 0.5),
+            TypeError,
+            r"^weights must be a tensor or a sequence of tensors, got dict: pass its values\(\)$",
+        ),
+        (
+            lambda w: magnitude_threshold(torch.nn.Linear(2, 2), 0.5),
+            TypeError,
+            r"^weights must be .*, got torch\.nn\.modules\.linear\.Linear: pass its parameters\(\)$",
+        ),
+        (lambda w: magnitude_threshold(3, 0.5), TypeError, "^weights must be a tensor or a sequence .*, got int$"),
+        (lambda w: magnitude_threshold([w, None], 0.5), TypeError, r"^weights\[1\] must be a .*Tensor, got None$"),
+        (lambda w: magnitude_threshold(w.long(), 0), TypeError, r"^weights\[0\] must be float16.*got torch\.int64$"),
+        (lambda w: magnitude_threshold(w, "0.5"), TypeError, "^sparsity must be a number, got '0.5'$"),
+        (
+            lambda w: magnitude_threshold(w, 95),
+            ValueError,
+            r"^sparsity must be in \[0, 1\), got 95 \(a fraction of zeros, not a percentage: 0\.95\)$",
+        ),
+        (lambda w: magnitude_threshold(w, 100), ValueError, r"got 100 \(a fraction of zeros, not a percentage\)$"),
         (lambda w: magnitude_threshold(w, 1.0), ValueError, r"sparsity must be in \[0, 1\), got 1.0$"),
         (lambda w: magnitude_threshold(w, -0.1), ValueError, r"sparsity must be in \[0, 1\), got -0.1"),
         (lambda w: magnitude_threshold([], 0.5), ValueError, "weights must hold at least one element"),

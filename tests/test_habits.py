@@ -232,14 +232,6 @@ def test_threads_do_not_share_what_they_read() -> None:
         thread.join()
 
 
-def test_layers_that_may_be_unused() -> None:
-    model = nn.ModuleDict({"used": nn.Linear(4, 4), "expert": nn.Linear(4, 4)})
-    sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=4, may_be_unused=["expert"])
-    model["used"](torch.randn(2, 4)).sum().backward()
-    sparsifier.step()
-    assert [w.name for w in sparsifier.weights] == ["used", "expert"]
-
-
 def test_attach_refuses_what_would_count_wrongly() -> None:
     model = nn.Linear(4, 4)
     sparsifier = fk.Sparsifier(model, sparsity=0.5, total_steps=4)

@@ -15,7 +15,12 @@ NAMES = {  # in torch_private.py -> where torch has it
     "_are_functorch_transforms_active": "torch._C",
     "_current_graph_task_id": "torch._C",
     "_current_level": "torch.autograd.forward_ad",
+    "detect_fake_mode": "torch._guards",
     "is_tracing": "torch.jit",
+    "_functorch": "torch._C",
+    "is_functorch_wrapped_tensor": "torch._C._functorch",
+    "is_batchedtensor": "torch._C._functorch",
+    "get_unwrapped": "torch._C._functorch",
 }
 
 TRAINING = """

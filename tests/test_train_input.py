@@ -208,6 +208,17 @@ def test_an_unknown_backend_is_refused(capsys, tmp_path, monkeypatch):
     dispatch.reset()
 
 
+@pytest.mark.parametrize("options", [[], ["--resume", "no-such-run"]], ids=str)
+def test_several_processes_are_refused(capsys, tmp_path, monkeypatch, options):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_refused(capsys, tmp_path / "runs", options, "train must run as one process, got WORLD_SIZE=2")
+
+
+def test_one_process_of_torchrun_trains(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert train(tmp_path / "runs") == 0
+
+
 def test_bugs_keep_their_traceback(tmp_path, monkeypatch):
     def fail(self):
         raise ValueError("a bug")

@@ -70,7 +70,9 @@ def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: t
     starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
     groups_of_rows = [groups[index] for index in tensors]
     values = starts + groups_of_rows + tensors
-    packed = resident(("rows", groups, group_count), device, lambda: torch.tensor(values, device="cpu"))
+    packed = resident(
+        ("rows", groups, group_count), device, lambda: torch.tensor(values, dtype=torch.int64, device="cpu")
+    )
     row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
     of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
     return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
@@ -86,7 +88,8 @@ def group_elements(weights: Sequence[Tensor], groups: Sequence[int], rank: Tenso
     elements = [0] * rank.numel()
     for w, group in zip(weights, groups, strict=True):
         elements[group] += w.numel()
-    return resident(("elements", *elements), rank.device, lambda: torch.tensor(elements, device="cpu"))
+    key = ("elements", *elements)
+    return resident(key, rank.device, lambda: torch.tensor(elements, dtype=torch.int64, device="cpu"))
 
 
 def _chunks(entries: Sequence[Entry], element_size: int, chunk: int) -> Tensor:

@@ -33,7 +33,11 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
         rows, group_of_row = groups, torch.arange(group_count, device=rank.device)
         row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max)
     else:
-        rows, group_of_row, row_cap = range(len(groups)), torch.tensor(groups, device=rank.device), caps
+        rows, group_of_row, row_cap = (
+            range(len(groups)),
+            torch.tensor(groups, dtype=torch.int64, device=rank.device),
+            caps,
+        )
 
     def capped(count: Tensor) -> Tensor:
         """(R, n) counts in rows -> (G, n) counts in the capped union of each group."""

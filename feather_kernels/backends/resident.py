@@ -34,7 +34,9 @@ def resident(key: Hashable, device: torch.device, make: Callable[[], Tensor]) ->
                     "a CUDA graph cannot be captured before the same call has run once (its tables of addresses are "
                     "uploaded then), nor with weights whose layout is not dense (their copies move)"
                 )
-            tensor = make().to(device) if tensor is None else tensor
+            if tensor is None:
+                with torch.inference_mode(False):  # it is kept for calls in any mode
+                    tensor = make().to(device)
             (_captured if capturing else _kept)[key, device] = tensor
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)

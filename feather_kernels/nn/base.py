@@ -40,6 +40,15 @@ class WeightVersion(NamedTuple):
             and self.version == weight._version
         )
 
+    def still_holds(self) -> bool:
+        """Whether the weight that was described lives and has the same values."""
+        weight = self.weight()
+        return weight is not None and self.still_describes(weight)
+
+    def describes_memory_of(self, alias: Tensor) -> bool:
+        """Whether ``alias`` is another view of the weight, and the weight has the same values."""
+        return self.still_holds() and self.address == alias.data_ptr()
+
 
 class LayerState:
     """State that a sparse layer keeps in addition to its module's attributes.

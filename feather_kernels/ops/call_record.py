@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import ClassVar
 
 from torch import Tensor
@@ -18,6 +19,7 @@ class CallRecord:
 
     def __init__(self) -> None:
         self.addresses: set[int] = set()
+        self._elsewhere = threading.local()
 
     def start(self) -> None:
         """Begin to record."""
@@ -28,8 +30,13 @@ class CallRecord:
         if self in self.active:
             self.active.remove(self)
 
+    def redirect(self, addresses: set[int] | None) -> None:
+        """Note the calls of this thread in ``addresses`` instead; None ends that."""
+        self._elsewhere.addresses = addresses
+
     @classmethod
     def add(cls, t: Tensor) -> None:
         """Note a call with threshold ``t``."""
         for record in cls.active:
-            record.addresses.add(t.data_ptr())
+            elsewhere = getattr(record._elsewhere, "addresses", None)
+            (record.addresses if elsewhere is None else elsewhere).add(t.data_ptr())

@@ -25,7 +25,7 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 def epoch_batches(images: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
     """Indices of every batch of an epoch: int64 (B,), sizes that differ by at most one, each image once."""
-    order = torch.randperm(images, generator=_generator(seed, "order", epoch))
+    order = torch.randperm(images, generator=_generator(seed, "order", epoch), device="cpu")
     return list(order.tensor_split(steps_per_epoch(images, batch_size)))
 
 
@@ -42,10 +42,10 @@ def augment(images: Tensor, seed: int, step: int) -> Tensor:
     """
     count, height, width, _ = images.shape
     generator = _generator(seed, "augmentation", step)
-    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count, 1), generator=generator)
-    flip = torch.randint(2, (count, 1), generator=generator).bool()
-    rows = top + torch.arange(height)
-    columns = torch.arange(width).expand(count, width)
+    top, left = torch.randint(2 * CROP_PADDING + 1, (2, count, 1), generator=generator, device="cpu")
+    flip = torch.randint(2, (count, 1), generator=generator, device="cpu").bool()
+    rows = top + torch.arange(height, device="cpu")
+    columns = torch.arange(width, device="cpu").expand(count, width)
     columns = left + torch.where(flip, columns.flip(1), columns)
     padded = F.pad(images, (0, 0, *[CROP_PADDING] * 4))
     device = images.device
@@ -61,7 +61,7 @@ class Normalisation:
     """
 
     def __init__(self, images: Tensor) -> None:
-        values = torch.arange(256, dtype=torch.float64)
+        values = torch.arange(256, dtype=torch.float64, device="cpu")
         counts = [torch.bincount(channel.flatten(), minlength=256).cpu().double() for channel in images.unbind(-1)]
         share = torch.stack(counts) / counts[0].sum()  # (C, 256): exact counts, so the same on every device
         mean = share @ values

@@ -179,7 +179,7 @@ def _check_images(argument: str, array: NDArray[Any]) -> Tensor:
             f"{argument} must have shape (N, H, W) or (N, H, W, C) with at least one image and at most "
             f"{MAX_CHANNELS} channels, got {array.shape}"
         )
-    return torch.tensor(array).reshape(*array.shape[:3], -1)
+    return torch.tensor(array, dtype=torch.uint8, device="cpu").reshape(*array.shape[:3], -1)
 
 
 def _check_labels(argument: str, array: NDArray[Any]) -> Tensor:
@@ -190,4 +190,4 @@ def _check_labels(argument: str, array: NDArray[Any]) -> Tensor:
     for label in (array.min(), array.max()):
         if not 0 <= label < MAX_CLASSES:
             raise InputError(f"{argument} must have labels in [0, {MAX_CLASSES}), got {label}")
-    return torch.tensor(array.astype("int64")).reshape(-1)
+    return torch.tensor(array.astype("int64"), dtype=torch.int64, device="cpu").reshape(-1)

@@ -71,9 +71,12 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], colors: dict[str, str], factor
 def _draw_layers(axes: Axes, report: Report) -> None:
     """Horizontal bars in the order of the model, first layer on top, each with its zeros and its size."""
     positions = range(len(report.layers))
-    axes.barh(positions, [100 * layer.sparsity for layer in report.layers], color=TRAIN, height=0.7)
+    colors = [TEST if layer.empty else TRAIN for layer in report.layers]
+    axes.barh(positions, [100 * layer.sparsity for layer in report.layers], color=colors, height=0.7)
     for position, layer in zip(positions, report.layers, strict=True):
-        axes.text(102, position, f"{layer.sparsity:.1%} of {layer.numel:,}", va="center", fontsize=8)
+        share = "empty, all" if layer.empty else f"{layer.sparsity:.1%}"
+        color = TEST if layer.empty else "black"
+        axes.text(102, position, f"{share} of {layer.numel:,}", va="center", fontsize=8, color=color)
     axes.axvline(100 * report.sparsity, color=TEST, linewidth=1, linestyle="--", label="all layers")
     axes.set_yticks(positions, [layer.name for layer in report.layers], fontsize=8)
     axes.set(title="Sparsity per layer", xlabel="zeros (%)", xlim=(0, 150), xticks=range(0, 101, 20))

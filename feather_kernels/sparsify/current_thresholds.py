@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
+import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -11,14 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from feather_kernels.errors import SparsityWarning
 from feather_kernels.nn.base import SparseLayer, WeightVersion
 from feather_kernels.nn.thresholds import Thresholds
+from feather_kernels.sparsify.functional_calls import lend, plain_weights
+from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.selection import PrunableWeight
-from feather_kernels.torch_private import in_backward, in_transform, tracing
+from feather_kernels.sparsify.training_watch import TrainingWatch
+from feather_kernels.torch_private import in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")
+_OUTSIDE = 6  # from the hook to the caller of the model
+_STALE_TRACE = (
+    "the weights have changed since the thresholds were selected, and a trace would hold both: call the model once, or "
+    "Sparsifier.refresh(), before it is traced or exported; or finalize() a copy and export that"
+)
 
 
 class CurrentThresholds:
@@ -26,25 +37,33 @@ class CurrentThresholds:
 
     It is a forward pre-hook of the model. Weights are compared by object, address and torch's count of in-place writes
     (``load_state_dict``, a broadcast, an average's update, an optimizer that swaps weights for evaluation); a change
-    between ``train()`` and ``eval()`` selects anew in any case. The hook does nothing inside compiled code, CUDA graph
-    capture, torch.func transforms or a backward pass, for weights that are not Parameters with memory of their own
-    (functional calls, sharded weights), and for thresholds in shared memory, which belong to another process.
+    between ``train()`` and ``eval()`` selects anew in any case. A functional call on other weights, also inside a
+    transform of torch.func, gets thresholds of these weights for itself. The hook does nothing inside compiled code,
+    CUDA graph capture or a backward pass, for sharded weights, and for thresholds in shared memory, which belong to
+    another process. It raises where a sparse layer is no longer part of the model.
 
     A deep copy of the model copies its hook, which then selects from the weights of the copy at the same position of
     the schedule; while its weights are those that were copied, it keeps its thresholds. A pickled model keeps the
     sparsity of the moment.
 
     Args:
-        weights: the prunable weights of the model.
+        model: the model.
+        weights: its prunable weights.
         policy: how much each weight loses.
         position: where the schedule stands.
         thresholds: what the layers read.
     """
 
     def __init__(
-        self, weights: list[PrunableWeight], policy: Policy, position: SchedulePosition, thresholds: Thresholds
+        self,
+        model: nn.Module,
+        weights: list[PrunableWeight],
+        policy: Policy,
+        position: SchedulePosition,
+        thresholds: Thresholds,
     ) -> None:
         self.weights = weights
+        self.places = LayerPlaces(model, weights)
         self.policy: Policy | None = policy
         self.position = position
         self.thresholds = thresholds
@@ -56,14 +75,26 @@ class CurrentThresholds:
     def _reset(self) -> None:
         """Clear what depends on where the weights live; a copy finds it again."""
         self._uses = [use for weight in self.weights for use in weight.uses]
-        self._places: Sequence[tuple[int, torch.Size | None]] = []
+        counts = itertools.accumulate(len(weight.uses) for weight in self.weights)
+        self._firsts = [0, *counts][:-1]  # the first use of each weight
+        self._places: Sequence[tuple[Any, ...]] = []
         self._versions: list[WeightVersion] | None = None
         self._as_copied = False
+        self._ran = False
+        self.watch: TrainingWatch | None = None
+        self.attached = False  # to an optimizer that steps by itself
+        self._stepped = False
+        self._changes = 0  # of the weights between training forwards, since the last step
 
     @property
-    def forward_ran(self) -> bool:
-        """Whether a forward of the model has been seen."""
-        return self._training is not None
+    def position(self) -> SchedulePosition:
+        """Where the schedule stands; it knows all hooks that follow it."""
+        return self._position
+
+    @position.setter
+    def position(self, position: SchedulePosition) -> None:
+        self._position = position
+        position.followers.add(self)
 
     # ------------------------------------------------------------------------------------------------ selection
 
@@ -73,10 +104,12 @@ class CurrentThresholds:
         ``unseen``: as in ``Thresholds.assign``.
 
         Raises:
-            RuntimeError: a weight is gone, has another shape, or is no longer tied.
+            RuntimeError: a weight is gone, has another shape, is no longer tied, or holds no values (FakeTensorMode).
         """
         if self.policy is None:
             raise RuntimeError("a model that was pickled with a scope that is a function cannot select thresholds")
+        if is_fake(self.weights[0].parameter):
+            raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         parameters = self._check_places()
         with torch.inference_mode(False), torch.no_grad():
             values = self._per_use(_select(parameters, self.policy, self.position))
@@ -85,10 +118,33 @@ class CurrentThresholds:
         self._as_copied = self.restored = False
         self.thresholds.followed = True
 
+    def after_step(self) -> None:
+        """Select at the next position of the schedule, for copies too whose hook has never run.
+
+        Their forward may be compiled, and then their hook never runs.
+        """
+        self._stepped, self._changes = True, 0
+        self.select()
+        for copied in list(self.position.followers):
+            if copied is not self and not copied._ran:
+                copied._select_unasked()
+
+    def _select_unasked(self) -> None:
+        try:
+            self.refresh_if_stale()
+        except (RuntimeError, ValueError):  # of a copy that was changed: its own forward raises it
+            self._ran = True
+
+    def stop_watching(self) -> None:
+        """End the watch over the first training step."""
+        if self.watch is not None:
+            self.watch.stop()
+            self.watch = None
+
     def _check_places(self) -> Sequence[Tensor]:
-        """The weights; runs the full checks only if an address or a shape has changed since the last step."""
+        """The weights; runs the full checks only if an object, address or shape has changed since the last step."""
         held = self._held()
-        places = [(-1, None) if w is None else (w.data_ptr(), w.shape) for w in held]
+        places = [(-1,) if w is None else (id(w), w.data_ptr(), w.shape) for w in held]
         if places != self._places:
             self._check_weights()
             for use in self._uses:
@@ -106,12 +162,7 @@ class CurrentThresholds:
     def _check_weights(self) -> None:
         assert self.policy is not None
         for weight, shape in zip(self.weights, self.policy.shapes, strict=True):
-            got = tuple(weight.parameter.shape)
-            if got != shape:
-                raise RuntimeError(
-                    f"the weight of {weight.name} had shape {shape} when the model was made sparse, now {got}: make "
-                    "the model sparse after its layers have their final shapes"
-                )
+            check_whole(weight.name, weight.parameter, shape)
 
     def _per_use(self, values: Tensor) -> Tensor:
         """(L,) thresholds, one per distinct weight -> one per use of a weight."""
@@ -131,32 +182,94 @@ class CurrentThresholds:
     def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
         """Before a forward of the model: select if the weights, or the mode, have changed."""
         if torch.compiler.is_compiling():
+            if not torch.compiler.is_dynamo_compiling():
+                self._check_export()
             return
-        self.thresholds.followed = True
+        self.places.check(module)
+        self.thresholds.followed = self._ran = True
         switched = self._training is not None and self._training != module.training
-        if self.refresh_if_stale(switched) or self._training is None:
+        current = self.restored or self.is_current()
+        if not current and module.training and torch.is_grad_enabled():
+            self._count_change()
+        if not (current and (not switched or self._as_copied)) and self._is_functional_call():
+            self._lend(module, switched)
+        elif self.refresh_if_stale(switched) or self._training is None:
             self._training = module.training
+        if self.watch is not None:
+            self.watch.forward_begins(module)
 
     def refresh_if_stale(self, switched: bool = False) -> bool:
         """Select if the weights have changed, or the mode has ``switched``; False where that must wait."""
         current = self.is_current()
         if self.restored or (current and (not switched or self._as_copied)):
             return True
-        if not all(map(_has_memory, self._held())) or in_backward() or in_transform() or self.thresholds.is_shared():
-            return False
-        if self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing():
+        if self._is_functional_call() or self._must_wait():
             return False
         if tracing():
-            raise RuntimeError(
-                "the weights have changed since the thresholds were selected, and a trace would hold both: call the "
-                "model once, or Sparsifier.refresh(), before it is traced"
-            )
+            raise RuntimeError(_STALE_TRACE)
         if self.policy is None:
             _log.warning("a model pickled with a scope that is a function keeps the thresholds it was pickled with")
             self.restored = True
             return True
         self.select(unseen=current)
         return True
+
+    def _is_functional_call(self) -> bool:
+        """Whether the layers hold other tensors than Parameters with memory of their own, or a transform runs."""
+        return in_transform() or not all(map(_has_memory, self._held()))
+
+    def _must_wait(self) -> bool:
+        if in_backward() or self.thresholds.is_shared():
+            return True
+        return self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
+
+    def _lend(self, module: nn.Module, switched: bool) -> None:
+        """Thresholds, for this forward alone, of weights that are not the model's own or cannot be written for here."""
+        weights = plain_weights(self._held())
+        if weights is None or self._must_wait() or self.policy is None:
+            return
+        if not switched and self._are_own(weights):
+            return
+        policy, distinct = self.policy, [weights[index] for index in self._firsts]
+        pairs = lend(
+            module,
+            [use.binding for use in self._uses],
+            lambda: self._per_use(_select(distinct, policy, self.position)),
+        )
+        if self.watch is not None:
+            self.watch.stands_for.update((lent.data_ptr(), own.data_ptr()) for own, lent in pairs)
+
+    def _are_own(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these are views of the weights that the thresholds were selected from, with the same values."""
+        versions = self._versions or ()
+        return len(versions) == len(weights) and all(
+            version.describes_memory_of(weight) for version, weight in zip(versions, weights, strict=True)
+        )
+
+    def _check_export(self) -> None:
+        """Raise RuntimeError if an exporter would record thresholds of other weights than the model has now."""
+        versions = self._versions_of_copy() if self._versions is None else self._versions
+        if self.restored or (len(versions) == len(self._uses) and all(version.still_holds() for version in versions)):
+            return
+        raise RuntimeError(_STALE_TRACE)
+
+    def _count_change(self) -> None:
+        """Warn if the weights move in training and nobody steps."""
+        self._changes += 1
+        if self.attached and self._changes == 3:
+            warnings.warn(
+                "the weights have changed before 3 training forwards in a row, but the optimizer that the sparsifier "
+                "is attached to has not stepped: attach() to the optimizer that does, or call step() yourself",
+                SparsityWarning,
+                stacklevel=_OUTSIDE,
+            )
+        if not self.attached and not self._stepped and self._changes == 100:
+            warnings.warn(
+                "the weights have changed before 100 training forwards, but Sparsifier.step() has not been called: the "
+                "sparsity stays where the schedule begins. Call it after every optimizer.step(), or attach() it",
+                SparsityWarning,
+                stacklevel=_OUTSIDE,
+            )
 
     def is_current(self) -> bool:
         """Whether the weights are, as far as torch tells, those that the thresholds were selected from."""
@@ -184,8 +297,10 @@ class CurrentThresholds:
         return {**self._state_of_copy(), "policy": policy}  # a function may not pickle
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        position = state.pop("position")
         self.__dict__.update(state)
         self._reset()
+        self.position = position
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CurrentThresholds:
         twin = memo[id(self)] = CurrentThresholds.__new__(CurrentThresholds)
@@ -193,7 +308,7 @@ class CurrentThresholds:
         return twin
 
     def _state_of_copy(self) -> dict[str, Any]:
-        names = ("weights", "policy", "position", "thresholds", "_training")
+        names = ("weights", "places", "policy", "position", "thresholds", "_training")
         kept = self.restored or self.is_current()
         return {**{name: getattr(self, name) for name in names}, "restored": False, "_copied_current": kept}
 

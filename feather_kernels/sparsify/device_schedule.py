@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from feather_kernels.ops.schema import compute_dtype
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 
@@ -20,7 +21,7 @@ class DeviceSchedule:
         policy, schedule: what is tabulated.
         last_step: the step from which on everything stays as it is.
         grad_scale: of the current sparsity.
-        device, dtype: of the weights and their compute dtype.
+        weight: one of the weights, for its device and compute dtype.
     """
 
     def __init__(
@@ -29,27 +30,32 @@ class DeviceSchedule:
         schedule: Schedule,
         last_step: int,
         grad_scale: Callable[[float], float],
-        device: torch.device,
-        dtype: torch.dtype,
+        weight: Tensor,
     ) -> None:
+        device, dtype = weight.device, compute_dtype(weight.dtype)
         sparsities = [sparsity_at(schedule, step) for step in range(last_step + 1)]
         positions = [policy.positions(sparsity) for sparsity in sparsities]
-        self._ranks = torch.tensor([position.ranks for position in positions], device=device)
-        self._fractions = torch.tensor([p.fractions for p in positions], dtype=dtype, device=device)
-        self._grad_scales = torch.tensor([grad_scale(s) for s in sparsities], dtype=dtype, device=device)
-        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        with torch.inference_mode(False):  # later steps count in whatever mode they run
+            self._ranks = torch.tensor([p.ranks for p in positions], dtype=torch.int64, device=device)
+            self._fractions = torch.tensor([p.fractions for p in positions], dtype=dtype, device=device)
+            self._grad_scales = torch.tensor([grad_scale(s) for s in sparsities], dtype=dtype, device=device)
+            self.step = torch.zeros((), dtype=torch.int64, device=device)
 
     def follow(self, weight: Tensor) -> None:
         """Move to the weight's device, if it has moved."""
         if self.step.device != weight.device:
             if self.step.device.type == "meta":
                 raise RuntimeError("capturable needs weights with data: make the model sparse after to_empty()")
-            for name in ("_ranks", "_fractions", "_grad_scales", "step"):
-                setattr(self, name, getattr(self, name).to(weight.device))
+            with torch.inference_mode(False):
+                for name in ("_ranks", "_fractions", "_grad_scales", "step"):
+                    setattr(self, name, getattr(self, name).to(weight.device))
 
-    def advance(self) -> None:
-        """One optimizer step further."""
-        self.step.add_(1)
+    def advance(self, skipped: Tensor | None = None) -> None:
+        """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0."""
+        if skipped is None:
+            self.step.add_(1)
+        else:
+            self.step.add_(skipped.to(self.step.device).reshape(()) == 0)
 
     def now(self) -> tuple[Tensor, Tensor, Tensor]:
         """Ranks (G,), fractions (G,) and gradient scale (0-dim) of the current step."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import nn
 from torch.optim import Optimizer
 
 from feather_kernels.functional import check_grad_scale
@@ -56,10 +57,31 @@ class CheckedScale:
         return float(scale)
 
 
+def check_model(model: object) -> None:
+    """Raise TypeError unless ``model`` is a module; names what was passed instead and the right call."""
+    if isinstance(model, nn.Module):
+        return
+    got = "None" if model is None else type(model).__name__
+    call = "Sparsifier(model, ...) takes the module itself"
+    if isinstance(model, type):
+        got, call = f"the class {model.__name__}", "make an instance of it"
+    elif isinstance(model, Optimizer):
+        call = "Sparsifier(model, ...) first, then sparsifier.attach(optimizer)"
+    elif isinstance(model, Mapping):
+        call = "load a state_dict into a module and pass that"
+    elif isinstance(model, Iterator):
+        call = "Sparsifier(model, ...), not its parameters(); targets=[...] chooses layers"
+    elif isinstance(model, Sequence):
+        call = "Sparsifier(model, ...) with the module that holds them; targets=[...] chooses layers"
+    raise TypeError(f"model must be a torch.nn.Module, got {got}: {call}")
+
+
 def check_options(recompute: bool | None, capturable: bool, scope: str | ScopeFunction) -> None:
     """Raise unless the options are in range and go together."""
     if recompute is not None and not isinstance(recompute, bool):
         raise TypeError(f"recompute must be None, True or False, got {recompute!r}")
+    if not isinstance(capturable, bool):
+        raise TypeError(f"capturable must be True or False, got {capturable!r}")
     if capturable and callable(scope):
         raise ValueError(f"capturable needs a named scope, got {scope!r}")
 
@@ -73,12 +95,3 @@ def check_dtypes(weights: Sequence[PrunableWeight]) -> None:
                 f"the prunable weights must be all float64 or none, got {weights[0].parameter.dtype} in "
                 f"{weights[0].name} and {weight.parameter.dtype} in {weight.name}"
             )
-
-
-def check_optimizer(optimizer: Optimizer, weights: Sequence[PrunableWeight]) -> None:
-    """Raise unless ``optimizer`` is one and updates a prunable weight."""
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    if not any(weight.parameter in held for weight in weights):
-        raise ValueError("optimizer must hold a prunable weight of the model, got one that holds none")

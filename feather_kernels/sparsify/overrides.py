@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from feather_kernels.functional import check_grad_scale, check_sparsity
 from feather_kernels.ops.schema import check_number, check_power
-from feather_kernels.sparsify.selection import PrunableWeight, Target, matches
+from feather_kernels.sparsify.names import Target, check_entry, matches
+from feather_kernels.sparsify.selection import PrunableWeight
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ def resolve_overrides(
         ValueError: an entry matches no prunable weight, or has an unknown option or a bad value.
         TypeError: an entry is no mapping, or a value no number.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(f"overrides must be a dict of options by layer, got {overrides!r}")
     entries = {target: _make_override(target, options) for target, options in (overrides or {}).items()}
     for target in entries:
+        check_entry("overrides", target)
         if not any(_applies(target, weight) for weight in weights):
             raise ValueError(f"overrides must match prunable layers, but {target!r} matches none")
     ordered = sorted(entries, key=_specificity)
@@ -72,10 +75,7 @@ def _merge(entries: Sequence[Override]) -> Override:
 
 
 def _applies(target: Target, weight: PrunableWeight) -> bool:
-    try:
-        return any(matches(use.layer_name, use.module, [target]) for use in weight.uses)
-    except re.error as error:
-        raise ValueError(f"overrides must hold regular expressions after re:, got {target!r}: {error}") from error
+    return any(matches((use.layer_name, use.path), use.module, [target]) for use in weight.uses)
 
 
 def _make_override(target: Target, options: Mapping[str, Any]) -> Override:

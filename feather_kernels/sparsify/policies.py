@@ -118,6 +118,14 @@ class Policy:
             fractions.append(fraction)
         return Positions(ranks, fractions)
 
+    def budget(self, sparsity: float) -> int:
+        """Number of zeros that the schedule's ``sparsity`` asks for, all groups together."""
+        if sparsity == 0:
+            return 0
+        if callable(self.scope):
+            return quantile_position(sum(self.numels), sparsity)[0] + 1
+        return sum(rank + 1 for rank in self.positions(sparsity).ranks)
+
     def thresholds_at(self, parameters: list[Tensor], sparsity: float) -> Tensor:
         """(L,) thresholds of the weights at the schedule's ``sparsity``."""
         if callable(self.scope):
@@ -267,7 +275,7 @@ def largest_below(levels: Tensor, scales: Tensor) -> Tensor:
     first multiplied by a power of two, so that the half ulp of a subnormal one, which spans many a, is not lost.
     """
     up = torch.full_like(levels, math.inf)
-    lift = torch.where(levels < 2.0**-60, 2.0**64, 1.0).to(levels.dtype)
+    lift = torch.where(levels < 2.0**-60, torch.full_like(levels, 2.0**64), 1.0)
     half_ulp = torch.where(levels.isinf(), 0.0, (torch.nextafter(levels, up) - levels) * (lift / 2))
     a = (levels * lift + half_ulp) / scales / lift
     for _ in range(2):
@@ -278,10 +286,12 @@ def largest_below(levels: Tensor, scales: Tensor) -> Tensor:
 
 
 def to_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A vector of host numbers on the device, without waiting for it."""
-    if len(values) == 1:
-        return torch.full((1,), values[0], dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    """A vector of host numbers on the device, without waiting for it; no inference tensor, as it may be kept."""
+    with torch.inference_mode(False):
+        if len(values) == 1:
+            return torch.full((1,), values[0], dtype=dtype, device=device)
+        pinned = device.type == "cuda"
+        return torch.tensor(values, dtype=dtype, device="cpu", pin_memory=pinned).to(device, non_blocking=True)
 
 
 def _check_policy(scope: str | ScopeFunction, min_density: float, score_scale: str) -> None:

@@ -6,6 +6,7 @@ import copy
 import uuid
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -35,12 +36,17 @@ class SchedulePosition:
         self.device_schedule = device_schedule
         self.key = uuid.uuid4().hex  # the same in copies and pickles of models that belong to this position
         self._step = 0
+        self.followers: WeakSet[Any] = WeakSet()  # what selects thresholds at this position
 
-    def advance(self) -> None:
-        """One optimizer step further."""
-        self._step += 1
+    def advance(self, skipped: Tensor | None = None) -> None:
+        """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0.
+
+        It is read on the host unless steps are counted on a device.
+        """
         if self.device_schedule is not None:
-            self.device_schedule.advance()
+            self.device_schedule.advance(skipped)
+        elif skipped is None or not skipped.item():
+            self._step += 1
 
     def move_to(self, step: int) -> None:
         """Continue from ``step``."""

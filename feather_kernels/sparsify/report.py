@@ -15,7 +15,7 @@ from feather_kernels.nn.base import SparseLayer
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer
 
-COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward")
+COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward", "note")
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class LayerReport:
     the budget is given to the layers in their order. ``backward`` says whether the layer's backward pass computes
     P(weight) again ("recomputes", which holds no copy of the weight) or keeps it from the forward pass ("keeps"), where
     autocast is off. ``kept_bytes`` is what the layer holds more than a dense one from forward to backward then;
-    ``lean`` whether recompute=True would make that nothing.
+    ``lean`` whether recompute=True would make that nothing. ``note`` is what else there is to know of the layer, or "".
     """
 
     name: str
@@ -39,6 +39,17 @@ class LayerReport:
     backward: str
     kept_bytes: int
     lean: bool
+    note: str
+
+    @property
+    def empty(self) -> bool:
+        """Whether no weight is left."""
+        return self.numel > 0 and self.zeros == self.numel
+
+    @property
+    def remarks(self) -> str:
+        """The column "note": that the layer is empty, and its note."""
+        return "; ".join(filter(None, ("empty" if self.empty else "", self.note)))
 
     @property
     def sparsity(self) -> float:
@@ -48,7 +59,7 @@ class LayerReport:
     def row(self) -> tuple[str, ...]:
         """The columns of ``COLUMNS`` as text."""
         shape = "x".join(map(str, self.shape))
-        numbers = f"{self.sparsity:.4%}", f"{self.threshold:.6g}", str(self.ties), self.backward
+        numbers = f"{self.sparsity:.4%}", f"{self.threshold:.6g}", str(self.ties), self.backward, self.remarks
         return self.name, shape, str(self.numel), str(self.zeros), *numbers
 
 
@@ -61,6 +72,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     skipped: tuple[SkippedLayer, ...]
     model_parameters: int
+    budget: int
 
     @property
     def numel(self) -> int:
@@ -88,22 +100,33 @@ class Report:
         return sum(layer.kept_bytes for layer in self.layers)
 
     @property
+    def empty_layers(self) -> tuple[LayerReport, ...]:
+        """Layers of which the threshold leaves no weight."""
+        return tuple(layer for layer in self.layers if layer.empty)
+
+    @property
+    def dense_numel(self) -> int:
+        """Number of weights in the skipped layers, each once where layers share it."""
+        return sum(layer.numel - layer.shared for layer in self.skipped)
+
+    @property
     def model_sparsity(self) -> float:
         """The same zeros as a fraction of all parameters of the model (biases, norms, skipped layers included)."""
         return self.zeros / self.model_parameters
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
-        totals = ("numel", "zeros", "sparsity", "ties", "model_sparsity", "kept_bytes")
+        totals = ("numel", "zeros", "sparsity", "ties", "model_sparsity", "kept_bytes", "dense_numel")
         return {
             "step": self.step,
             "target_sparsity": self.target_sparsity,
             "model_parameters": self.model_parameters,
             **{name: getattr(self, name) for name in totals},
             "layers": [
-                {**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers
+                {**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity, "empty": layer.empty}
+                for layer in self.layers
             ],
-            "skipped": [asdict(layer) for layer in self.skipped],
+            "skipped": [{**asdict(layer), "model_share": self._share(layer.numel)} for layer in self.skipped],
         }
 
     def to_csv(self) -> str:
@@ -114,16 +137,16 @@ class Report:
         for layer in self.layers:
             shape = "x".join(map(str, layer.shape))
             numbers = layer.numel, layer.zeros, layer.sparsity, layer.threshold, layer.ties
-            writer.writerow((layer.name, shape, *numbers, layer.backward))
+            writer.writerow((layer.name, shape, *numbers, layer.backward, layer.remarks))
         return text.getvalue()
 
     def to_markdown(self) -> str:
         """A Markdown table, the totals, and the skipped layers."""
-        lines = [" | ".join(COLUMNS), " | ".join(["---", "---", *["---:"] * (len(COLUMNS) - 3), "---"])]
+        lines = [" | ".join(COLUMNS), " | ".join(["---", "---", *["---:"] * (len(COLUMNS) - 4), "---", "---"])]
         lines += [" | ".join(layer.row()) for layer in self.layers]
         lines = [f"| {line} |" for line in lines] + ["", *self._totals()]
         if self.skipped:
-            lines += ["", "Left dense:", "", *(f"- `{layer.name}`: {layer.reason}" for layer in self.skipped)]
+            lines += ["", f"{self._dense_total()}:", "", *(f"- `{name}`: {text}" for name, text in self._left_dense())]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -131,14 +154,15 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [
             "  ".join(
-                cell.ljust(width) if i in (0, 1, 7) else cell.rjust(width) for i, (cell, width) in enumerate(zipped)
+                cell.ljust(width) if i in (0, 1, 7, 8) else cell.rjust(width) for i, (cell, width) in enumerate(zipped)
             )
             for zipped in (list(zip(row, widths, strict=True)) for row in rows)
         ]
         lines.insert(1, "-" * len(lines[0]))
         lines += ["", *self._totals()]
-        lines += [f"left dense: {layer.name}: {layer.reason}" for layer in self.skipped]
-        return "\n".join(lines)
+        if self.skipped:
+            lines += [self._dense_total(), *(f"left dense: {name}: {text}" for name, text in self._left_dense())]
+        return "\n".join(line.rstrip() for line in lines)
 
     def _totals(self) -> list[str]:
         ties = f", {self.ties} of them ties" if self.ties else ""
@@ -146,8 +170,31 @@ class Report:
             f"{self.zeros:,} of {self.numel:,} prunable weights are zero{ties}: sparsity {self.sparsity:.4%} "
             f"(target {self.target_sparsity:.4%} at step {self.step})",
             f"{self.model_sparsity:.4%} of all {self.model_parameters:,} parameters",
+            *self._empty(),
             self._memory(),
         ]
+
+    def _empty(self) -> list[str]:
+        """A line about the empty layers, if there are any."""
+        count, one = len(self.empty_layers), len(self.empty_layers) == 1
+        what = f"{count} {'layer is' if one else 'layers are'} empty, without one weight left"
+        return [f"{what}: min_density=... keeps a fraction of {'it' if one else 'each'}"] if count else []
+
+    def _dense_total(self) -> str:
+        count, weights = len(self.skipped), self.dense_numel
+        layers = f"{count} layer{'' if count == 1 else 's'}"
+        return f"left dense: {layers}, {weights:,} weights, {self._share(weights):.4%} of all parameters"
+
+    def _left_dense(self) -> list[tuple[str, str]]:
+        """Names of the skipped layers, and their reasons with their sizes."""
+        return [
+            (layer.name, f"{layer.reason} ({layer.numel:,} weights, {self._share(layer.numel):.4%} of all parameters)")
+            for layer in self.skipped
+        ]
+
+    def _share(self, numel: int) -> float:
+        """Fraction of all parameters of the model."""
+        return numel / self.model_parameters
 
     def _memory(self) -> str:
         """One line: bytes of P(weight) from forward to backward, and what recompute would change about them."""
@@ -167,10 +214,11 @@ def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: 
     factors: Sequence[Tensor | float] = [1.0] * len(weights) if scales is None else scales.unbind()
     counts = [_count(w, t, scale) for w, t, scale in zip(parameters, thresholds, factors, strict=True)]
     ties = _count_ties(counts, policy, sparsity)
-    return [
-        LayerReport(weight.name, tuple(w.shape), w.numel(), count.zeros, t.item(), tie, *_backward(weight, w))
-        for weight, w, t, count, tie in zip(weights, parameters, thresholds, counts, ties, strict=True)
-    ]
+    reports = []
+    for weight, w, t, count, tie in zip(weights, parameters, thresholds, counts, ties, strict=True):
+        numbers = tuple(w.shape), w.numel(), count.zeros, t.item(), tie
+        reports.append(LayerReport(weight.name, *numbers, *_backward(weight, w), weight.note))
+    return reports
 
 
 def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from feather_kernels.errors import SparsityWarning
 from feather_kernels.functional import check_sparsity
 from feather_kernels.ops.schema import check_number
 
@@ -80,6 +81,8 @@ class LambdaSchedule:
     final_sparsity: float | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(f"function must be a function of the step, got {self.function!r}")
         if self.final_sparsity is not None:
             check_sparsity("final_sparsity", self.final_sparsity)
 
@@ -98,9 +101,12 @@ def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Sch
         check_number("total_steps", total_steps, numbers.Integral)
         if total_steps <= 0:
             raise ValueError(f"total_steps must be positive, got {total_steps}")
+    if callable(getattr(sparsity, "sparsity_at", None)):
+        raise TypeError(f"sparsity must be a number, got {sparsity}: pass a schedule by name, schedule=...")
     if schedule is None:
         if sparsity is None or total_steps is None:
             raise ValueError(f"give sparsity and total_steps, or schedule; got {sparsity=}, {total_steps=}")
+        check_sparsity("sparsity", sparsity)
         return CubicSchedule(sparsity, 0, total_steps // 2)
     if sparsity is not None:
         raise ValueError(f"give either sparsity or schedule, got both: {sparsity} and {schedule}")
@@ -109,7 +115,9 @@ def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Sch
     final = final_sparsity(schedule)
     if total_steps is not None and final is not None and schedule.sparsity_at(total_steps) < final:
         reached = schedule.sparsity_at(total_steps)
-        warnings.warn(f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps", stacklevel=3)
+        warnings.warn(
+            f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps", SparsityWarning, stacklevel=3
+        )
     return schedule
 
 

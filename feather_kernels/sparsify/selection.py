@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,10 +13,11 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import CALLED, form_of, prunable_names
 from feather_kernels.nn.thresholds import ThresholdBinding
+from feather_kernels.ops.schema import check_number
+from feather_kernels.sparsify import left_dense
+from feather_kernels.sparsify.names import ROOT, Target, canonical, check_targets, matches
 
-Target = str | type[nn.Module]
 FilterFn = Callable[[nn.Module, str], bool]
-ROOT = "(root)"  # how the model itself is called where it is a layer
 
 # modules that read the weights of these children themselves, by the name of a class in their ancestry
 READERS: dict[str, tuple[str, ...]] = {
@@ -33,15 +33,16 @@ _NOT_PRUNABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.Gro
 class Use:
     """A parameter in one layer.
 
-    ``form`` says how the layer's class is extended (``nn.conversion``); a layer that ``may_be_unused`` is not expected
-    to run in the first training step.
+    ``path`` is the layer's name with what wrappers add to it. ``form`` says how the layer's class is extended
+    (``nn.conversion``). ``note`` is what the report says of the layer.
     """
 
     layer_name: str
+    path: str
     module: nn.Module
     parameter_name: str
     form: str
-    may_be_unused: bool
+    note: str
 
     @property
     def name(self) -> str:
@@ -83,13 +84,24 @@ class PrunableWeight:
         """Names of the uses, joined by ``=`` where the weight is tied."""
         return " = ".join(use.name for use in self.uses)
 
+    @property
+    def note(self) -> str:
+        """Notes of the uses."""
+        return "; ".join(dict.fromkeys(use.note for use in self.uses if use.note))
+
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """A layer that holds a weight and stays dense."""
+    """A layer that holds a weight and stays dense.
+
+    ``numel`` counts the elements of its Parameters of two or more dimensions, ``shared`` those among them that a layer
+    listed before it holds too.
+    """
 
     name: str
     reason: str
+    numel: int
+    shared: int
 
 
 @dataclass(frozen=True)
@@ -97,11 +109,12 @@ class Choice:
     """What a user says about the layers to take.
 
     ``targets`` (default all linear, convolution, attention and recurrent layers) and ``ignore``, which wins, hold names
-    of layers or of modules that contain them, ``re:`` patterns for the whole name, or module classes. A layer of
-    another kind, e.g. an embedding, is taken where ``targets`` has its exact name or its class. Layers for which
+    of layers or of modules that contain them, ``re:`` patterns for the whole name, or module classes. Names count with
+    and without what wrappers add to them (``names.canonical``). Some weights are taken only where ``targets`` asks for
+    the layer: adapters by its exact name; by its exact name or its class those that are frozen, those of convolutions
+    that standardise their weight, and those of layers of another kind, e.g. an embedding. Layers for which
     ``filter_fn(module, name)`` is false, or whose weights have fewer than ``min_numel`` elements, are left.
-    ``read_directly`` names layers whose weight another module reads without calling them; ``may_be_unused`` those that
-    a training step may leave out (experts, stochastic depth), so that the first one does not look for them.
+    ``read_directly`` names layers whose weight another module reads without calling them.
     """
 
     targets: Sequence[Target] | None = None
@@ -109,109 +122,140 @@ class Choice:
     filter_fn: FilterFn | None = None
     min_numel: int = 0
     read_directly: Sequence[Target] | None = None
-    may_be_unused: Sequence[Target] | None = None
 
-    def names_exactly(self, name: str, module: nn.Module) -> bool:
-        """Whether ``targets`` asks for this very layer, whatever its kind."""
+    def names_exactly(self, names: Collection[str], module: nn.Module | None = None) -> bool:
+        """Whether ``targets`` has one of these names or, where ``module`` is given, its class."""
         return any(
-            target == name if isinstance(target, str) else isinstance(module, target) for target in self.targets or ()
+            target in names if isinstance(target, str) else module is not None and isinstance(module, target)
+            for target in self.targets or ()
         )
 
-    def why_left(self, name: str, module: nn.Module, weights: Iterable[Tensor]) -> str | None:
-        """Reason of the user's to leave a layer, or None."""
-        if self.targets is not None and not matches(name, module, self.targets):
+    def why_left(self, names: Sequence[str], module: nn.Module, weights: Iterable[Tensor]) -> str | None:
+        """Reason of the user's to leave a layer, or None; its canonical name comes first among ``names``."""
+        if self.targets is not None and not matches(names, module, self.targets):
             return "not in targets"
-        if self.ignore is not None and matches(name, module, self.ignore):
+        if self.ignore is not None and matches(names, module, self.ignore):
             return "in ignore"
-        if self.filter_fn is not None and not self.filter_fn(module, name):
+        if self.filter_fn is not None and not self.filter_fn(module, names[0]):
             return "rejected by filter_fn"
         numel = max((weight.numel() for weight in weights), default=0)
         return f"{numel} elements, fewer than min_numel = {self.min_numel}" if numel < self.min_numel else None
 
+    def check(self, names: Mapping[nn.Module, Collection[str]]) -> None:
+        """Raise TypeError or ValueError unless every entry has the right type and matches a module."""
+        for argument in ("targets", "ignore", "read_directly"):
+            check_targets(argument, getattr(self, argument), names)
+        if self.filter_fn is not None and not callable(self.filter_fn):
+            raise TypeError(f"filter_fn must be a function of a module and its name, got {self.filter_fn!r}")
+        check_number("min_numel", self.min_numel)
+        if self.min_numel < 0:
+            raise ValueError(f"min_numel must be at least 0, got {self.min_numel}")
 
-def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeight], list[SkippedLayer]]:
-    """Prunable weights of a model in the order of its modules, and the skipped layers with their reasons.
+
+def select_weights(model: nn.Module, choice: Choice) -> tuple[list[PrunableWeight], list[SkippedLayer], list[Use]]:
+    """Prunable weights of a model in the order of its modules, the skipped layers, and which weights are left frozen.
 
     Raises:
+        TypeError: an option of the choice has the wrong type.
         ValueError: an entry of targets, ignore or read_directly that matches no module; a lazy layer that is not yet
             initialised; a layer that is sparse already.
     """
-    names = {module: name for name, module in model.named_modules()}
-    for argument in ("targets", "ignore", "read_directly", "may_be_unused"):
-        _check_matches(argument, getattr(choice, argument), names)
-    if choice.min_numel < 0:
-        raise ValueError(f"min_numel must be at least 0, got {choice.min_numel}")
+    modules = dict(model.named_modules())
+    layers = {module: _Layer(canonical(path, modules), path, module) for path, module in modules.items()}
+    choice.check({module: layer.names for module, layer in layers.items()})
     read = _read_by_parents(model)
     taken: dict[tuple[nn.Module, str], Use] = {}
-    skipped = []
-    for module, name in names.items():
-        parameters, reason = _candidate(module, name, choice)
-        reason = reason or choice.why_left(name, module, (module._parameters[p] for p in parameters))
-        if parameters and reason is None:
-            form = form_of(type(module))
-            wrapped = "forward" in module.__dict__  # by a library that keeps, and calls, the dense forward
-            if form == "call" and (wrapped or module in read or matches(name, module, choice.read_directly or ())):
-                form = "read"
-            unused = matches(name, module, choice.may_be_unused or ())
-            taken.update({(module, p): Use(name, module, p, form, unused) for p in parameters})
-        elif parameters or (reason and _holds_weights(module)):
-            skipped.append(SkippedLayer(name or ROOT, reason or ""))
-    return _group_by_parameter(model, names, taken, skipped)
+    left: list[_Left] = []
+    frozen: list[Use] = []
+    for module, layer in layers.items():
+        weights = _weights(module)
+        reasons = _reasons(layer, weights, modules, choice)
+        uses = {key: _use(layer, key, module in read, choice) for key in reasons}
+        taken.update({(module, key): uses[key] for key, reason in reasons.items() if reason is None})
+        frozen += [uses[key] for key, reason in reasons.items() if reason == left_dense.FROZEN]
+        distinct = set(reasons.values())
+        if len(distinct) == 1 and None not in distinct:
+            left.append((layer.name or ROOT, distinct.pop() or "", [weights[key] for key in reasons]))
+        else:
+            left += [(uses[key].name, reason, [weights[key]]) for key, reason in reasons.items() if reason]
+    prunable, tied = _group_by_parameter(layers, taken)
+    return prunable, _skipped_layers(left + tied), frozen
 
 
-def matches(name: str, module: nn.Module, targets: Iterable[Target]) -> bool:
-    """Whether an entry of ``targets`` names the module, a module around it, or its class."""
-    return any(_match(target, name, module) for target in targets)
+@dataclass(frozen=True)
+class _Layer:
+    """A module with its canonical name and its path."""
+
+    name: str
+    path: str
+    module: nn.Module
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.name, self.path
 
 
-def _match(target: Target, name: str, module: nn.Module) -> bool:
-    if not isinstance(target, str):
-        return isinstance(module, target)
-    if target.startswith("re:"):
-        return re.fullmatch(target[3:], name) is not None
-    return name == target or name.startswith(target + ".")
+_Left = tuple[str, str, list[Parameter]]  # name, reason, weights
 
 
-def _check_matches(argument: str, targets: Sequence[Target] | None, names: dict[nn.Module, str]) -> None:
-    if isinstance(targets, str | type):
-        raise TypeError(f"{argument} must be a sequence of names and classes, got {targets!r}")
-    for target in targets or ():
-        if isinstance(target, str) and target.startswith("re:"):
-            try:
-                re.compile(target[3:])
-            except re.error as error:
-                raise ValueError(
-                    f"{argument} must hold regular expressions after re:, got {target!r}: {error}"
-                ) from error
-        if not any(_match(target, name, module) for module, name in names.items()):
-            raise ValueError(f"{argument} must match modules of the model, but {target!r} matches none")
+def _reasons(
+    layer: _Layer, weights: Mapping[str, Parameter], modules: Mapping[str, nn.Module], choice: Choice
+) -> dict[str, str | None]:
+    """By the name of each weight of a layer why it is left, None where it is taken; {} if nothing is to be said."""
+    module = layer.module
+    candidates, reason = _candidates(layer, choice)
+    if not candidates and isinstance(module, _NOT_PRUNABLE) and not is_parametrized(module):
+        return {}
+    reason = reason or choice.why_left(layer.names, module, (weights[key] for key in candidates))
+    by_name, asked = choice.names_exactly(layer.names), choice.names_exactly(layer.names, module)
+    reasons: dict[str, str | None] = {}
+    for key, weight in weights.items():
+        adapter = None if by_name else left_dense.adapter_of(f"{layer.path}.{key}".lstrip("."), modules)
+        if adapter:
+            reasons[key] = left_dense.adapter_reason(adapter)
+        elif reason:
+            reasons[key] = reason
+        elif key in candidates:
+            reasons[key] = None if asked else left_dense.default_reason(module, weight)
+    return reasons
 
 
-def _candidate(module: nn.Module, name: str, choice: Choice) -> tuple[tuple[str, ...], str | None]:
+def _candidates(layer: _Layer, choice: Choice) -> tuple[tuple[str, ...], str | None]:
     """Names of the parameters that could be pruned, and the reason why none can, if there is one."""
+    name, module = layer.name, layer.module
+    kind = type(module).__name__
     if isinstance(module, SparseLayer):
         raise ValueError(f"model must be dense, but layer {name!r} is sparse already (a second Sparsifier?)")
     own = {key: value for key, value in module._parameters.items() if value is not None}
     if any(map(is_lazy, own.values())):
-        raise ValueError(f"layer {name!r} ({type(module).__name__}) is not initialised: run one forward pass first")
+        raise ValueError(f"layer {name!r} ({kind}) is not initialised: run one forward pass first")
     if is_parametrized(module):
-        return (), f"{type(module).__name__}: one of its parameters has a parametrization"
+        return (), f"{kind}: one of its parameters has a parametrization"
     parameters = prunable_names(module)
     if not parameters and isinstance(module, tuple(CALLED)):
-        return (), f"{type(module).__name__}: its weight is not a Parameter (weight_norm, spectral_norm, prune)"
-    if not parameters and choice.names_exactly(name, module):
+        return (), f"{kind}: its weight is not a Parameter (weight_norm, spectral_norm, prune)"
+    if not parameters and choice.names_exactly(layer.names, module):
         parameters = tuple(key for key, value in own.items() if value.dim() >= 2)
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and (module.sparse or module.max_norm is not None):
-            return (), f"{type(module).__name__} with sparse gradients or max_norm"
-    return parameters, None if parameters else f"{type(module).__name__}: taken only if targets names it"
+            return (), f"{kind} with sparse gradients or max_norm"
+    return parameters, None if parameters else left_dense.untaken_reason(name, module)
 
 
-def _holds_weights(module: nn.Module) -> bool:
-    """Whether a module that is not taken has parameters that could be expected to be pruned."""
-    own = (parameter for parameter in module._parameters.values() if parameter is not None)
-    return is_parametrized(module) or (
-        not isinstance(module, _NOT_PRUNABLE) and any(parameter.dim() >= 2 for parameter in own)
-    )
+def _weights(module: nn.Module) -> dict[str, Parameter]:
+    """By name the Parameters of a module that are, or could be, weights, and those that its parametrizations hold."""
+    own = {key: value for key, value in module._parameters.items() if value is not None and not is_lazy(value)}
+    if is_parametrized(module):
+        own.update(cast(nn.Module, module.parametrizations).named_parameters("parametrizations"))
+    prunable = prunable_names(module)  # also where a library has flattened them
+    return {key: value for key, value in own.items() if value.dim() >= 2 or key in prunable}
+
+
+def _use(layer: _Layer, key: str, read: bool, choice: Choice) -> Use:
+    module, form = layer.module, form_of(type(layer.module))
+    wrapped = "forward" in module.__dict__  # by a library that keeps, and calls, the dense forward
+    if form == "call" and (wrapped or read or matches(layer.names, module, choice.read_directly or ())):
+        form = "read"
+    return Use(layer.name, layer.path, module, key, form, left_dense.note_on(module))
 
 
 def _read_by_parents(model: nn.Module) -> set[nn.Module]:
@@ -225,24 +269,35 @@ def _read_by_parents(model: nn.Module) -> set[nn.Module]:
 
 
 def _group_by_parameter(
-    model: nn.Module,
-    names: dict[nn.Module, str],
-    taken: dict[tuple[nn.Module, str], Use],
-    skipped: list[SkippedLayer],
-) -> tuple[list[PrunableWeight], list[SkippedLayer]]:
+    layers: Mapping[nn.Module, _Layer], taken: Mapping[tuple[nn.Module, str], Use]
+) -> tuple[list[PrunableWeight], list[_Left]]:
     """One entry per distinct Parameter; one that another module reads densely is left to all of its layers."""
     holders: dict[Parameter, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
+    for module in layers:
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 holders.setdefault(parameter, []).append((module, key))
-    weights = []
-    for holding in holders.values():
+    weights: list[PrunableWeight] = []
+    left: list[_Left] = []
+    for parameter, holding in holders.items():
         dense = [module for module, key in holding if (module, key) not in taken]
         uses = tuple(taken[holder] for holder in holding if holder in taken)
         if uses and dense:
-            reason = f"its weight is tied to {names[dense[0]]!r} ({type(dense[0]).__name__}), which stays dense"
-            skipped += [SkippedLayer(use.name, reason) for use in uses]
+            name, kind = layers[dense[0]].name, type(dense[0]).__name__
+            left += [
+                (use.name, f"its weight is tied to {name!r} ({kind}), which stays dense", [parameter]) for use in uses
+            ]
         elif uses:
             weights.append(PrunableWeight(uses))
-    return weights, skipped
+    return weights, left
+
+
+def _skipped_layers(left: Iterable[_Left]) -> list[SkippedLayer]:
+    """What was left with its sizes; the elements of a Parameter are counted where it comes first."""
+    seen: set[Parameter] = set()
+    skipped = []
+    for name, reason, parameters in left:
+        shared = sum(parameter.numel() for parameter in parameters if parameter in seen)
+        skipped.append(SkippedLayer(name, reason, sum(parameter.numel() for parameter in parameters), shared))
+        seen.update(parameters)
+    return skipped

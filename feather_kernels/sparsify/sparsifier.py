@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from feather_kernels.nn.base import SparseLayer
-from feather_kernels.nn.conversion import finalize_weight, make_dense, make_sparse
-from feather_kernels.nn.thresholds import ThresholdBinding, Thresholds
-from feather_kernels.ops.schema import check_power, compute_dtype
+from feather_kernels.ops.schema import check_power
+from feather_kernels.sparsify import layers
+from feather_kernels.sparsify.attachment import Attachment
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.first_step import FirstStep
-from feather_kernels.sparsify.options import GradScale, check_dtypes, check_optimizer, check_options, resolve_grad_scale
-from feather_kernels.sparsify.overrides import Override, resolve_overrides
+from feather_kernels.sparsify.goal import warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.names import Target
+from feather_kernels.sparsify.options import (
+    GradScale,
+    check_dtypes,
+    check_model,
+    check_options,
+    resolve_grad_scale,
+)
+from feather_kernels.sparsify.overrides import resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.selection import Choice, FilterFn, Target, Use, select_weights
-from feather_kernels.sparsify.state import check_state
+from feather_kernels.sparsify.selection import Choice, FilterFn, select_weights
+from feather_kernels.sparsify.state import check_state, warn_of_schedule
+from feather_kernels.sparsify.training_watch import TrainingWatch
 
 
 class Sparsifier:
@@ -48,7 +52,7 @@ class Sparsifier:
         power: p of the thresholding operator, at least 1 or inf.
         grad_scale: factor of the gradient on pruned weights, at least 0; "auto" is 1 for a final sparsity of at most
             0.95 and 0.5 above it; or a function of the current sparsity.
-        targets, ignore, filter_fn, min_numel, read_directly, may_be_unused: which layers; see ``selection.Choice``.
+        targets, ignore, filter_fn, min_numel, read_directly: which layers; see ``selection.Choice``.
         min_density: what every weight keeps at least, as a fraction of its elements.
         overrides: options of single layers, by name, ``re:`` pattern or class (names win): a dict with any of
             ``sparsity``, ``min_density``, ``power``, ``grad_scale``.
@@ -83,20 +87,20 @@ class Sparsifier:
         filter_fn: FilterFn | None = None,
         min_numel: int = 0,
         read_directly: Sequence[Target] | None = None,
-        may_be_unused: Sequence[Target] | None = None,
         min_density: float = 0.0,
         overrides: Mapping[Target, Mapping[str, Any]] | None = None,
         score_scale: str = "none",
         recompute: bool | None = None,
         capturable: bool = False,
     ) -> None:
+        check_model(model)
         self.schedule = make_schedule(sparsity, total_steps, schedule)
         check_power(power)
         scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(recompute, capturable, scope)
-        choice = Choice(targets, ignore, filter_fn, min_numel, read_directly, may_be_unused)
+        choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
-        self.weights, self.skipped = select_weights(model, choice)
+        self.weights, self.skipped, self._frozen = select_weights(model, choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
@@ -104,21 +108,25 @@ class Sparsifier:
         settings = resolve_overrides(self.weights, overrides)
         final = final_sparsity(self.schedule)
         self._policy = Policy(self.weights, scope, min_density, score_scale, settings, final, captured=capturable)
-        device_schedule = self._make_device_schedule(total_steps, scale_at) if capturable else None
+        device_schedule = None
+        if capturable:
+            end = last_step(self.schedule, total_steps)
+            device_schedule = DeviceSchedule(self._policy, self.schedule, end, scale_at, self.weights[0].parameter)
         self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
         self._ended: str | None = None
         self._final_report: Report | None = None
-        self._handles: list[RemovableHandle] = []
+        self._attachment = Attachment()
+        self._total_steps = total_steps
         scale = scale_at(sparsity_at(self.schedule, 0))
-        self._thresholds = self._make_sparse(settings, power, scale, recompute)
-        self._current = CurrentThresholds(self.weights, self._policy, self._position, self._thresholds)
+        self._thresholds = layers.make_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
+        self._current = CurrentThresholds(model, self.weights, self._policy, self._position, self._thresholds)
         try:
             self._current.select()
         except Exception:
-            self._make_dense()
+            layers.make_dense(self.weights)
             raise
         self._hook = model.register_forward_pre_hook(self._current)
-        self._first_step: FirstStep | None = FirstStep()
+        self._current.watch = TrainingWatch(layers.uses_of(self.weights))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -129,40 +137,44 @@ class Sparsifier:
         is kept.
 
         Raises:
-            RuntimeError: after ``finalize()`` or ``detach()``; or, in the first call after a forward of the model, if a
-                sparse layer's own forward has not run: some module reads its weight directly, which would train it
-                dense.
+            RuntimeError: after ``finalize()`` or ``detach()``; while ``attach()`` counts the steps; if a sparse layer
+                is no longer part of the model, or a weight has another shape or is sharded; if a weight got a gradient
+                though no training forward has called its layer: some module reads it directly, which trains it dense.
         """
         self._check_live("step")
-        if self._first_step is not None and self._first_step.check(self._uses(), self._current.forward_ran):
-            self._first_step = None
+        if self._attachment.active:
+            raise RuntimeError(
+                "step() is called by the optimizer that the sparsifier is attached to, and would count each step "
+                "twice: call it no more, or remove() the handle that attach() returned"
+            )
+        self._advance()
+
+    def _advance(self, found_inf: Tensor | None = None) -> None:
+        """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
+        self._current.places.check(self.model)
+        self._frozen = warn_of_thawed(self._frozen)
+        if self._current.watch is not None and self._current.watch.step():
+            self._current.stop_watching()
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
-        self._position.advance()
-        self._current.select()
+        self._position.advance(found_inf)
+        self._current.after_step()
 
-    def attach(self, optimizer: Optimizer) -> RemovableHandle:
+    def attach(self, optimizer: Any) -> RemovableHandle:
         """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
 
-        Steps that a GradScaler skips because of infinite gradients do not count. Where several optimizers share the
-        model, attach to the one that steps last.
+        Steps that a GradScaler skips because of infinite gradients do not count. A wrapper that holds the optimizer as
+        ``.optimizer`` or ``.base_optimizer`` (accelerate, Lightning, SAM) is looked into. Where several optimizers
+        share the model, attach to the one that steps last.
 
         Raises:
             TypeError, ValueError: no optimizer, or one that holds no prunable weight.
             RuntimeError: attached already.
         """
         self._check_live("attach")
-        check_optimizer(optimizer, self.weights)
-        if any(handle.id in (handle.hooks_dict_ref() or ()) for handle in self._handles):
-            raise RuntimeError("the sparsifier is attached already: remove() the handle of the first attach()")
-
-        def after_step(optimizer: Optimizer, *_: Any) -> None:
-            found_inf = getattr(optimizer, "found_inf", None)  # GradScaler sets it where the optimizer itself skips
-            if found_inf is None or not found_inf.item():
-                self.step()
-
-        self._handles.append(optimizer.register_step_post_hook(after_step))
-        return self._handles[-1]
+        handle = self._attachment.add(optimizer, self.weights, self._advance)
+        self._current.attached = True
+        return handle
 
     @property
     def step_count(self) -> int:
@@ -192,10 +204,12 @@ class Sparsifier:
             model: a deep copy of the sparsified model (EMA, SWA), or a module around one; default the model itself.
 
         Raises:
-            ValueError: ``model`` is no copy of the sparsified model.
+            TypeError, ValueError: ``model`` is no module, or no copy of the sparsified model.
         """
         self._check_live("refresh")
         model = self.model if model is None else model
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a copy of the sparsified model, got {type(model).__name__}")
         hooks = [hook for hook in hooks_of(model) if hook.position.key == self._position.key]
         if len(hooks) != 1:
             raise ValueError(
@@ -212,22 +226,31 @@ class Sparsifier:
 
         In the global scope the zeros among the prunable weights are then ``floor((N - 1) s) + 1`` plus ties, for the
         sparsity s > 0 of the current step (16-bit weights whose P(w) underflows come on top).
+
+        Warns:
+            SparsityWarning: the schedule has not ended, zeros are missing, a layer has no weight left (``min_density``
+                prevents that), or layers came into the model later. Nothing is changed if the warning is an error.
+
+        Raises:
+            RuntimeError: as ``step()``; or a layer has been parametrized since.
         """
         self._check_live("finalize")
-        self._check_can_end()
+        layers.check_not_parametrized(self.weights)
+        self._current.places.check(self.model)
         self._current.select()  # the weights may have moved since the last step
-        self._final_report = self.report()
-        for weight in self.weights:
-            use = weight.uses[0]  # once, also where it is tied
-            finalize_weight(cast(SparseLayer, use.module), use.parameter_name)
+        report = self.report()
+        warn_unless_reached(report, self.schedule, self._total_steps)
+        self._final_report = report
+        layers.write_zeros(self.weights)
         self._end("finalize")
         return self.model
 
     def detach(self) -> nn.Module:
         """Give the layers their dense classes back and leave the weights as they are, dense; returns the model."""
         self._check_live("detach")
-        self._check_can_end()
-        self._final_report = self.report()
+        layers.check_not_parametrized(self.weights)
+        if self._current.places.intact():
+            self._final_report = self.report()
         self._end("detach")
         return self.model
 
@@ -237,19 +260,24 @@ class Sparsifier:
         """Counts per layer and in total, skipped layers, at this moment; after the end, at its moment."""
         if self._final_report is not None:
             return self._final_report
+        self._check_live("report")
+        self._current.places.check(self.model)
         self._current.refresh_if_stale()
-        layers = measure_layers(self.weights, self._policy, self.sparsity)
+        measured = measure_layers(self.weights, self._policy, self.sparsity)
+        skipped = *self.skipped, *self._current.places.added(self.model)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        return Report(self.step_count, self.sparsity, tuple(layers), tuple(self.skipped), parameters)
+        budget = self._policy.budget(self.sparsity)
+        return Report(self.step_count, self.sparsity, tuple(measured), skipped, parameters, budget)
 
     def state_dict(self) -> dict[str, Any]:
         """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
         self._check_live("state_dict")
+        self._current.places.check(self.model)
         self._current.refresh_if_stale()
         return {
             "step": self.step_count,
-            "thresholds": torch.stack([use.binding.value for use in self._uses()]),
-            "grad_scales": self._thresholds.replica(*self._uses()[0].binding.key).grad_scales.clone(),
+            "thresholds": torch.stack([use.binding.value for use in layers.uses_of(self.weights)]),
+            "grad_scales": self._thresholds.replica(*layers.uses_of(self.weights)[0].binding.key).grad_scales.clone(),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -261,46 +289,15 @@ class Sparsifier:
             ValueError: the state lacks a key or belongs to other layers. Nothing is changed then.
         """
         self._check_live("load_state_dict")
-        check_state(state, self._layer_names(), len(self._uses()))
-        if state["schedule"] != repr(self.schedule):
-            warnings.warn(f"the state was saved under {state['schedule']}; now {self.schedule!r}", stacklevel=2)
+        check_state(state, self._layer_names(), len(layers.uses_of(self.weights)))
+        warn_of_schedule(state, self.schedule, stacklevel=2)
         self._position.move_to(int(state["step"]))
         if state["step"] > 0:
-            self._first_step = None  # the run that is resumed has passed its check
+            self._current.stop_watching()  # the run that is resumed has passed its check
         self._thresholds.assign(state["thresholds"], state["grad_scales"] if self._scales_change else None)
         self._current.restored = True  # whatever order the model's weights are loaded in
 
     # ------------------------------------------------------------------------------------------------ inside
-
-    def _make_sparse(
-        self, settings: Sequence[Override], power: float, scale: float, recompute: bool | None
-    ) -> Thresholds:
-        """Swap the classes; the thresholds of all uses are elements of the result, in their order."""
-        per_use = [setting for setting, weight in zip(settings, self.weights, strict=True) for _ in weight.uses]
-        thresholds = Thresholds(
-            [power if setting.power is None else setting.power for setting in per_use],
-            [scale if setting.grad_scale is None else setting.grad_scale for setting in per_use],
-            self._scales_change,
-            recompute,
-            total_bytes=sum(use.latent.numel() * use.latent.element_size() for use in self._uses()),
-        )
-        by_module: dict[nn.Module, dict[str, ThresholdBinding]] = {}
-        for index, use in enumerate(self._uses()):
-            binding = ThresholdBinding(thresholds, index, use.latent)
-            by_module.setdefault(use.module, {})[use.parameter_name] = binding
-        for use in self._uses():
-            if use.module in by_module:
-                make_sparse(use.module, by_module.pop(use.module), use.form)
-        return thresholds
-
-    def _make_device_schedule(self, total_steps: int | None, scale_at: Callable[[float], float]) -> DeviceSchedule:
-        parameter = self.weights[0].parameter
-        end = last_step(self.schedule, total_steps)
-        dtype = compute_dtype(parameter.dtype)
-        return DeviceSchedule(self._policy, self.schedule, end, scale_at, parameter.device, dtype)
-
-    def _uses(self) -> list[Use]:
-        return [use for weight in self.weights for use in weight.uses]
 
     def _layer_names(self) -> list[str]:
         return [f"{weight.name} {list(weight.parameter.shape)}" for weight in self.weights]
@@ -309,26 +306,27 @@ class Sparsifier:
         if self._ended is not None:
             raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
-    def _check_can_end(self) -> None:
-        for use in self._uses():
-            if is_parametrized(use.module):
-                raise RuntimeError(f"{use.name} has been parametrized since it was made sparse: remove that first")
-
-    def _make_dense(self) -> None:
-        for module in dict.fromkeys(use.module for use in self._uses()):
-            make_dense(cast(SparseLayer, module))
-
     def _end(self, how: str) -> None:
-        self._make_dense()
-        for handle in [*self._handles, self._hook]:
-            handle.remove()
-        self._first_step = None
+        layers.make_dense(self.weights)
+        self._attachment.remove()
+        self._hook.remove()
+        self._current.stop_watching()
         self._ended = how
+
+    def __repr__(self) -> str:
+        state = "" if self._ended is None else f", ended by {self._ended}()"
+        final = final_sparsity(self.schedule)
+        goal = "" if final is None else f" of {final:.4g}"
+        return (
+            f"Sparsifier({type(self.model).__name__}: {len(self.weights)} weights with "
+            f"{sum(self._policy.numels):,} elements, {len(self.skipped)} layers left dense; {self.schedule!r}, "
+            f"step {self.step_count}, sparsity {self.sparsity:.4g}{goal}{state})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
         schedule = self._position.schedule, self._position.scale_at, self._position.device_schedule
-        return {**self.__dict__, "_handles": [], "_first_step": None, "_schedule": schedule}
+        return {**self.__dict__, "_schedule": schedule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give the position, pickled at a fixed sparsity with the models that share it, its schedule again."""

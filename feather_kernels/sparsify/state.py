@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+
+from feather_kernels.errors import SparsityWarning
+from feather_kernels.sparsify.names import same_layer
+from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 
 KEYS = ("step", "thresholds", "grad_scales", "schedule", "layers")
 
 
 def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -> None:
-    """Raise ValueError unless ``state`` is that of a sparsifier with these layers and so many thresholds."""
+    """Raise unless ``state`` is that of a sparsifier with these layers and so many thresholds.
+
+    Components that wrappers add to the names of layers do not count (``names.same_layer``).
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be that of a Sparsifier, a dict, got {type(state).__name__}")
     missing = sorted(set(KEYS) - set(state))
     if missing:
         raise ValueError(f"state must be that of a Sparsifier, but lacks {missing}")
-    if state["layers"] != list(layers):
-        saved = state["layers"] if isinstance(state["layers"], list) else [state["layers"]]
-        pairs = zip([*saved, "nothing"], [*layers, "nothing"], strict=False)
-        theirs, ours = next((a, b) for a, b in pairs if a != b)
+    saved = state["layers"] if isinstance(state["layers"], list) else [state["layers"]]
+    pairs = zip([*saved, "nothing"], [*layers, "nothing"], strict=False)
+    different = next(((a, b) for a, b in pairs if not same_layer(str(a), b)), None)
+    if different is not None:
+        theirs, ours = different
         raise ValueError(f"state must belong to this model's layers: expected {ours}, got {theirs}")
     if type(state["step"]) is not int or state["step"] < 0:
         raise ValueError(f"state: step must be an integer of at least 0, got {state['step']!r}")
@@ -27,3 +38,16 @@ def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -
         if not isinstance(vector, Tensor) or vector.shape != (thresholds,) or not vector.is_floating_point():
             got = f"{tuple(vector.shape)} {vector.dtype}" if isinstance(vector, Tensor) else repr(vector)
             raise ValueError(f"state: {name} must be a floating-point tensor of shape ({thresholds},), got {got}")
+
+
+def warn_of_schedule(state: dict[str, Any], schedule: Schedule, stacklevel: int) -> None:
+    """Warn if the state was saved under another schedule than the one that goes on."""
+    if state["schedule"] != repr(schedule):
+        step = state["step"]
+        warnings.warn(
+            f"the state was saved at step {step} under {state['schedule']}; training goes on under {schedule!r}, "
+            f"now at sparsity {sparsity_at(schedule, step):.4f}. To continue as before, give the Sparsifier the same "
+            "options as the saved one, total_steps too",
+            SparsityWarning,
+            stacklevel=stacklevel + 1,
+        )

@@ -1,0 +1,73 @@
+"""The optimizer whose steps move a sparsifier."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from feather_kernels.sparsify.selection import PrunableWeight
+
+WRAPPED = ("optimizer", "base_optimizer")  # where wrappers keep the optimizer: accelerate, Lightning, SAM
+
+
+class Attachment:
+    """Hooks on the optimizers that a sparsifier follows; copies follow none."""
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+
+    def add(
+        self, optimizer: Any, weights: Sequence[PrunableWeight], advance: Callable[[Tensor | None], None]
+    ) -> RemovableHandle:
+        """Call ``advance(found_inf)`` after each step of the innermost optimizer that ``optimizer`` wraps.
+
+        ``found_inf`` is the tensor in which a GradScaler says that the optimizer has skipped its step, if there is one.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: see ``Sparsifier.attach``.
+        """
+        innermost = unwrap(optimizer)
+        _check_optimizer(innermost, weights)
+        if self.active:
+            raise RuntimeError("the sparsifier is attached already: remove() the handle of the first attach()")
+
+        def after_step(stepped: Optimizer, *_: Any) -> None:
+            advance(getattr(stepped, "found_inf", None))  # set where the optimizer itself skips
+
+        self._handles.append(innermost.register_step_post_hook(after_step))
+        return self._handles[-1]
+
+    @property
+    def active(self) -> bool:
+        """Whether an optimizer that still lives is attached."""
+        return any(handle.id in (handle.hooks_dict_ref() or ()) for handle in self._handles)
+
+    def remove(self) -> None:
+        """Follow no optimizer any more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_handles": []}
+
+
+def unwrap(optimizer: Any) -> Any:
+    """The optimizer inside of wrappers that hold it as ``optimizer`` or ``base_optimizer``."""
+    seen: list[Any] = []
+    while not any(optimizer is one for one in seen):
+        seen.append(optimizer)
+        inner = (getattr(optimizer, name, None) for name in WRAPPED)
+        optimizer = next((one for one in inner if one is not None and not callable(one)), optimizer)
+    return seen[-1]
+
+
+def _check_optimizer(optimizer: Any, weights: Sequence[PrunableWeight]) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    if not any(weight.parameter in held for weight in weights):
+        raise ValueError("optimizer must hold a prunable weight of the model, got one that holds none")

@@ -1,0 +1,79 @@
+"""Finds operations that take a prunable Parameter itself, where the model should compute with P of it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from feather_kernels.errors import SparsityWarning
+from feather_kernels.sparsify.selection import Use
+from feather_kernels.torch_private import in_transform
+
+_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, sys.modules["feather_kernels"]))
+
+
+class DirectReads(TorchFunctionMode):
+    """Warns, once a weight, where an operation with a gradient has the Parameter itself as an operand.
+
+    Reads of attributes and operations without a gradient (``weight.dtype``, ``weight.detach()``) do not count.
+    """
+
+    def __init__(self, uses: Sequence[Use]) -> None:
+        super().__init__()
+        self._uses = uses
+        self._found: set[int] = set()
+        self.begin()
+
+    def begin(self) -> None:
+        """Look up the Parameters that the layers hold now."""
+        held = ((use.module._parameters.get(use.parameter_name), use) for use in self._uses)
+        self._by_parameter = {id(p): (p, use) for p, use in held if p is not None and id(p) not in self._found}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if torch.compiler.is_compiling() or in_transform() or not torch.is_grad_enabled():
+            return result
+        if any(value.grad_fn is not None for value in _tensors([result])):
+            for operand in _tensors([*args, *(kwargs or {}).values()]):
+                found = self._by_parameter.get(id(operand))
+                if found is not None and found[0] is operand:
+                    self._warn(found[1], operand, getattr(func, "__name__", repr(func)))
+        return result
+
+    def _warn(self, use: Use, parameter: Tensor, function: str) -> None:
+        self._found.add(id(parameter))
+        del self._by_parameter[id(parameter)]
+        caller = _caller(sys._getframe(2))
+        place = ("unknown", 0) if caller is None else (caller.f_code.co_filename, caller.f_lineno)
+        if function == "__get__":
+            function = "an attribute such as .T"
+        warnings.warn_explicit(
+            f"{use.name} is a sparse layer, but here its Parameter itself is an operand of {function}: what is "
+            f"computed from it trains dense. Call the layer; or name it in read_directly=[{use.layer_name!r}], so that "
+            "its attribute gives the sparse weight; or leave it dense with ignore=[...]",
+            SparsityWarning,
+            *place,
+        )
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def _caller(frame: FrameType | None) -> FrameType | None:
+    """The innermost caller outside of torch and of this package."""
+    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    return frame

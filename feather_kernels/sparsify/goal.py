@@ -1,0 +1,81 @@
+"""Warnings where the model is not, or will not be, what was asked for."""
+
+from __future__ import annotations
+
+import warnings
+
+from feather_kernels.errors import SparsityWarning
+from feather_kernels.sparsify.layer_places import ADDED
+from feather_kernels.sparsify.report import Report
+from feather_kernels.sparsify.schedules import Schedule, final_sparsity
+from feather_kernels.sparsify.selection import Use
+
+
+def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | None) -> None:
+    """Warn if the schedule has not ended, if zeros are missing, if layers are empty, or came after the beginning."""
+    messages = _unfinished(report, schedule, total_steps), _missed(report, schedule), _empty(report), _added(report)
+    for message in messages:
+        if message is not None:
+            warnings.warn(message, SparsityWarning, stacklevel=3)
+
+
+def warn_of_thawed(frozen: list[Use]) -> list[Use]:
+    """Warn of weights that were left dense because they were frozen, and require a gradient now; returns the others."""
+    if not frozen:
+        return frozen
+    held = [(use, use.module._parameters.get(use.parameter_name)) for use in frozen]
+    thawed = [use for use, parameter in held if parameter is not None and parameter.requires_grad]
+    if thawed:
+        warnings.warn(
+            "weights that were frozen when the model was made sparse, and so stay dense, require a gradient now: "
+            f"{', '.join(use.name for use in thawed)}. Make the model sparse while they do, or name them in targets",
+            SparsityWarning,
+            stacklevel=4,
+        )
+    return [use for use in frozen if use not in thawed]
+
+
+def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> str | None:
+    final = final_sparsity(schedule)
+    end = getattr(schedule, "end_step", total_steps)
+    if final is not None and report.target_sparsity >= final:
+        return None
+    if final is None and (end is None or report.step >= end):
+        return None
+    planned = f"{report.step} steps" + ("" if end is None else f" of {end}")
+    wanted = "what its schedule ends with" if final is None else f"the final {final:.4%}"
+    return (
+        f"the sparsifier has counted {planned}: the model is {report.sparsity:.4%} sparse, not {wanted}. Call step() "
+        "after every optimizer.step() (or attach() it) until the schedule ends, or plan fewer steps"
+    )
+
+
+def _missed(report: Report, schedule: Schedule) -> str | None:
+    """A scope that is a function, or NaN weights, may prune less than the schedule asks for."""
+    if report.zeros >= report.budget:
+        return None
+    return (
+        f"the model has {report.zeros} zeros where {schedule} asks for {report.budget} at step {report.step}: "
+        "thresholds of a scope function that prune less, or weights that are not numbers"
+    )
+
+
+def _empty(report: Report) -> str | None:
+    empty = [layer.name for layer in report.empty_layers]
+    if not empty:
+        return None
+    names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+    return (
+        f"layers without a weight left, {len(empty)} of {len(report.layers)}: {names}. min_density=0.01 leaves every "
+        "layer 1 % of its weights, at the same total"
+    )
+
+
+def _added(report: Report) -> str | None:
+    added = [layer.name for layer in report.skipped if layer.reason == ADDED]
+    if not added:
+        return None
+    return (
+        f"layers that came into the model after it was made sparse stay dense: {', '.join(added)}. Make the model "
+        "sparse when it is complete"
+    )

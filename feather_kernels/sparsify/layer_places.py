@@ -1,0 +1,111 @@
+"""Where the sparse layers stand in their model: notices layers that are replaced, fused or taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakSet
+
+from torch import Tensor, nn
+
+from feather_kernels.nn.base import SparseLayer
+from feather_kernels.nn.conversion import prunable_names
+from feather_kernels.sparsify.left_dense import adapter_of
+from feather_kernels.sparsify.names import canonical
+from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer, Use
+
+ADDED = "came into the model after it was made sparse"
+
+
+class LayerPlaces:
+    """The modules through which each sparse layer is reached; comparing them costs well under a microsecond each.
+
+    Args:
+        model: the model that holds the layers.
+        weights: its prunable weights.
+    """
+
+    def __init__(self, model: nn.Module, weights: Sequence[PrunableWeight]) -> None:
+        self._uses = [use for weight in weights for use in weight.uses]
+        self._edges = _edges(model, {use.module for use in self._uses})
+        self._known = WeakSet(model.modules())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_known": list(self._known)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _known=WeakSet(state["_known"]))
+
+    def added(self, model: nn.Module) -> list[SkippedLayer]:
+        """Dense layers that are in ``model`` now, and that it would prune if they had been when it was made sparse."""
+        modules = dict(model.named_modules())
+        added = []
+        for path, module in modules.items():
+            if module not in self._known and not isinstance(module, SparseLayer):
+                weights = [module._parameters[name] for name in prunable_names(module)]
+                numel = sum(weight.numel() for weight in weights if weight is not None and weight.requires_grad)
+                if numel and adapter_of(path, modules) is None:
+                    added.append(SkippedLayer(canonical(path, modules), ADDED, numel, 0))
+        return added
+
+    def check(self, model: nn.Module) -> None:
+        """Raise RuntimeError if a sparse layer is no longer part of ``model``; a layer that was moved is followed."""
+        if self.intact():
+            return
+        present = set(model.modules())
+        gone = [use for use in self._uses if use.module not in present]
+        if gone:
+            raise RuntimeError(_describe(gone))
+        self._edges = _edges(model, {use.module for use in self._uses})
+
+    def intact(self) -> bool:
+        """Whether every layer stands where it stood."""
+        return all(parent._modules.get(name) is child for parent, name, child in self._edges)
+
+
+def _edges(model: nn.Module, layers: set[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
+    """(parent, name, child) of each step on the ways from ``model`` to the layers."""
+    leads: dict[nn.Module, bool] = {}
+    edges = []
+
+    def visit(module: nn.Module) -> bool:
+        if module not in leads:
+            leads[module] = module in layers  # a cycle ends here
+            for name, child in module._modules.items():
+                if child is not None and visit(child):
+                    leads[module] = True
+                    edges.append((module, name, child))
+        return leads[module]
+
+    visit(model)
+    return edges
+
+
+def _describe(gone: Sequence[Use]) -> str:
+    names = ", ".join(f"{use.name} ({type(use.module).__name__.removeprefix('Feather')})" for use in gone)
+    return (
+        f"no longer part of the model, but made sparse with it: {names}. What stands in their place is not pruned. "
+        "Change the model before you make it sparse; to fuse or reparameterise it, finalize() a copy first; detach() "
+        "gives the dense layers back"
+    )
+
+
+def check_whole(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise RuntimeError unless the layer holds its whole weight, of the ``shape`` that it had at the beginning."""
+    if hasattr(weight, "__tensor_flatten__") and hasattr(weight, "full_tensor"):
+        fact = f"is a {type(weight).__name__}, of which this process has a part"
+    elif tuple(weight.shape) == shape and len(shape) > 1:
+        return
+    elif len(weight.shape) < 2:
+        fact = (
+            f"has shape {tuple(weight.shape)}, a flat shard: FullyShardedDataParallel and ZeRO-3 leave it like that "
+            "outside of forward"
+        )
+    else:
+        raise RuntimeError(
+            f"the weight of {name} had shape {shape} when the model was made sparse, now {tuple(weight.shape)}: make "
+            "the model sparse after its layers have their final shapes"
+        )
+    raise RuntimeError(
+        f"the weight of {name} {fact}. Thresholds are selected from whole weights: use DistributedDataParallel"
+    )

@@ -1,0 +1,75 @@
+"""Layers that the method could prune and leaves dense by default: adapters, frozen and standardised weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn.parameter import Parameter
+
+from feather_kernels.sparsify.names import steps
+
+FROZEN = "frozen (requires_grad=False)"
+
+# convolutions that standardise their weight in forward, by the name of a class in their ancestry
+STANDARDISED = (
+    "StdConv2d",  # timm; also the two below
+    "StdConv2dSame",
+    "ScaledStdConv2d",
+    "ScaledStdConv2dSame",
+    "WeightStandardizedConv2d",  # transformers' BiT, and others
+    "WSConv1d",
+    "WSConv2d",
+    "ScaledWSConv2d",
+    "ConvWS2d",  # mmcv
+    "ConvAWS2d",
+)
+
+
+def adapter_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
+    """The component that makes the path of a module or Parameter part of an adapter, or None.
+
+    It begins with ``lora_``, or the module above lists it in ``adapter_layer_names``, as the layers of peft do.
+    """
+    return next(
+        (
+            child
+            for child, parent in steps(path, modules)
+            if child.startswith("lora_") or child in getattr(parent, "adapter_layer_names", ())
+        ),
+        None,
+    )
+
+
+def adapter_reason(adapter: str) -> str:
+    """Why a weight is left that is part of an adapter, by ``adapter_of``."""
+    kind = "LoRA adapter" if adapter.startswith("lora_") else "adapter"
+    return f"{kind} ({adapter}): taken only if targets has its exact name"
+
+
+def default_reason(module: nn.Module, weight: Parameter) -> str | None:
+    """Why a weight that the method could prune is left, or None."""
+    if not weight.requires_grad:
+        return FROZEN
+    if not _standardises(module):
+        return None
+    kind = type(module).__name__
+    return f"{kind} standardises its weight, so that zeros do not stay zeros: taken only if targets names it"
+
+
+def note_on(module: nn.Module) -> str:
+    """What the report says of a layer that is taken, or ""."""
+    return "standardised after P: what convolves does not have these zeros" if _standardises(module) else ""
+
+
+def _standardises(module: nn.Module) -> bool:
+    return any(ancestor.__name__ in STANDARDISED for ancestor in type(module).__mro__)
+
+
+def untaken_reason(name: str, module: nn.Module) -> str:
+    """Why a layer of another kind is left; for fused experts, Parameters of three dimensions, how to take them too."""
+    reason = f"{type(module).__name__}: taken only if targets names it"
+    own = (parameter for parameter in module._parameters.values() if parameter is not None)
+    if name and any(parameter.dim() == 3 and min(parameter.shape) > 1 for parameter in own):
+        return f'{reason}; targets=["re:.*", "{name}"] takes it beside the default layers'
+    return reason

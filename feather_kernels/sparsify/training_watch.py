@@ -1,0 +1,137 @@
+"""Watches the first training step for weights that train without their layer's forward."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from feather_kernels.ops.call_record import CallRecord
+from feather_kernels.sparsify.after_forward import after_forward
+from feather_kernels.sparsify.direct_reads import DirectReads
+from feather_kernels.sparsify.selection import Use
+from feather_kernels.torch_private import tracing
+
+
+class TrainingWatch:
+    """Notices which layers run in training forwards, and which weights get a gradient without that.
+
+    Up to the first step it also looks for operations on the Parameters themselves; layers are waited for until all have
+    run.
+
+    A training forward is one of the model in training mode with grad mode on. A model that never has one is taken to
+    be trained in ``eval()`` mode; calls that bypass the model (compiled code, submodules alone) count as training.
+    """
+
+    def __init__(self, uses: Sequence[Use]) -> None:
+        self._uses = list(uses)
+        self._in_evaluation: set[int] = set()
+        self._record = CallRecord()
+        self._record.start()
+        self.stands_for: dict[int, int] = {}  # addresses of thresholds: lent for one forward -> the layer's own
+        self._with_gradient: set[int] = set()  # indices of uses
+        self._handles = _notice_gradients(self._uses, self._with_gradient)
+        self._reads: DirectReads | None = DirectReads(self._uses)
+        self._entered = threading.local()
+        self._end = weakref.finalize(self, _stop, self._record, self._handles)
+
+    # ------------------------------------------------------------------------------------------------ forwards
+
+    def forward_begins(self, model: nn.Module) -> None:
+        """Called before each eager forward of the model."""
+        if not self._end.alive or getattr(self._entered, "running", False):
+            return
+        training = model.training and torch.is_grad_enabled()
+        self._entered.running = True
+        if not training:
+            self._record.redirect(self._in_evaluation if torch.is_grad_enabled() else set())
+        elif self._reads is not None and not tracing() and not _has_compiled_parts(model):
+            self._reads.begin()
+            self._reads.__enter__()
+            self._entered.reads = self._reads
+        after_forward(model, self._forward_ends)
+
+    def _forward_ends(self) -> None:
+        reads = getattr(self._entered, "reads", None)
+        self._entered.__dict__.clear()
+        if reads is not None:
+            reads.__exit__(None, None, None)
+        self._record.redirect(None)
+
+    # ------------------------------------------------------------------------------------------------ steps
+
+    def step(self) -> bool:
+        """Called in each step; whether all layers have run in training, so that the watch is over.
+
+        Raises:
+            RuntimeError: weights got a gradient though their layers have not run; it names them.
+        """
+        if getattr(self._entered, "running", False):  # an interrupt left the forward without its hooks
+            self._forward_ends()
+        seen = self._record.addresses or self._in_evaluation
+        seen = seen.union(self.stands_for.get(address, address) for address in seen)
+        if not seen and not self._with_gradient:
+            return False
+        missing = {
+            index
+            for index, use in enumerate(self._uses)
+            if use.latent.numel() and use.binding.value.data_ptr() not in seen
+        }
+        called = {use.latent for index, use in enumerate(self._uses) if index not in missing}  # tied: one call will do
+        bypassed = [self._uses[index] for index in sorted(missing & self._with_gradient)]
+        bypassed = [use for use in bypassed if use.latent not in called]
+        if bypassed:
+            raise RuntimeError(
+                "no training forward has called these sparse layers, but their weights get a gradient: "
+                f"{', '.join(_describe(use) for use in bypassed)}. Something reads the weights without calling the "
+                "layers, which would train them dense: name the layers in read_directly=[...], or in ignore=[...]"
+            )
+        self._reads = None
+        if missing:
+            return False
+        self.stop()
+        return True
+
+    def stop(self) -> None:
+        """Watch no more; stopping twice is harmless."""
+        self._end()
+
+
+def _notice_gradients(uses: Sequence[Use], found: set[int]) -> list[RemovableHandle]:
+    """Note the index of each use whose Parameter gets a gradient; hooks, because ``zero_grad()`` may come first."""
+
+    def hook(index: int) -> Callable[[Tensor], None]:
+        return lambda _: found.add(index)
+
+    latents = [(index, use.latent) for index, use in enumerate(uses)]
+    return [
+        parameter.register_post_accumulate_grad_hook(hook(index))
+        for index, parameter in latents
+        if parameter.requires_grad and parameter.is_leaf
+    ]
+
+
+def _stop(record: CallRecord, handles: Sequence[RemovableHandle]) -> None:
+    record.stop()
+    for handle in handles:
+        handle.remove()
+
+
+def _has_compiled_parts(model: nn.Module) -> bool:
+    """Whether a part is compiled: it would be compiled once more for the time that it is watched."""
+    return any(
+        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )
+
+
+def _describe(use: Use) -> str:
+    """The name, and the function that stands in the place of the layer's forward, if there is one."""
+    wrapper = use.module.__dict__.get("forward")
+    if wrapper is None:
+        return use.name
+    return f"{use.name} (whose forward is {getattr(wrapper, '__qualname__', repr(wrapper))})"
