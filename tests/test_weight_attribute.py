@@ -264,18 +264,17 @@ class Transposed(nn.Linear):
         return x @ self.weight.t().reshape(self.in_features, -1) + self.bias
 
 
-def test_ensembles_and_gradients_of_torch_func() -> None:
-    models = [sparsified(Transposed(8, 8)) for _ in range(3)]
-    x = torch.randn(2, 8)
-    parameters, buffers = torch.func.stack_module_state(models)
-    parameters = {name: parameter.detach() for name, parameter in parameters.items()}
+def test_per_sample_gradients_of_torch_func() -> None:
+    model, x = nn.Sequential(Transposed(8, 8)), torch.randn(3, 8)
+    fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(models[0], (parameters, buffers), (x,)).square().sum()
+        return torch.func.functional_call(model, parameters, (x,)).square().sum()
 
-    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(parameters, x)
-    models[0](x).square().sum().backward()
-    torch.testing.assert_close(gradients["weight"][0], models[0].latent().grad)
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    model(x).square().sum().backward()
+    torch.testing.assert_close(gradients["0.weight"].sum(0), model[0].latent().grad)
 
 
 def test_fast_path_of_the_encoder_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
