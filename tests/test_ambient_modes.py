@@ -241,6 +241,7 @@ def differing(seen: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
     return [name for name in wanted if not same(seen[name], wanted[name])]
 
 
+@pytest.mark.filterwarnings("ignore:the model has:feather_kernels.SparsityWarning")  # a scope function that prunes less
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("mode", AROUND_EVERYTHING)
 def test_a_life_inside_of_a_mode_is_that_outside(mode: str, policy: str) -> None:
@@ -249,6 +250,7 @@ def test_a_life_inside_of_a_mode_is_that_outside(mode: str, policy: str) -> None
     assert differing(life(POLICIES[policy], around, around), wanted) == []
 
 
+@pytest.mark.filterwarnings("ignore:the model has:feather_kernels.SparsityWarning")
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize(
     ("mode", "part"), [*((mode, "all") for mode in AROUND_CALLS), *(("inference_mode", part) for part in PARTS)]

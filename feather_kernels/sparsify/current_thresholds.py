@@ -191,19 +191,26 @@ class CurrentThresholds:
         current = self.restored or self.is_current()
         if not current and module.training and torch.is_grad_enabled():
             self._count_change()
-        if not (current and (not switched or self._as_copied)) and self._is_functional_call():
+        if current and (self.restored or not switched or self._as_copied):
+            settled = True
+        elif self._is_functional_call():
             self._lend(module, switched)
-        elif self.refresh_if_stale(switched) or self._training is None:
+            settled = False
+        else:
+            settled = self._refresh(current)
+        if settled or self._training is None:
             self._training = module.training
         if self.watch is not None:
             self.watch.forward_begins(module)
 
-    def refresh_if_stale(self, switched: bool = False) -> bool:
-        """Select if the weights have changed, or the mode has ``switched``; False where that must wait."""
-        current = self.is_current()
-        if self.restored or (current and (not switched or self._as_copied)):
-            return True
-        if self._is_functional_call() or self._must_wait():
+    def refresh_if_stale(self) -> None:
+        """Select if the weights have changed and nothing forbids it."""
+        if not (self.restored or self.is_current() or self._is_functional_call()):
+            self._refresh()
+
+    def _refresh(self, current: bool = False) -> bool:
+        """Select, though torch may tell that the weights are ``current``; False where that must wait."""
+        if self._must_wait():
             return False
         if tracing():
             raise RuntimeError(_STALE_TRACE)

@@ -52,7 +52,7 @@ def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> 
 
 def _missed(report: Report, schedule: Schedule) -> str | None:
     """A scope that is a function, or NaN weights, may prune less than the schedule asks for."""
-    if report.zeros >= report.budget:
+    if report.zeros >= report.budget - 0.005 * report.numel:  # other quantiles than ours may be a few weights short
         return None
     return (
         f"the model has {report.zeros} zeros where {schedule} asks for {report.budget} at step {report.step}: "

@@ -84,7 +84,7 @@ def _edges(model: nn.Module, layers: set[nn.Module]) -> list[tuple[nn.Module, st
 def _describe(gone: Sequence[Use]) -> str:
     names = ", ".join(f"{use.name} ({type(use.module).__name__.removeprefix('Feather')})" for use in gone)
     return (
-        f"no longer part of the model, but made sparse with it: {names}. What stands in their place is not pruned. "
+        f"these sparse layers are no longer part of the model: {names}. What stands in their place is not pruned. "
         "Change the model before you make it sparse; to fuse or reparameterise it, finalize() a copy first; detach() "
         "gives the dense layers back"
     )
