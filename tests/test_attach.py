@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 from typing import Any
@@ -310,3 +311,33 @@ def test_skipped_steps_are_not_read_on_the_host_where_steps_are_counted_on_the_d
             optimizer.step()
         counts.append(sparsifier.step_count)
     assert counts == [1, 1, 2]
+
+
+class Outer(torch.optim.SGD):
+    """An optimizer that extends another: torch runs the hooks for both calls."""
+
+    fails = False
+
+    def step(self, closure: Any = None) -> None:
+        if self.fails:
+            raise ValueError("no step")
+        super().step()
+        with torch.no_grad():
+            self.param_groups[0]["params"][0].mul_(0.9)
+
+
+def test_a_step_that_calls_another_counts_once() -> None:
+    model = nets.conv_net()
+    torch.optim.SGD(model.parameters(), lr=0.1)  # torch puts hooks around a class's step when one is made
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=10)
+    optimizer = Outer(model.parameters(), lr=0.1)
+    sparsifier.attach(optimizer)
+    counts = []
+    for fails in (False, True, False, True, False):
+        optimizer.fails = fails
+        backward(model)
+        with contextlib.suppress(ValueError):
+            optimizer.step()
+        counts.append(sparsifier.step_count)
+    assert counts == [1, 1, 2, 2, 3]
+    assert sparsifier.threshold.equal(fk.functional.magnitude_threshold(nets.prunable(model), sparsifier.sparsity))

@@ -190,3 +190,20 @@ def test_structure_survives_copies_and_pickles() -> None:
             other.step()
     model(nets.images())
     sparsifier.step()
+
+
+def test_a_report_on_sharded_weights_is_an_error(tmp_path: Any) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        model = two_layers()
+        sparsifier = constant(model)
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        for look in (sparsifier.report, sparsifier.state_dict, sparsifier.finalize):
+            with pytest.raises(RuntimeError, match="weight of 0 is a DTensor"):
+                look()
+    finally:
+        dist.destroy_process_group()

@@ -688,3 +688,71 @@ def test_a_changed_copy_is_no_error_of_the_step() -> None:
     sparsifier.step()
     with pytest.raises(RuntimeError, match="the weight of 8 had shape"):
         twin(nets.images())
+
+
+class HandWrittenAverage:
+    """As ema-pytorch and many repositories have it: writes through ``.data``, which counts no version."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = copy.deepcopy(model).eval()
+
+    def update(self, model: nn.Module) -> None:
+        for average, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
+            average.data.mul_(0.5).add_(parameter.data, alpha=0.5)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_averages_that_write_data_follow_the_ramp(capturable: bool) -> None:
+    model = nets.conv_net()
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=10, capturable=capturable)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    average = HandWrittenAverage(model)
+    for _ in range(6):
+        model(nets.images()).square().mean().backward()
+        optimizer.step()
+        sparsifier.step()
+        average.update(model)
+        average.model(nets.images())
+        assert zeros_used(average.model) == budget(average.model, sparsifier.sparsity)
+        assert used_threshold(average.model).equal(wanted_threshold(average.model, sparsifier.sparsity))
+
+
+def test_a_snapshot_keeps_its_thresholds_while_the_model_steps_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nets.conv_net()
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=10)
+    for _ in range(2):
+        sparsifier.step()
+    snapshot = copy.deepcopy(model)
+    before, wanted = used_threshold(snapshot), snapshot(nets.images())
+    for training in (False, True, False):
+        sparsifier.step()
+        with torch.no_grad():
+            model[0].weight.mul_(1.1)
+        with selections(monkeypatch) as made:
+            assert snapshot.train(training)(nets.images()).shape == wanted.shape
+        assert not made
+    assert used_threshold(snapshot).equal(before)
+    assert not used_threshold(model).equal(before)
+
+
+def test_traces_after_a_change_of_mode() -> None:
+    model, sparsifier = constant()
+    model(nets.images()).sum().backward()
+    sparsifier.step()
+    model.eval()
+    traced = torch.jit.trace(model, nets.images(), check_trace=False)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(nets.images()), model(nets.images()))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_models_whose_tensors_are_swapped(swap: bool) -> None:
+    model, _ = constant()
+    model(nets.images())
+    torch.__future__.set_swap_module_params_on_conversion(swap)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    model(nets.images().double())
+    assert used_threshold(model).equal(wanted_threshold(model, 0.7))

@@ -269,3 +269,15 @@ def _with_weights_of(fresh: nn.Module, model: nn.Module) -> nn.Module:
     """The dense model with the other's state_dict, strictly."""
     fresh.load_state_dict(model.state_dict(), strict=True)
     return fresh
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224", "swinv2_tiny_window8_256"])
+def test_attention_that_reads_its_projection_needs_no_option(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    sizes = {"depth": 1} if "swin" not in name else {"depths": (1, 1, 1, 1)}
+    model = timm.create_model(name, num_classes=10, **sizes)
+    side = int(name.rsplit("_", 1)[1])
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(SPARSITY))
+    model(torch.randn(1, 3, side, side)).sum().backward()
+    sparsifier.step()
+    assert {use.form for weight in sparsifier.weights for use in weight.uses if "qkv" in use.name} == {"read"}

@@ -7,7 +7,6 @@ A layer becomes sparse by a swap of its class. The module object, its Parameters
 from __future__ import annotations
 
 import threading
-import weakref
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple, NoReturn, cast
@@ -20,30 +19,32 @@ from feather_kernels.nn.thresholds import ThresholdBinding
 
 
 class WeightVersion(NamedTuple):
-    """Which values a weight holds, as far as torch tells: the object, its address, and its count of in-place writes."""
+    """Which values a weight holds, as far as torch tells: the object, its address, and its count of in-place writes.
 
-    weight: weakref.ref[Tensor]
+    It holds the weight itself: ``torch.utils.swap_tensors`` refuses a tensor that has weak references.
+    """
+
+    weight: Tensor
     address: int
     version: int | None  # None for inference tensors, which have none
 
     @classmethod
     def of(cls, weight: Tensor) -> WeightVersion:
         """The weight's at this moment."""
-        return cls(weakref.ref(weight), weight.data_ptr(), None if weight.is_inference() else weight._version)
+        return cls(weight, weight.data_ptr(), None if weight.is_inference() else weight._version)
 
     def still_describes(self, weight: Tensor) -> bool:
         """Whether the weight is the same object with the same values; False where torch does not tell."""
         return (
             self.version is not None
-            and self.weight() is weight
+            and self.weight is weight
             and self.address == weight.data_ptr()
             and self.version == weight._version
         )
 
     def still_holds(self) -> bool:
-        """Whether the weight that was described lives and has the same values."""
-        weight = self.weight()
-        return weight is not None and self.still_describes(weight)
+        """Whether the weight that was described has the same values."""
+        return self.still_describes(self.weight)
 
     def describes_memory_of(self, alias: Tensor) -> bool:
         """Whether ``alias`` is another view of the weight, and the weight has the same values."""

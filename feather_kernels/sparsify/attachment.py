@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +13,8 @@ from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.sparsify.selection import PrunableWeight
 
-WRAPPED = ("optimizer", "base_optimizer")  # where wrappers keep the optimizer: accelerate, Lightning, SAM
+# where wrappers keep the optimizer: accelerate and Lightning, SAM, opacus, torch's PostLocalSGDOptimizer
+WRAPPED = ("optimizer", "base_optimizer", "original_optimizer", "optim")
 
 
 class Attachment:
@@ -22,7 +25,7 @@ class Attachment:
 
     def add(
         self, optimizer: Any, weights: Sequence[PrunableWeight], advance: Callable[[Tensor | None], None]
-    ) -> RemovableHandle:
+    ) -> Handles:
         """Call ``advance(found_inf)`` after each step of the innermost optimizer that ``optimizer`` wraps.
 
         ``found_inf`` is the tensor in which a GradScaler says that the optimizer has skipped its step, if there is one.
@@ -35,11 +38,18 @@ class Attachment:
         if self.active:
             raise RuntimeError("the sparsifier is attached already: remove() the handle of the first attach()")
 
-        def after_step(stepped: Optimizer, *_: Any) -> None:
-            advance(getattr(stepped, "found_inf", None))  # set where the optimizer itself skips
+        outermost = OutermostCall()
 
-        self._handles.append(innermost.register_step_post_hook(after_step))
-        return self._handles[-1]
+        def before_step(*_: Any) -> None:
+            outermost.begin(sys._getframe(1))
+
+        def after_step(stepped: Optimizer, *_: Any) -> None:
+            if outermost.end(sys._getframe(1)):
+                advance(getattr(stepped, "found_inf", None))  # set where the optimizer itself skips
+
+        before = innermost.register_step_pre_hook(before_step)
+        self._handles += [before, innermost.register_step_post_hook(after_step)]
+        return Handles(before, self._handles[-1])
 
     @property
     def active(self) -> bool:
@@ -53,6 +63,43 @@ class Attachment:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_handles": []}
+
+
+class Handles:
+    """The hooks that follow an optimizer; ``remove()`` undoes them."""
+
+    def __init__(self, *handles: RemovableHandle) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Follow the optimizer no longer."""
+        for handle in self._handles:
+            handle.remove()
+
+
+class OutermostCall:
+    """Tells the outermost of nested calls: torch's hooks run for ``step`` and for the ``super().step()`` in it."""
+
+    def __init__(self) -> None:
+        self._frame: FrameType | None = None
+
+    def begin(self, frame: FrameType) -> None:
+        """A call begins in ``frame``."""
+        if self._frame is None or not _encloses(self._frame, frame):  # else it is nested, or one that raised
+            self._frame = frame
+
+    def end(self, frame: FrameType) -> bool:
+        """Whether the call that ends in ``frame`` is the outermost."""
+        if self._frame is not frame:
+            return False
+        self._frame = None
+        return True
+
+
+def _encloses(outer: FrameType, frame: FrameType | None) -> bool:
+    while frame is not None and frame is not outer:
+        frame = frame.f_back
+    return frame is outer
 
 
 def unwrap(optimizer: Any) -> Any:

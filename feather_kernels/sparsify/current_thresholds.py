@@ -5,27 +5,25 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import Parameter
 
-from feather_kernels.errors import SparsityWarning
 from feather_kernels.nn.base import SparseLayer, WeightVersion
 from feather_kernels.nn.thresholds import Thresholds
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
+from feather_kernels.sparsify.held_weights import checksum, has_memory
 from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.selection import PrunableWeight
+from feather_kernels.sparsify.step_watch import StepWatch
 from feather_kernels.sparsify.training_watch import TrainingWatch
 from feather_kernels.torch_private import in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")
-_OUTSIDE = 6  # from the hook to the caller of the model
 _STALE_TRACE = (
     "the weights have changed since the thresholds were selected, and a trace would hold both: call the model once, or "
     "Sparsifier.refresh(), before it is traced or exported; or finalize() a copy and export that"
@@ -70,6 +68,7 @@ class CurrentThresholds:
         self.restored = False  # by load_state_dict: they stay until the next step
         self._training: bool | None = None  # of the model, in its last forward
         self._copied_current = False
+        self._copied_bytes: Tensor | None = None  # a checksum, of a copy
         self._reset()
 
     def _reset(self) -> None:
@@ -81,10 +80,9 @@ class CurrentThresholds:
         self._versions: list[WeightVersion] | None = None
         self._as_copied = False
         self._ran = False
+        self._looked_at = -1  # the step count at which the bytes were last known to be those selected from
         self.watch: TrainingWatch | None = None
-        self.attached = False  # to an optimizer that steps by itself
-        self._stepped = False
-        self._changes = 0  # of the weights between training forwards, since the last step
+        self.step_watch = StepWatch()
 
     @property
     def position(self) -> SchedulePosition:
@@ -115,6 +113,7 @@ class CurrentThresholds:
             values = self._per_use(_select(parameters, self.policy, self.position))
             self.thresholds.assign(values, self._scales(values, self.policy), unseen=unseen)
         self._versions = [WeightVersion.of(use.latent) for use in self._uses]
+        self._looked_at = self.position.advances
         self._as_copied = self.restored = False
         self.thresholds.followed = True
 
@@ -123,7 +122,7 @@ class CurrentThresholds:
 
         Their forward may be compiled, and then their hook never runs.
         """
-        self._stepped, self._changes = True, 0
+        self.step_watch.step()
         self.select()
         for copied in list(self.position.followers):
             if copied is not self and not copied._ran:
@@ -159,6 +158,11 @@ class CurrentThresholds:
         """What each layer holds as its weight at this moment."""
         return [use.module._parameters.get(use.parameter_name) for use in self._uses]
 
+    def check_model(self, model: nn.Module) -> None:
+        """Raise RuntimeError unless the layers are part of ``model`` and hold their whole weights."""
+        self.places.check(model)
+        self._check_weights()
+
     def _check_weights(self) -> None:
         assert self.policy is not None
         for weight, shape in zip(self.weights, self.policy.shapes, strict=True):
@@ -188,9 +192,9 @@ class CurrentThresholds:
         self.places.check(module)
         self.thresholds.followed = self._ran = True
         switched = self._training is not None and self._training != module.training
-        current = self.restored or self.is_current()
+        current = self.restored or (self.is_current() and self._has_the_bytes())
         if not current and module.training and torch.is_grad_enabled():
-            self._count_change()
+            self.step_watch.weights_changed()
         if current and (self.restored or not switched or self._as_copied):
             settled = True
         elif self._is_functional_call():
@@ -213,6 +217,8 @@ class CurrentThresholds:
         if self._must_wait():
             return False
         if tracing():
+            if current:
+                return False  # a mere change of mode; the next forward outside of the trace looks again
             raise RuntimeError(_STALE_TRACE)
         if self.policy is None:
             _log.warning("a model pickled with a scope that is a function keeps the thresholds it was pickled with")
@@ -223,7 +229,7 @@ class CurrentThresholds:
 
     def _is_functional_call(self) -> bool:
         """Whether the layers hold other tensors than Parameters with memory of their own, or a transform runs."""
-        return in_transform() or not all(map(_has_memory, self._held()))
+        return in_transform() or not all(map(has_memory, self._held()))
 
     def _must_wait(self) -> bool:
         if in_backward() or self.thresholds.is_shared():
@@ -260,24 +266,6 @@ class CurrentThresholds:
             return
         raise RuntimeError(_STALE_TRACE)
 
-    def _count_change(self) -> None:
-        """Warn if the weights move in training and nobody steps."""
-        self._changes += 1
-        if self.attached and self._changes == 3:
-            warnings.warn(
-                "the weights have changed before 3 training forwards in a row, but the optimizer that the sparsifier "
-                "is attached to has not stepped: attach() to the optimizer that does, or call step() yourself",
-                SparsityWarning,
-                stacklevel=_OUTSIDE,
-            )
-        if not self.attached and not self._stepped and self._changes == 100:
-            warnings.warn(
-                "the weights have changed before 100 training forwards, but Sparsifier.step() has not been called: the "
-                "sparsity stays where the schedule begins. Call it after every optimizer.step(), or attach() it",
-                SparsityWarning,
-                stacklevel=_OUTSIDE,
-            )
-
     def is_current(self) -> bool:
         """Whether the weights are, as far as torch tells, those that the thresholds were selected from."""
         if self._versions is None:
@@ -289,6 +277,20 @@ class CurrentThresholds:
             if parameter is None or not version.still_describes(parameter):
                 return False
         return True
+
+    def _has_the_bytes(self) -> bool:
+        """For a copy, once after every step of the model, whether its weights have the bytes selected from.
+
+        An average may be written through ``.data``, which counts no version.
+        """
+        now = self.position.advances
+        if self._copied_bytes is None or self._looked_at == now or self._must_wait() or in_transform() or tracing():
+            return True
+        self._looked_at = now
+        if self._as_copied:  # a snapshot keeps its thresholds
+            bytes_now = checksum(self._held())
+            self._as_copied = bytes_now is None or bool((bytes_now.cpu() == self._copied_bytes.cpu()).all())
+        return self._as_copied
 
     def _versions_of_copy(self) -> list[WeightVersion]:
         """The weights that came with the thresholds, if this is part of a copy that was current when it was made."""
@@ -317,18 +319,14 @@ class CurrentThresholds:
     def _state_of_copy(self) -> dict[str, Any]:
         names = ("weights", "places", "policy", "position", "thresholds", "_training")
         kept = self.restored or self.is_current()
-        return {**{name: getattr(self, name) for name in names}, "restored": False, "_copied_current": kept}
+        copied = {"restored": False, "_copied_current": kept, "_copied_bytes": checksum(self._held())}
+        return {**{name: getattr(self, name) for name in names}, **copied}
 
 
 def hooks_of(model: nn.Module) -> list[CurrentThresholds]:
     """What selects the thresholds of ``model`` and of modules inside it."""
     hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
     return [hook for hook in hooks if isinstance(hook, CurrentThresholds)]
-
-
-def _has_memory(parameter: Tensor | None) -> bool:
-    """Whether this is a Parameter whose memory holds its values; not a sharded, functional or other wrapper."""
-    return isinstance(parameter, Parameter) and not hasattr(parameter, "__tensor_flatten__")
 
 
 def _select(parameters: Sequence[Tensor], policy: Policy, position: SchedulePosition) -> Tensor:

@@ -36,6 +36,7 @@ class SchedulePosition:
         self.device_schedule = device_schedule
         self.key = uuid.uuid4().hex  # the same in copies and pickles of models that belong to this position
         self._step = 0
+        self.advances = 0  # how often it has moved, counted on the host
         self.followers: WeakSet[Any] = WeakSet()  # what selects thresholds at this position
 
     def advance(self, skipped: Tensor | None = None) -> None:
@@ -43,6 +44,7 @@ class SchedulePosition:
 
         It is read on the host unless steps are counted on a device.
         """
+        self.advances += 1
         if self.device_schedule is not None:
             self.device_schedule.advance(skipped)
         elif skipped is None or not skipped.item():
@@ -50,6 +52,7 @@ class SchedulePosition:
 
     def move_to(self, step: int) -> None:
         """Continue from ``step``."""
+        self.advances += 1
         self._step = step
         if self.device_schedule is not None:
             self.device_schedule.step.fill_(step)

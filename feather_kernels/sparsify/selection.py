@@ -19,11 +19,17 @@ from feather_kernels.sparsify.names import ROOT, Target, canonical, check_target
 
 FilterFn = Callable[[nn.Module, str], bool]
 
-# modules that read the weights of these children themselves, by the name of a class in their ancestry
+# modules that read the weights of these children themselves, by a class in their ancestry
 READERS: dict[str, tuple[str, ...]] = {
-    "MultiheadAttention": ("out_proj",),
-    "TransformerEncoderLayer": ("linear1", "linear2"),  # in the fast path of eval mode
-    "ShiftedWindowAttention": ("qkv", "proj"),  # torchvision's Swin Transformer
+    "torch.nn.modules.activation.MultiheadAttention": ("out_proj",),
+    "torch.nn.modules.transformer.TransformerEncoderLayer": ("linear1", "linear2"),  # in the fast path of eval mode
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": ("qkv", "proj"),
+    "torchvision.models.video.swin_transformer.ShiftedWindowAttention3d": ("qkv", "proj"),
+    "timm.models.beit.Attention": ("qkv",),
+    "timm.models.eva.EvaAttention": ("qkv",),
+    "timm.models.swin_transformer_v2.WindowAttention": ("qkv",),
+    "transformers.models.mamba.modeling_mamba.MambaMixer": ("conv1d", "dt_proj"),
+    "transformers.models.mamba2.modeling_mamba2.Mamba2Mixer": ("conv1d",),
 }
 # parameters of two or more dimensions that are no connections; their layers are not worth a line in the report
 _NOT_PRUNABLE = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, ParametrizationList)
@@ -263,7 +269,10 @@ def _read_by_parents(model: nn.Module) -> set[nn.Module]:
     read: set[nn.Module] = set()
     for module in model.modules():
         for ancestor in type(module).__mro__:
-            children = (getattr(module, child, None) for child in READERS.get(ancestor.__name__, ()))
+            children = (
+                getattr(module, child, None)
+                for child in READERS.get(f"{ancestor.__module__}.{ancestor.__qualname__}", ())
+            )
             read.update(child for child in children if isinstance(child, nn.Module))
     return read
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.ops.schema import check_power
 from feather_kernels.sparsify import layers
-from feather_kernels.sparsify.attachment import Attachment
+from feather_kernels.sparsify.attachment import Attachment, Handles
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.goal import warn_of_thawed, warn_unless_reached
@@ -160,7 +159,7 @@ class Sparsifier:
         self._position.advance(found_inf)
         self._current.after_step()
 
-    def attach(self, optimizer: Any) -> RemovableHandle:
+    def attach(self, optimizer: Any) -> Handles:
         """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
 
         Steps that a GradScaler skips because of infinite gradients do not count. A wrapper that holds the optimizer as
@@ -173,7 +172,7 @@ class Sparsifier:
         """
         self._check_live("attach")
         handle = self._attachment.add(optimizer, self.weights, self._advance)
-        self._current.attached = True
+        self._current.step_watch.attached = True
         return handle
 
     @property
@@ -261,7 +260,7 @@ class Sparsifier:
         if self._final_report is not None:
             return self._final_report
         self._check_live("report")
-        self._current.places.check(self.model)
+        self._current.check_model(self.model)
         self._current.refresh_if_stale()
         measured = measure_layers(self.weights, self._policy, self.sparsity)
         skipped = *self.skipped, *self._current.places.added(self.model)
@@ -272,7 +271,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
         self._check_live("state_dict")
-        self._current.places.check(self.model)
+        self._current.check_model(self.model)
         self._current.refresh_if_stale()
         return {
             "step": self.step_count,

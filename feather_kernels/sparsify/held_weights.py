@@ -1,0 +1,30 @@
+"""What the layers hold as their weights: whether it has memory here, and a checksum of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from feather_kernels.torch_private import is_fake
+
+
+@torch.no_grad()
+def checksum(weights: Sequence[Tensor | None]) -> Tensor | None:
+    """int64 (weights,): sums of the weights' bits, exact in any order; None where weights hold no values here."""
+    if not all(map(has_memory, weights)):
+        return None
+    held = cast(Sequence[Tensor], weights)
+    if any(weight.device.type == "meta" for weight in held) or is_fake(held[0]):
+        return None
+    words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    first = held[0].device
+    return torch.stack([w.view(words[w.element_size()]).sum(dtype=torch.int64).to(first) for w in held])
+
+
+def has_memory(parameter: Tensor | None) -> bool:
+    """Whether this is a Parameter whose memory holds its values; not a sharded, functional or other wrapper."""
+    return isinstance(parameter, Parameter) and not hasattr(parameter, "__tensor_flatten__")
