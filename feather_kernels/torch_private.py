@@ -49,6 +49,15 @@ else:
         return forward_ad._current_level >= 0
 
 
+def constant_for_compilers(function: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Have torch.compile and strict exports call the function while they trace, on the real objects.
+
+    As ``torch.compiler.assume_constant_result``, which imports the compiler.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 _functorch = getattr(torch._C, "_functorch", None)
 _is_wrapped: Callable[[Tensor], bool] | None = getattr(_functorch, "is_functorch_wrapped_tensor", None)
 _is_batched: Callable[[Tensor], bool] | None = getattr(_functorch, "is_batchedtensor", None)

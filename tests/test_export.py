@@ -204,10 +204,7 @@ def test_trace_of_changed_weights_is_refused() -> None:
     torch.testing.assert_close(torch.jit.trace(model, (x,), check_trace=False)(x), model(x))
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="a hook that dynamo traces cannot compare the weights")
-
-
-@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=UNSEEN)], ids=["", "strict"])
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
 def test_export_of_changed_weights_is_refused(strict: bool) -> None:
     model, sparsifier, x = moved("called and read")
     with pytest.raises(Exception, match=r"Sparsifier\.refresh\(\)"):

@@ -21,7 +21,7 @@ from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.selection import PrunableWeight
 from feather_kernels.sparsify.step_watch import StepWatch
 from feather_kernels.sparsify.training_watch import TrainingWatch
-from feather_kernels.torch_private import in_backward, in_transform, is_fake, tracing
+from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")
 _STALE_TRACE = (
@@ -186,8 +186,8 @@ class CurrentThresholds:
     def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
         """Before a forward of the model: select if the weights, or the mode, have changed."""
         if torch.compiler.is_compiling():
-            if not torch.compiler.is_dynamo_compiling():
-                self._check_export()
+            if torch.compiler.is_exporting():
+                _check_export(self)
             return
         self.places.check(module)
         self.thresholds.followed = self._ran = True
@@ -259,7 +259,7 @@ class CurrentThresholds:
             version.describes_memory_of(weight) for version, weight in zip(versions, weights, strict=True)
         )
 
-    def _check_export(self) -> None:
+    def check_export(self) -> None:
         """Raise RuntimeError if an exporter would record thresholds of other weights than the model has now."""
         versions = self._versions_of_copy() if self._versions is None else self._versions
         if self.restored or (len(versions) == len(self._uses) and all(version.still_holds() for version in versions)):
@@ -321,6 +321,11 @@ class CurrentThresholds:
         kept = self.restored or self.is_current()
         copied = {"restored": False, "_copied_current": kept, "_copied_bytes": checksum(self._held())}
         return {**{name: getattr(self, name) for name in names}, **copied}
+
+
+@constant_for_compilers
+def _check_export(hook: CurrentThresholds) -> None:
+    hook.check_export()
 
 
 def hooks_of(model: nn.Module) -> list[CurrentThresholds]:
