@@ -1,18 +1,25 @@
-"""What a process meets when it first touches a GPU, on stand-ins: no memory, errors of the user's own, moving weights."""
+"""What a process meets when it first touches a GPU, on stand-ins: a full memory, a broken device, moving weights."""
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import types
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from conftest import CPU, ptx_executor
+from no_host_read import NoHostRead
+from oracle import same_bits
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from feather_kernels.backends import gpu, reference
+import feather_kernels as fk
+from feather_kernels.backends import chunks, gpu, reference, resident
+from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.ops import dispatch
 
 GPU = torch.device("cuda", 0)
@@ -126,3 +133,236 @@ def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: 
         assert device.waited == [GPU] * count
     assert dispatch._probed == {}
     dispatch.reset()
+
+
+# ------------------------------------------------------------------------------------- the reference on a GPU
+
+
+class AddedTo(TorchDispatchMode):
+    """How many additions the busiest address of each index_add_ to more than one group took, and how large it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.busiest: list[int] = []
+        self.sizes: list[int] = []
+        self.ops: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.ops.append(func.overloadpacket.__name__)
+        if func.overloadpacket is torch.ops.aten.index_add_ and args[0].dim() == 1:  # of keys, not of groups
+            self.busiest.append(int(args[2].bincount().max()))
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+KEYS = {
+    "normal": lambda: torch.randn(600_001, generator=torch.Generator().manual_seed(0)),
+    "float64": lambda: torch.randn(300_001, generator=torch.Generator().manual_seed(0), dtype=torch.float64),
+    "strided": lambda: torch.randn(600, 1001, generator=torch.Generator().manual_seed(0))[:, ::2],
+    "ties": lambda: torch.full((300_000,), 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("capped", [False, True])
+def test_the_reference_adds_few_keys_at_one_address_of_a_gpu(
+    kind: str, capped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = [KEYS[kind](), torch.linspace(-2, 2, 999, dtype=KEYS[kind]().dtype)]
+    rank = torch.tensor([sum(w.numel() for w in weights) * 9 // 10])
+    caps = torch.tensor([w.numel() - 7 for w in weights]) if capped else None
+    seen = []
+    for atomically in (False, True):
+        monkeypatch.setattr(reference, "_adds_atomically", lambda _, answer=atomically: answer)
+        with AddedTo() as mode, NoHostRead():
+            selection = Selection(weights, [0, 0], rank, caps=caps)
+            out = torch.empty(1, 2, dtype=weights[0].dtype)
+            reference.magnitude_select(selection, out)
+        seen.append((out, mode))
+    (plain, before), (spread, after) = seen
+    assert same_bits(plain, spread)
+    assert max(before.busiest) > reference.CHUNK * 0.9  # nearly all keys of a chunk are under another prefix
+    assert max(after.busiest) <= reference.CHUNK // reference.MOST_COPIES
+    assert max(after.sizes) * 8 <= 4 << 20
+    assert not {"sort", "bincount", "nonzero", "masked_select"} & set(after.ops)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 11, 18])
+def test_histograms_of_spread_bins_are_those_of_single_ones(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(n, generator=generator) for n in (70_000, 0, 333, 1)]
+    prefix = torch.tensor([0x3F000000 >> bits + 5, 0x3F800000 >> bits + 5])
+    counts = []
+    for atomically in (False, True):
+        monkeypatch.setattr(reference, "_adds_atomically", lambda _, answer=atomically: answer)
+        out = torch.empty(2, 1 << bits, dtype=torch.int64)
+        reference.magnitude_histogram(Histogram(weights, [0, 1, 0, 1], prefix, 5, bits), out)
+        counts.append(out)
+    assert counts[0].sum() > 0
+    assert counts[0].equal(counts[1])
+
+
+def test_the_reference_uploads_the_groups_of_capped_weights_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    uploads = count_uploads(monkeypatch)
+    weights, caps = [torch.randn(50), torch.randn(60)], torch.tensor([40, 50])
+    for _ in range(3):
+        reference.magnitude_select(Selection(weights, [0, 0], torch.tensor([9]), caps=caps), torch.empty(1, 2))
+    assert [upload.tolist() for upload in uploads] == [[0, 0]]
+
+
+# ------------------------------------------------------------------------------------------------ moving weights
+
+
+def count_uploads(patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """What is uploaded from now on; nothing is left of before."""
+    patch.setattr(resident, "_kept", OrderedDict())
+    patch.setattr(chunks, "_moves", OrderedDict())
+    uploads, upload = [], resident._upload
+
+    def counted(values: torch.Tensor, device: torch.device) -> Any:
+        uploads.append(values)
+        return upload(values, device)
+
+    patch.setattr(resident, "_upload", counted)
+    return uploads
+
+
+def moved(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [weight.clone() for weight in weights]
+
+
+def rows_one_by_one(weights: list[torch.Tensor], rows: list[int], chunk: int) -> list[list[int]]:
+    """What a table must hold."""
+    return [
+        [w.data_ptr() + start * w.element_size(), min(chunk, w.numel() - start), w.data_ptr() % 16 == 0, row, index]
+        for index, (w, row) in enumerate(zip(weights, rows, strict=True))
+        for start in range(0, w.numel(), chunk)
+    ]
+
+
+def test_a_table_lists_every_chunk_of_every_tensor() -> None:
+    weights = [torch.randn(n)[1:] if n == 300 else torch.randn(n) for n in (1, 64, 0, 65, 300, 128)]
+    (table,) = chunks.make_tables(weights, [3, 0, 1, 1, 2, 0], 64)
+    assert table.chunks.dtype == torch.int64
+    assert table.chunks.tolist() == rows_one_by_one(weights, [3, 0, 1, 1, 2, 0], 64)
+    assert chunks.make_tables([torch.empty(0)], [0], 64) == []
+
+
+def test_a_table_of_many_tensors_takes_no_more_operations_than_one_of_few() -> None:
+    counts = []
+    for length in (2, 200):
+        weights = [torch.randn(300) for _ in range(length)]
+        with AddedTo() as mode:
+            chunks.make_tables(weights, [0] * length, 64)
+        counts.append(len(mode.ops))
+    assert counts[0] == counts[1] <= 24
+
+
+@compiles
+def test_moving_weights_cost_one_upload_a_table_and_no_launch_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    weights, rank = [torch.randn(5000), torch.randn(77), torch.randn(300)], torch.tensor([4000])
+    select = torch.ops.feather_kernels.magnitude_select
+    hint = select(weights, [0, 0, 0], rank)
+    uploads = count_uploads(monkeypatch)
+    with ptx_executor(90) as driver, fk.use_backend("triton"):
+        launches = []
+        for _ in range(5):
+            before = len(driver.launches)
+            weights = moved(weights)
+            assert select(weights, [0, 0, 0], rank, hint=hint).equal(hint)
+            launches.append(len(driver.launches) - before)
+        tables = len(uploads)
+        select(weights, [0, 0, 0], rank, hint=hint)
+    assert len(set(launches)) == 1
+    assert tables == len(uploads) == 2 + 5  # rows and sizes once, the table of chunks for each place
+
+
+def test_weights_that_move_at_every_step_are_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "feather_kernels")
+    count_uploads(monkeypatch)
+    weights, others = [torch.randn(100), torch.randn(30)], [torch.randn(9)]
+    places = []  # so that no address comes back
+    for step in range(chunks.MOVES * 3):
+        places.append(moved(weights))
+        chunks.make_tables(places[-1], [0, 0], 64)
+        chunks.make_tables(others, [0], 64)
+        assert len(caplog.records) == int(step + 1 >= chunks.MOVES)
+    message = caplog.records[0].getMessage()
+    assert message.startswith(f"cpu: the weights' memory has moved {chunks.MOVES} times in a row")
+    assert len(resident._kept) == chunks.TABLES + 1
+
+
+def test_weights_that_move_now_and_then_are_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "feather_kernels")
+    count_uploads(monkeypatch)
+    weights, places = [torch.randn(100), torch.randn(30)], []
+    for _ in range(chunks.MOVES * 2):
+        places.append(moved(weights))
+        for _ in range(chunks.SOON + 1):
+            chunks.make_tables(places[-1], [0, 0], 64)
+    assert caplog.records == []
+
+
+class Stream:
+    """A CUDA stream: what it was told to wait for."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.waited: list[str] = []
+
+    def record_event(self) -> str:
+        return f"end of the upload on {self.name}"
+
+    def wait_event(self, event: str) -> None:
+        self.waited.append(event)
+
+
+class OnTheHost:
+    """A tensor of the host, of which ``log`` keeps what was done with it."""
+
+    def __init__(self, log: list[Any]) -> None:
+        self.log = log
+
+    def pin_memory(self) -> OnTheHost:
+        self.log.append("pinned")
+        return self
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> OnTheHost:
+        self.log.append((device, non_blocking))
+        return self
+
+    def record_stream(self, stream: Stream) -> None:
+        self.log.append(stream.name)
+
+
+def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "_kept", OrderedDict())
+    monkeypatch.setattr(resident, "_captured", {})
+    streams, log, capturing = [Stream("first")], [], [False]
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[-1])
+    wait = lambda *_: pytest.fail("the host waits")  # noqa: E731
+    monkeypatch.setattr(torch.cuda, "synchronize", wait)
+
+    def use() -> Any:
+        return resident.resident("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
+
+    first = use()
+    assert log == ["pinned", (GPU, True), "first"]
+    assert use() is first
+    assert streams[0].waited == []
+    streams.append(Stream("second"))
+    assert use() is first
+    assert streams[1].waited == ["end of the upload on first"]
+    assert log == ["pinned", (GPU, True), "first", "first", "second"]
+    streams.append(Stream("captured"))
+    capturing.append(True)
+    assert use() is first
+    assert streams[2].waited == []
+    resident.forget("key", GPU)
+    assert use() is first, "a graph holds its address"
