@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import os
+import subprocess
 import sys
 import types
 from collections import OrderedDict
@@ -13,8 +16,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import CPU, ptx_executor
+from gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
 from no_host_read import NoHostRead
 from oracle import same_bits
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
@@ -22,7 +27,6 @@ from feather_kernels.backends import chunks, gpu, reference, resident
 from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.ops import dispatch
 
-GPU = torch.device("cuda", 0)
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
 NO_MEMORY = {
@@ -133,6 +137,22 @@ def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: 
         assert device.waited == [GPU] * count
     assert dispatch._probed == {}
     dispatch.reset()
+
+
+BROKEN = """
+import torch
+import feather_kernels as fk
+w, t = torch.ones(8, device="cuda"), torch.tensor(0.5, device="cuda")
+torch.arange(8, device="cuda")[torch.full((1,), 99, device="cuda")]  # fails later, on the device
+fk.functional.threshold(w, t)
+"""
+
+
+@on_a_gpu
+def test_a_users_own_failed_kernel_is_reported_as_an_earlier_error() -> None:
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cuda:0 reports an error of an earlier operation, before feather_kernels launches" in done.stderr
 
 
 # ------------------------------------------------------------------------------------- the reference on a GPU
@@ -366,3 +386,75 @@ def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypa
     assert streams[2].waited == []
     resident.forget("key", GPU)
     assert use() is first, "a graph holds its address"
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", [*NAMES, "reference"])
+def test_moving_weights_on_two_streams_of_a_gpu(name: str) -> None:
+    with gpu_backend(name):
+        weights, rank = [torch.randn(n, device=GPU) for n in (90_000, 333)], torch.tensor([60_000], device=GPU)
+        wanted = torch.cat(weights).abs().sort().values[60_000:60_002]
+        caps = torch.tensor([w.numel() for w in weights], device=GPU)
+        streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+        torch.cuda.synchronize()
+        found = []
+        for step in range(40):
+            with torch.cuda.stream(streams[step % 2]):
+                places = moved(weights) if step % 4 < 2 else weights
+                found += [
+                    torch.ops.feather_kernels.magnitude_select(places, [0, 0], rank),
+                    torch.ops.feather_kernels.magnitude_select(places, [0, 0], rank, caps=caps),
+                ]
+        torch.cuda.synchronize()
+        assert all(values[0].equal(wanted) for values in found)
+
+
+# ---------------------------------------------------------------------------------- CUDA graphs of torch.compile
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 2.5, 3.0, float("inf")])
+def test_elementwise_ops_keep_no_tensor(power: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the warm-up of a graph it would be allocated in the graph's own memory."""
+    uploads = count_uploads(monkeypatch)
+    w, t = torch.randn(500), torch.tensor(0.5)
+    ops = torch.ops.feather_kernels
+    before = {id(thing) for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)}
+    ops.threshold(w, t, power)
+    ops.scale_pruned_grad(w, w, t, t)
+    gc.collect()
+    assert {id(thing) for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)} <= before
+    assert uploads == []
+
+
+def trained(device: torch.device, power: float, mode: str | None) -> tuple[list[float], list[torch.Tensor]]:
+    """Losses of 12 steps, thresholds behind them; compiled with ``mode``."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 10)).to(device)
+    sparsifier = fk.Sparsifier(model, sparsity=0.8, total_steps=12, power=power, grad_scale=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    run = model if mode is None else torch.compile(model, mode=mode, fullgraph=True)
+    x, y = torch.randn(16, 32, device=device), torch.arange(16, device=device) % 10
+    losses, thresholds = [], []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(run(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        sparsifier.step()
+        losses.append(loss.item())
+        thresholds.append(sparsifier.threshold.clone())
+    return losses, thresholds
+
+
+@on_a_gpu
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("power", [3.0, 2.5])
+def test_training_under_reduce_overhead_is_training_in_eager(power: float, name: str) -> None:
+    """With a power that has a kernel and one that takes the reference, in the CUDA graphs that torch.compile makes."""
+    with contextlib.nullcontext() if power == 2.5 else gpu_backend(name):  # a named backend refuses other powers
+        losses, thresholds = trained(GPU, power, None)
+        compiled_losses, compiled_thresholds = trained(GPU, power, "reduce-overhead")
+    assert compiled_losses == pytest.approx(losses, rel=1e-3)
+    torch.testing.assert_close(torch.stack(compiled_thresholds), torch.stack(thresholds), rtol=1e-3, atol=1e-6)
+    assert losses[-1] < losses[0]
