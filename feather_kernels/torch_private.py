@@ -32,6 +32,19 @@ def is_fake(tensor: Tensor) -> bool:
     return _fake_mode([tensor]) is not None
 
 
+_norms: Callable[..., tuple[Tensor, ...]] | None = getattr(torch, "_foreach_norm", None)
+
+
+def norms_of(tensors: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """``||x||`` of each tensor, computed in ``dtype``; one call for all of them where torch has it.
+
+    On CUDA it sums in another order than ``torch.linalg.vector_norm``: last bits may differ, but not from run to run.
+    """
+    if _norms is None:
+        return tuple(torch.linalg.vector_norm(tensor, dtype=dtype) for tensor in tensors)
+    return _norms(tensors, 2, dtype=dtype)
+
+
 _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 

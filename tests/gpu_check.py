@@ -90,6 +90,7 @@ STEPS = (
         "training-triton", "captured training step, memory, benchmarked cases", (*GPU_TESTS, *MARKED), backend("triton")
     ),
     Step("training-cuda", "the same on the CUDA C++ backend", (*GPU_TESTS, *MARKED), backend("cuda")),
+    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, "tests/test_first_contact.py")),
     Step("large", "more than 2^31 elements", (*GPU_TESTS, LARGE)),
     Step("executor", "each kernel beside its simulation (rings 3 and 4)", (*GPU_TESTS, EXECUTOR), limit=HOUR),
     Step("memcheck", "no access out of bounds", sanitizer("memcheck"), UNCACHED, no_sanitizer, HOUR),

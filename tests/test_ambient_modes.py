@@ -323,7 +323,7 @@ def results() -> list[Tensor]:
 
 
 def uploads() -> list[Tensor]:
-    return list(resident._kept.values())
+    return [upload.tensor for upload in resident._kept.values()]
 
 
 @pytest.mark.parametrize("mode", OPS_MODES)

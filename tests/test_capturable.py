@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import nets
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feather_kernels as fk
+from feather_kernels.sparsify.device_schedule import DeviceSchedule
+from feather_kernels.sparsify.overrides import Override
+from feather_kernels.sparsify.policies import Policy
 
 POLICIES: dict[str, dict[str, Any]] = {
     "global": {},
@@ -83,6 +87,54 @@ def test_same_thresholds_as_without(policy: str) -> None:
         assert (scale, s) == (other_scale, other_s)
     assert plain_report == captured_report
     assert all(a.equal(b) for a, b in zip(plain_weights, captured_weights, strict=True))
+
+
+SHAPES = [(64, 3, 7, 7), (512, 512, 3, 3), (2048, 512, 1, 1), (1000, 2048), (10, 64), (0, 4), (7,), ()]
+OWN: dict[str, list[Override]] = {
+    "no override": [Override()] * len(SHAPES),
+    "own sparsities": [*[Override()] * 3, Override(sparsity=0.3), Override(sparsity=0.0), *[Override()] * 3],
+    "own floors": [Override(min_density=0.01), *[Override()] * 6, Override(min_density=0.0)],
+}
+
+
+@pytest.mark.parametrize("own", OWN)
+@pytest.mark.parametrize("min_density", [0.0, 0.001])
+@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_positions_have_the_bits_of_the_host(scope: str, min_density: float, own: str, dtype: torch.dtype) -> None:
+    shapes = SHAPES if min_density == 0 and own != "own floors" else SHAPES[:5]
+    weights: Any = [SimpleNamespace(name=str(s), parameter=torch.empty(s, device="meta")) for s in shapes]
+    wanted = [0.0, 0.98, 1e-9, 0.5, *torch.rand(400, generator=torch.Generator().manual_seed(0)).mul(0.98).tolist()]
+    policy = Policy(weights, scope, min_density, "none", OWN[own][: len(shapes)], 0.98)
+    schedule = fk.LambdaSchedule(lambda step: wanted[step], final_sparsity=0.98)
+    on_device = DeviceSchedule(policy, schedule, len(wanted) - 1, lambda s: s / 3, torch.empty(1, dtype=dtype))
+    for sparsity in wanted:
+        ranks, fractions = on_device.positions()
+        host = policy.positions(sparsity)
+        assert (ranks.dtype, fractions.dtype) == (torch.int64, dtype)
+        assert ranks.expand(len(host.ranks)).tolist() == host.ranks, sparsity
+        assert fractions.equal(torch.tensor(host.fractions, dtype=dtype)), sparsity
+        assert on_device.grad_scale().equal(torch.tensor(sparsity / 3, dtype=dtype))
+        on_device.advance()
+
+
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ({}, 1),
+        ({"scope": "layer", "min_density": 0.01}, 1),
+        ({"scope": "erk", "grad_scale": 0.5}, 1),
+        ({"scope": "erk", "grad_scale": lambda s: 1 - s, "overrides": {"0": {"sparsity": 0.3}}}, 3),
+        ({"schedule": fk.ConstantSchedule(0.8)}, 0),
+    ],
+)
+def test_the_tables_take_8_bytes_a_step_of_the_ramp(options: dict[str, Any], columns: int) -> None:
+    ramp, layers = 1000, 5
+    options = {"sparsity": 0.8, "total_steps": 2 * ramp, **options} if "schedule" not in options else options
+    sparsifier = fk.Sparsifier(nets.conv_net(), capturable=True, **options)
+    tensors = [t for t in vars(sparsifier._position.device_schedule).values() if isinstance(t, Tensor)]
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert columns * 8 * ramp < total <= columns * 8 * (ramp + 1) + 3 * 8 * (layers + 1)
 
 
 @pytest.mark.parametrize(("saving", "loading"), [(True, True), (True, False), (False, True)])

@@ -15,9 +15,11 @@ from oracle import order_statistics, scores
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
-from feather_kernels.sparsify.policies import erk_sparsities, largest_below
+from feather_kernels.sparsify.allocation import ErdosRenyiKernel
+from feather_kernels.sparsify.policies import largest_below
 
 
 def constant(model: nn.Module, sparsity: float, **options: Any) -> fk.Sparsifier:
@@ -95,11 +97,12 @@ def brute_force_erk(shapes: list[tuple[int, ...]], density: float) -> list[float
     st.floats(0.01, 0.999),
 )
 def test_erk_allocation(shapes: list[tuple[int, ...]], sparsity: float) -> None:
-    densities = 1 - np.array(erk_sparsities(shapes, sparsity))
+    kernel = ErdosRenyiKernel(shapes)
+    densities = 1 - np.array(kernel.sparsities(kernel.factor(sparsity)))
     sizes = np.array([math.prod(shape) for shape in shapes])
     assert densities == pytest.approx(brute_force_erk(shapes, 1 - sparsity), abs=1e-9)
     assert (densities * sizes).sum() == pytest.approx((1 - sparsity) * sizes.sum())
-    assert erk_sparsities(shapes, 0.0) == [0.0] * len(shapes)
+    assert kernel.sparsities(kernel.factor(0.0)) == [0.0] * len(shapes)
 
 
 @pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.9, 0.99])
@@ -188,6 +191,34 @@ def test_budget_and_floors_are_exact(sparsity: float, min_density: float, score_
     assert report.ties == report.zeros - budget(count, sparsity)
     sparsifier.finalize()
     assert sum(int((w == 0).sum()) for w in weights) == report.zeros
+
+
+class Operations(TorchDispatchMode):
+    """Names of what runs, ours opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_norms_of_all_weights_take_one_call_and_have_the_bits_of_vector_norm(dtype: torch.dtype) -> None:
+    counts = []
+    for length in (3, 30):
+        model = nn.Sequential(*[nn.Linear(8, 6 + i % 3, bias=False) for i in range(length)]).to(dtype)
+        policy = constant(model, 0.5, score_scale="l2")._policy
+        weights = nets.prunable(model)
+        with torch.no_grad(), Operations() as mode:
+            scales = policy.scales(weights)
+        counts.append(len(mode.names))
+        assert mode.names.count("_foreach_norm") == 1
+        wanted = [1 / torch.linalg.vector_norm(w.detach(), dtype=scales.dtype) for w in weights]
+        assert scales.equal(torch.stack(wanted))
+    assert counts[0] == counts[1]
 
 
 def test_infeasible_floor_names_a_sparsity_that_can_be_reached() -> None:

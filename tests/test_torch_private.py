@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "feather_kernels"
 NAMES = {  # in torch_private.py -> where torch has it
     "_are_functorch_transforms_active": "torch._C",
     "_current_graph_task_id": "torch._C",
+    "_foreach_norm": "torch",
     "_current_level": "torch.autograd.forward_ad",
     "detect_fake_mode": "torch._guards",
     "is_tracing": "torch.jit",
@@ -59,6 +60,8 @@ for recompute in (None, True):
     torch.func.grad(lambda p: torch.func.functional_call(model, p, (x,)).sum())(parameters)
     assert abs(sparsifier.report().sparsity - 0.9) < 1e-3
     sparsifier.finalize()
+scaled = Sparsifier(torch.nn.Linear(9, 9), schedule=fk.ConstantSchedule(0.5), score_scale="l2")
+assert scaled.report().zeros == 41
 w = torch.randn(8, requires_grad=True)
 try:
     torch.ops.feather_kernels.threshold(w, torch.tensor(0.5), 3.0).sum().backward()

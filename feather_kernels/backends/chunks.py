@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
-from itertools import accumulate
+import logging
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from itertools import accumulate, count
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from feather_kernels.backends.layouts import dense
-from feather_kernels.backends.resident import resident
+from feather_kernels.backends.resident import KEPT, forget, resident
 
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
+MOVES = 16  # tables of the same tensors at other addresses, each soon after the one before: that is logged
+SOON = 8  # lists of tensors: a training step has fewer
+TABLES = 8  # kept at most of the same tensors at other addresses
+
+_log = logging.getLogger("feather_kernels")
+_lists = count()
+_moves: OrderedDict[Hashable, Moves] = OrderedDict()  # by what tables have in common but the addresses
 
 
 Entry = tuple[int, int, int, int]  # of a tensor: address, elements, row, index
@@ -25,6 +33,14 @@ class Table(NamedTuple):
     chunks: Tensor
     dtype: torch.dtype
     kept: list[Tensor]
+
+
+class Moves(NamedTuple):
+    """Tables of the same tensors at other addresses: number of the last list, how many in a row, keys of the last."""
+
+    latest: int
+    times: int
+    keys: tuple[Hashable, ...]
 
 
 class Rows(NamedTuple):
@@ -52,12 +68,11 @@ def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> l
                 kept[dtype], listed[dtype] = [], []
             kept[dtype].append(w)
             listed[dtype].append((w.data_ptr(), numel, row, index))
-    tables = []
-    for dtype, entries in listed.items():
-        make = partial(_chunks, entries, dtype.itemsize, chunk)
-        chunks = resident(("chunks", chunk, dtype, *entries), weights[0].device, make)
-        tables.append(Table(chunks, dtype, kept[dtype]))
-    return tables
+    number = next(_lists)
+    return [
+        Table(_on_device(entries, dtype, chunk, weights[0].device, number), dtype, kept[dtype])
+        for dtype, entries in listed.items()
+    ]
 
 
 def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
@@ -92,12 +107,43 @@ def group_elements(weights: Sequence[Tensor], groups: Sequence[int], rank: Tenso
     return resident(key, rank.device, lambda: torch.tensor(elements, dtype=torch.int64, device="cpu"))
 
 
-def _chunks(entries: Sequence[Entry], element_size: int, chunk: int) -> Tensor:
-    return torch.cat([_chunks_of(entry, element_size, chunk) for entry in entries])
+def _on_device(entries: list[Entry], dtype: torch.dtype, chunk: int, device: torch.device, number: int) -> Tensor:
+    """The chunks of the list with that number, (C, COLUMNS)."""
+    key = ("chunks", chunk, dtype, *entries)
+
+    def make() -> Tensor:
+        _note_move((chunk, dtype, device, *(entry[1:] for entry in entries)), key, device, number)
+        return _chunks(entries, dtype.itemsize, chunk)
+
+    return resident(key, device, make)
 
 
-def _chunks_of(entry: Entry, element_size: int, chunk: int) -> Tensor:
-    address, numel, row, index = entry
-    starts = torch.arange(0, numel, chunk, device="cpu")
-    constant = [torch.full_like(starts, value) for value in (address % 16 == 0, row, index)]
-    return torch.stack([address + starts * element_size, (numel - starts).clamp_max(chunk), *constant], 1)
+def _chunks(entries: list[Entry], element_size: int, chunk: int) -> Tensor:
+    """int64 (C, COLUMNS); the number of operations does not depend on that of the tensors."""
+    listed = torch.tensor(entries, dtype=torch.int64, device="cpu")
+    chunk_counts = (listed[:, 1] + (chunk - 1)) // chunk
+    owner = torch.repeat_interleave(chunk_counts)
+    places = torch.arange(len(owner), device="cpu") - (chunk_counts.cumsum(0) - chunk_counts)[owner]
+    address, numel, row, index = listed[owner].unbind(1)
+    starts = places * chunk
+    aligned = (address % 16 == 0).to(torch.int64)
+    return torch.stack([address + starts * element_size, (numel - starts).clamp_max(chunk), aligned, row, index], 1)
+
+
+def _note_move(layout: Hashable, key: Hashable, device: torch.device, number: int) -> None:
+    """Count tables of one layout, let go of old ones, and log once where the tensors move at every step."""
+    latest, times, keys = _moves.pop(layout, Moves(number, 0, ()))
+    told = times >= MOVES
+    times = times + 1 if told or number - latest <= SOON else 1
+    if times == MOVES and not told:
+        _log.info(
+            "%s: the weights' memory has moved %d times in a row (sharded or swapped weights, or copies of layouts "
+            "that are not dense): each time a table of their addresses is made and uploaded, and no CUDA graph of such "
+            "a step can be captured",
+            device, times,
+        )  # fmt: skip
+    if len(keys) == TABLES:
+        forget(keys[0], device)
+    _moves[layout] = Moves(number, times, (*keys[-TABLES + 1 :], key))
+    while len(_moves) > KEPT:
+        _moves.popitem(last=False)

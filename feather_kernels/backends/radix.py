@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends.interface import Histogram, Selection
+from feather_kernels.backends.resident import resident
 
 RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
 NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf
@@ -33,11 +34,11 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
         rows, group_of_row = groups, torch.arange(group_count, device=rank.device)
         row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max)
     else:
-        rows, group_of_row, row_cap = (
-            range(len(groups)),
-            torch.tensor(groups, dtype=torch.int64, device=rank.device),
-            caps,
+        listed = tuple(groups)
+        group_of_row = resident(
+            ("groups", *listed), rank.device, lambda: torch.tensor(listed, dtype=torch.int64, device="cpu")
         )
+        rows, row_cap = range(len(groups)), caps
 
     def capped(count: Tensor) -> Tensor:
         """(R, n) counts in rows -> (G, n) counts in the capped union of each group."""

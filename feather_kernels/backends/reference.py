@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
 
 POWERS = None  # all
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
+MOST_COPIES, COPIED_BINS = 64, 1 << 17  # of a bin on CUDA, and of all bins together: 1 MB
 
 
 def probe(device: torch.device) -> str | None:
@@ -132,15 +135,36 @@ def magnitude_select(selection: Selection, out: Tensor) -> None:
 
 
 def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
-    """Count digit values by an integer scatter-add; keys under another prefix go to an extra bin that is dropped."""
+    """Count digit values by an integer scatter-add; keys under another prefix go to extra bins that are dropped."""
     weights, groups, prefix, shift, bits, scales = histogram
-    counts = out.new_zeros((out.shape[0], out.shape[1] + 1))
     one = torch.ones((), dtype=torch.int64, device=out.device)
-    for group, key in _keys(weights, groups, scales):
-        digit = (key >> shift) & ((1 << bits) - 1)
-        digit = torch.where((key >> (shift + bits)) == prefix[group].to(key.dtype), digit, 1 << bits)
-        counts[group].index_add_(0, digit, one.expand(digit.numel()))
-    out.copy_(counts[:, :-1])
+    copies, dropped = _copies(bits) if _adds_atomically(out.device) else (1, 1)
+    counts = out.new_empty((copies << bits) + dropped)
+    out.zero_()
+    for group, pairs in groupby(_keys(weights, groups, scales), itemgetter(0)):
+        counts.zero_()
+        for _, key in pairs:
+            digit = (key >> shift) & ((1 << bits) - 1)
+            inside = (key >> (shift + bits)) == prefix[group].to(key.dtype)
+            bins = _spread_bins(digit, inside, copies, bits) if dropped > 1 else torch.where(inside, digit, 1 << bits)
+            counts.index_add_(0, bins, one.expand(bins.numel()))
+        out[group] += counts[:-dropped].view(-1, copies).sum(1)
+
+
+def _adds_atomically(device: torch.device) -> bool:
+    """Whether additions to one address wait for each other there."""
+    return device.type == "cuda"
+
+
+def _copies(bits: int) -> tuple[int, int]:
+    """Copies of each bin, a power of two, and bins for what is dropped: few keys of a chunk share one."""
+    return max(1, min(MOST_COPIES, COPIED_BINS >> bits)), CHUNK
+
+
+def _spread_bins(digit: Tensor, inside: Tensor, copies: int, bits: int) -> Tensor:
+    """Bin of each key: a copy of its digit's, by its place in the chunk; if not ``inside``, a bin of its own."""
+    place = torch.arange(digit.numel(), dtype=digit.dtype, device=digit.device)
+    return torch.where(inside, digit * copies + (place & (copies - 1)), (copies << bits) + (place & (CHUNK - 1)))
 
 
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:

@@ -5,41 +5,70 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 KEPT = 64  # of those that no CUDA graph has captured
 
-_lock = threading.Lock()
-_kept: OrderedDict[Hashable, Tensor] = OrderedDict()
-_captured: dict[Hashable, Tensor] = {}  # graphs hold addresses only, for as long as they live
+
+class Upload(NamedTuple):
+    """A tensor on a device; on a CUDA device the stream of its copy from the host, and the copy's end."""
+
+    tensor: Tensor
+    stream: torch.cuda.Stream | None = None
+    end: torch.cuda.Event | None = None
+
+
+_lock = threading.RLock()  # what makes a tensor may forget others
+_kept: OrderedDict[Hashable, Upload] = OrderedDict()
+_captured: dict[Hashable, Upload] = {}  # graphs hold addresses only, for as long as they live
 
 
 def resident(key: Hashable, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-    """The tensor ``make()`` on the device; made and uploaded once for each key, which must say what stands in it.
+    """The tensor ``make()``, of the CPU, on the device; uploaded once for each key, which must say what stands in it.
 
-    The upload is complete when this returns, so every stream may read it.
+    The host does not wait for the upload; the current stream does, whichever it is. A stream that is being captured
+    does not: ``torch.cuda.graph`` waits for the device before.
 
     Raises:
         RuntimeError: it is not there yet and the current stream is being captured.
     """
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     with _lock:
-        tensor = _captured.get((key, device))
-        if tensor is None:
-            tensor = _kept.pop((key, device), None)
-            if tensor is None and capturing:
+        upload = _captured.get((key, device))
+        if upload is None:
+            upload = _kept.pop((key, device), None)
+            if upload is None and capturing:
                 raise RuntimeError(
                     "a CUDA graph cannot be captured before the same call has run once (its tables of addresses are "
                     "uploaded then), nor with weights whose layout is not dense (their copies move)"
                 )
-            if tensor is None:
+            if upload is None:
                 with torch.inference_mode(False):  # it is kept for calls in any mode
-                    tensor = make().to(device)
-            (_captured if capturing else _kept)[key, device] = tensor
+                    upload = _upload(make(), device)
+            (_captured if capturing else _kept)[key, device] = upload
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
     if device.type == "cuda" and not capturing:
-        tensor.record_stream(torch.cuda.current_stream(device))  # before its memory is used again, if it is let go
-    return tensor
+        stream = torch.cuda.current_stream(device)
+        if upload.end is not None and stream != upload.stream:
+            stream.wait_event(upload.end)
+        upload.tensor.record_stream(stream)  # before its memory is used again, if it is let go
+    return upload.tensor
+
+
+def forget(key: Hashable, device: torch.device) -> None:
+    """Let go of a tensor that is not used any more, unless a CUDA graph has captured it."""
+    with _lock:
+        _kept.pop((key, device), None)
+
+
+def _upload(values: Tensor, device: torch.device) -> Upload:
+    if device.type != "cuda":
+        return Upload(values.to(device))
+    stream = torch.cuda.current_stream(device)
+    # torch gives pinned memory to others only when the copies from it have ended
+    tensor = values.pin_memory().to(device, non_blocking=True)
+    return Upload(tensor, stream, stream.record_event())

@@ -343,6 +343,6 @@ def _select(parameters: Sequence[Tensor], policy: Policy, position: SchedulePosi
     if first.device.type == "meta":
         return policy.no_thresholds(first)
     if position.device_schedule is not None:
-        ranks, fractions, _ = position.device_schedule.now()
+        ranks, fractions = position.device_schedule.positions()
         return policy.thresholds(parameters, ranks.to(first.device), fractions.to(first.device))
     return policy.thresholds_at(list(parameters), position.sparsity)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,15 +14,20 @@ from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 
 
 class DeviceSchedule:
-    """Step counter and, for every step up to the last that differs, ranks, fractions and gradient scale.
+    """Step counter and, for every step up to the last that differs, what all groups' positions follow from.
 
-    The tables are made on the host: the same bits on every rank. Advancing reads nothing on the host.
+    A step takes 8 bytes, and 8 more for each of these where they change: the part that is asked for of the groups' own
+    sparsities, the gradient scale. Ranks and fractions are computed from them on the device, in float64, with the bits
+    of the host. Advancing reads nothing on the host.
 
     Args:
         policy, schedule: what is tabulated.
         last_step: the step from which on everything stays as it is.
         grad_scale: of the current sparsity.
         weight: one of the weights, for its device and compute dtype.
+
+    Raises:
+        ValueError: what the schedule asks for at a step cannot be.
     """
 
     def __init__(
@@ -32,14 +38,23 @@ class DeviceSchedule:
         grad_scale: Callable[[float], float],
         weight: Tensor,
     ) -> None:
-        device, dtype = weight.device, compute_dtype(weight.dtype)
+        self._dtype = compute_dtype(weight.dtype)
         sparsities = [sparsity_at(schedule, step) for step in range(last_step + 1)]
-        positions = [policy.positions(sparsity) for sparsity in sparsities]
+        policy.positions(max(sparsities))  # raises: all groups' sparsities grow with the schedule's
+        levels, ramp = zip(*map(policy.levels, sparsities), strict=True)
+        has_own = any(own is not None for own in policy.own_sparsities)
+        raw = iter(() if policy.allocation is None else policy.allocation.raw)
+        groups = [
+            (count - 1, math.nan if own is None else own, next(raw, 0.0) if own is None else 0.0)
+            for count, own in zip(policy.counts, policy.own_sparsities, strict=True)
+        ]
+        self._by_factor = policy.allocation is not None
         with torch.inference_mode(False):  # later steps count in whatever mode they run
-            self._ranks = torch.tensor([p.ranks for p in positions], dtype=torch.int64, device=device)
-            self._fractions = torch.tensor([p.fractions for p in positions], dtype=dtype, device=device)
-            self._grad_scales = torch.tensor([grad_scale(s) for s in sparsities], dtype=dtype, device=device)
-            self.step = torch.zeros((), dtype=torch.int64, device=device)
+            self._levels = _column(levels, weight.device)
+            self._ramp = _column(ramp, weight.device) if has_own else None
+            self._grad_scales = _column(list(map(grad_scale, sparsities)), weight.device)
+            self._groups = torch.tensor(groups, dtype=torch.float64, device=weight.device).t().contiguous()
+            self.step = torch.zeros((), dtype=torch.int64, device=weight.device)
 
     def follow(self, weight: Tensor) -> None:
         """Move to the weight's device, if it has moved."""
@@ -47,8 +62,9 @@ class DeviceSchedule:
             if self.step.device.type == "meta":
                 raise RuntimeError("capturable needs weights with data: make the model sparse after to_empty()")
             with torch.inference_mode(False):
-                for name in ("_ranks", "_fractions", "_grad_scales", "step"):
-                    setattr(self, name, getattr(self, name).to(weight.device))
+                for name, value in vars(self).items():
+                    if isinstance(value, Tensor):
+                        setattr(self, name, value.to(weight.device))
 
     def advance(self, skipped: Tensor | None = None) -> None:
         """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0."""
@@ -57,7 +73,31 @@ class DeviceSchedule:
         else:
             self.step.add_(skipped.to(self.step.device).reshape(()) == 0)
 
-    def now(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Ranks (G,), fractions (G,) and gradient scale (0-dim) of the current step."""
-        row = self.step.clamp_max(len(self._ranks) - 1).reshape(1)
-        return tuple(table.index_select(0, row)[0] for table in (self._ranks, self._fractions, self._grad_scales))  # type: ignore[return-value]
+    def positions(self) -> tuple[Tensor, Tensor]:
+        """Ranks (G,), int64, and fractions (G,), in the compute dtype, of the current step: ``Policy.positions``."""
+        last, own, raw = self._groups.unbind()
+        level = self._now(self._levels)
+        wanted = (1 - level * raw).clamp_min(0) if self._by_factor else level
+        if self._ramp is not None:
+            wanted = torch.where(own.isnan(), wanted, own * self._now(self._ramp))
+        position = last * wanted
+        rank = position.floor()
+        some = (wanted > 0) & (last >= 0)
+        fraction = torch.where(some, position - rank, 0.0)
+        return torch.where(some, rank, -1.0).to(torch.int64), fraction.to(self._dtype)
+
+    def grad_scale(self) -> Tensor:
+        """Gradient scale (0-dim) of the current step."""
+        return self._now(self._grad_scales).to(self._dtype)[0]
+
+    def _now(self, column: Tensor) -> Tensor:
+        """(1,) the current step's number of a column."""
+        return column.index_select(0, self.step.clamp_max(len(column) - 1).reshape(1))
+
+
+def _column(numbers: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers of the first steps, float64, without those at the end that repeat the last."""
+    length = len(numbers)
+    while length > 1 and numbers[length - 2] == numbers[-1]:
+        length -= 1
+    return torch.tensor(numbers[:length], dtype=torch.float64, device=device)

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from feather_kernels.functional import interpolate, quantile_position
 from feather_kernels.ops.schema import compute_dtype
+from feather_kernels.sparsify.allocation import ErdosRenyiKernel
 from feather_kernels.sparsify.overrides import Override, check_min_density
 from feather_kernels.sparsify.selection import PrunableWeight
+from feather_kernels.torch_private import norms_of
 
 ops = torch.ops.feather_kernels
 
@@ -79,6 +81,9 @@ class Policy:
         self.members: list[list[int]] = [[] for _ in range(max(self.groups) + 1)]
         for index, group in enumerate(self.groups):
             self.members[group].append(index)
+        self.own_sparsities = [self.sparsities[members[0]] for members in self.members]  # of groups
+        free = [shape for shape, own in zip(self.shapes, self.sparsities, strict=True) if own is None]
+        self.allocation = ErdosRenyiKernel(free) if scope == "erk" else None
         self.counts = [sum(self.numels[index] for index in members) for members in self.members]
         densities = [min_density if o.min_density is None else o.min_density for o in overrides]
         caps = [n - math.ceil(d * n) for n, d in zip(self.numels, densities, strict=True)]
@@ -221,18 +226,20 @@ class Policy:
         free = itertools.count(0 if all(alone) else 1)
         return [next(free) if is_alone else 0 for is_alone in alone]
 
+    def levels(self, sparsity: float) -> tuple[float, float]:
+        """What the sparsities of all groups follow from, where the schedule's is ``sparsity``.
+
+        Returns:
+            That of the scope's groups (for "erk" the factor of their densities), and the part of the groups' own
+            sparsities that is asked for already: 1 where the schedule has arrived.
+        """
+        level = sparsity if self.allocation is None else self.allocation.factor(sparsity)
+        return level, min(1.0, sparsity / self.final_sparsity) if self.final_sparsity else 0.0
+
     def _group_sparsities(self, sparsity: float) -> list[float]:
-        result = [0.0] * len(self.members)
-        free = [index for index, own in enumerate(self.sparsities) if own is None]
-        shapes = [self.shapes[index] for index in free]
-        by_weight = erk_sparsities(shapes, sparsity) if self.scope == "erk" else [sparsity] * len(free)
-        for index, wanted in zip(free, by_weight, strict=True):
-            result[self.groups[index]] = wanted
-        ramp = min(1.0, sparsity / self.final_sparsity) if self.final_sparsity else 0.0
-        for group, own in zip(self.groups, self.sparsities, strict=True):
-            if own is not None:
-                result[group] = own * ramp
-        return result
+        level, ramp = self.levels(sparsity)
+        shared = itertools.repeat(level) if self.allocation is None else iter(self.allocation.sparsities(level))
+        return [next(shared) if own is None else own * ramp for own in self.own_sparsities]
 
     def scales(self, parameters: Sequence[Tensor]) -> Tensor | None:
         """(L,) factors of the scores, or None."""
@@ -242,30 +249,8 @@ class Policy:
         if self.score_scale == "fan":
             factors = [1 / math.sqrt(sum(shape)) if shape else 1.0 for shape in self.shapes]
             return self._constant("factors", factors, dtype, parameters[0].device)
-        norms = torch.stack([torch.linalg.vector_norm(parameter, dtype=dtype) for parameter in parameters])
+        norms = torch.stack(norms_of(list(parameters), dtype))
         return torch.where(norms > 0, 1 / norms, 0.0)
-
-
-def erk_sparsities(shapes: Sequence[Sequence[int]], sparsity: float) -> list[float]:
-    """Erdos-Renyi-kernel allocation (Evci et al. 2020): density of a layer in proportion to sum(shape) / prod(shape).
-
-    Layers whose share would exceed 1 stay dense; the densities, weighted by size, average ``1 - sparsity``.
-    """
-    if sparsity == 0:
-        return [0.0] * len(shapes)  # exactly: a rounding error above 0 would prune one weight
-    sizes = [math.prod(shape) for shape in shapes]
-    raw = [sum(shape) / size if size else 0.0 for shape, size in zip(shapes, sizes, strict=True)]
-    dense: set[int] = set()
-    while True:
-        open_layers = [i for i in range(len(sizes)) if i not in dense]
-        budget = (1 - sparsity) * sum(sizes) - sum(sizes[i] for i in dense)
-        weight = sum(raw[i] * sizes[i] for i in open_layers)
-        factor = budget / weight if weight else 0.0
-        full = {i for i in open_layers if factor * raw[i] > 1}
-        if not full:
-            break
-        dense |= full
-    return [0.0 if i in dense else max(0.0, 1 - factor * raw[i]) for i in range(len(sizes))]
 
 
 def largest_below(levels: Tensor, scales: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class SchedulePosition:
         """Gradient scale at this step; a 0-dim tensor on ``device`` where steps are counted on a device."""
         if self.device_schedule is None:
             return self.scale_at(self.sparsity)
-        return self.device_schedule.now()[2].to(device)
+        return self.device_schedule.grad_scale().to(device)
 
     def independent(self) -> SchedulePosition:
         """A position of its own, at the same step of the same schedule."""
