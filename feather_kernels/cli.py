@@ -69,6 +69,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     selftest.add_argument("--device", metavar="DEVICE", help="default cuda if available, else cpu")
     selftest.add_argument("--json", metavar="FILE", help="write the result to this file too")
+    selftest.add_argument("--junit", metavar="FILE", help="write the result as JUnit XML too, for CI")
     selftest.set_defaults(command=_selftest)
     doctor = commands.add_parser("doctor", help="print versions, devices and backends", allow_abbrev=False)
     doctor.set_defaults(command=_doctor)
@@ -137,7 +138,19 @@ def _selftest(options: argparse.Namespace) -> int:
         device = torch.empty(0, dtype=torch.float32, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
-    return selftest.run(device, None if options.json is None else Path(options.json))
+    return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit))
+
+
+def _file(option: str, name: str | None) -> Path | None:
+    """The file to write at the end, once it is sure that it can be written."""
+    if name is None:
+        return None
+    path = Path(name)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"{option} must be a file that can be written, got {name!r}: {error.strerror}") from error
+    return path
 
 
 def _doctor(options: argparse.Namespace) -> int:  # noqa: ARG001
