@@ -70,6 +70,7 @@ def _make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     selftest.add_argument("--device", metavar="DEVICE", help="default cuda if available, else cpu")
+    selftest.add_argument("--require", metavar="BACKEND", nargs="+", default=[], help="fail if one of these cannot run")
     selftest.add_argument("--json", metavar="FILE", help="write the result to this file too")
     selftest.add_argument("--junit", metavar="FILE", help="write the result as JUnit XML too, for CI")
     selftest.set_defaults(command=_selftest)
@@ -146,13 +147,17 @@ def _selftest(options: argparse.Namespace) -> int:
     import torch
 
     from feather_kernels import selftest
+    from feather_kernels.ops import dispatch
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.empty(0, dtype=torch.float32, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
-    return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit))
+    for backend in options.require:
+        if backend not in dispatch.BACKENDS:
+            raise InputError(f"--require must be of {', '.join(dispatch.BACKENDS)}, got {backend!r}")
+    return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit), options.require)
 
 
 def _file(option: str, name: str | None) -> Path | None:

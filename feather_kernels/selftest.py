@@ -66,9 +66,19 @@ class Check:
         return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
 
 
-def run(device: torch.device, json_file: Path | None = None, junit_file: Path | None = None) -> int:
-    """Test the device, print a table and write the files; the exit code: 1 if anything failed or nothing ran."""
+def run(
+    device: torch.device,
+    json_file: Path | None = None,
+    junit_file: Path | None = None,
+    required: Sequence[str] = (),
+) -> int:
+    """Test the device, print a table and write the files.
+
+    Returns:
+        The exit code: 1 if a check failed, nothing ran, or a ``required`` backend cannot run.
+    """
     offered = dispatch.availability(device)
+    offered |= {name: f"is not for {device.type} devices" for name in required if name not in offered}
     checks = []
     for backend, reason in offered.items():
         print(f"{backend} on {device}: {reason or 'available'}", flush=True)
@@ -77,13 +87,15 @@ def run(device: torch.device, json_file: Path | None = None, junit_file: Path | 
                 verdict = "passed" if check.passed else "FAILED"
                 print(f"  {verdict}  {check.op:<20} {check.dtype:<9} {check.outcome}", flush=True)
                 checks.append(check)
-    failed = sum(not check.passed for check in checks)
+    failed, absent = sum(not check.passed for check in checks), [name for name in required if offered[name] is not None]
     print(f"{len(checks) - failed} passed, {failed} failed")
+    for name in absent:
+        print(f"FAILED: {name} is required and cannot run")
     if json_file is not None:
         json_file.write_text(json.dumps(_record(device, offered, checks), indent=1, allow_nan=False) + "\n")
     if junit_file is not None:
-        junit_file.write_bytes(junit(offered, checks))
-    return int(failed > 0 or not checks)
+        junit_file.write_bytes(junit(offered, checks, required))
+    return int(failed > 0 or not checks or bool(absent))
 
 
 def examine(backend: str, device: torch.device) -> Iterator[Check]:
@@ -100,12 +112,13 @@ def examine(backend: str, device: torch.device) -> Iterator[Check]:
             yield Check(backend, op, _name(dtype), values, error, bound, unit, problem, time.perf_counter() - begin)
 
 
-def junit(offered: dict[str, str | None], checks: Sequence[Check]) -> bytes:
+def junit(offered: dict[str, str | None], checks: Sequence[Check], required: Sequence[str] = ()) -> bytes:
     """JUnit XML: a suite for each backend, a case for each op and dtype; names are the same on every machine.
 
     Args:
         offered: each backend with the reason why it cannot run, or None; its cases are skipped with that reason.
         checks: those of the backends that can run. A case whose check is missing is an error.
+        required: backends whose cases are errors where they cannot run.
     """
     done = {(check.backend, check.op, check.dtype): check for check in checks}
     root = ElementTree.Element("testsuites", name="feather-kernels selftest")
@@ -118,7 +131,7 @@ def junit(offered: dict[str, str | None], checks: Sequence[Check]) -> bytes:
             attributes = {"classname": f"feather_kernels.selftest.{backend}", "name": name, "time": f"{seconds:.3f}"}
             case = ElementTree.SubElement(suite, "testcase", attributes)
             if reason is not None:
-                _ending(case, "skipped", reason, counts)
+                _ending(case, "error" if backend in required else "skipped", reason, counts)
             elif check is None:
                 _ending(case, "error", "the check did not run", counts)
             elif not check.passed:

@@ -150,6 +150,20 @@ def test_junit_says_what_failed_and_why_a_backend_did_not_run(tmp_path: Path, mo
     assert all(case[0].tag == "skipped" for case in skipped.values())
 
 
+def test_a_required_backend_that_cannot_run_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.xml"
+    arguments = ["selftest", "--device", "cpu", "--junit", str(file), "--require"]
+    assert cli.main([*arguments, "reference"]) == 0
+    capsys.readouterr()
+    assert cli.main([*arguments, "reference", "triton"]) == 1
+    output = capsys.readouterr().out
+    assert "triton on cpu: is not for cpu devices" in output
+    assert output.splitlines()[-1] == "FAILED: triton is required and cannot run"
+    assert {case[0].tag for case in cases(file, "triton").values()} == {"error"}
+    assert cli.main([*arguments, "abacus"]) == 2
+    assert "--require must be of triton, cuda, cpp, reference, got 'abacus'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--json", "--junit"])
 def test_a_file_that_cannot_be_written_is_one_line_before_anything_runs(
     option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

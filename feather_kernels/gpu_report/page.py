@@ -46,8 +46,8 @@ def load(path: Path) -> Record:
 def report(record: Record) -> str:
     """One report."""
     text = next((row["text"] for row in _rows(record, DOCTOR) if "text" in row), "")
-    lines = ["# GPU report", "", *_body(record, "##")]
-    return "\n".join([*lines, "", "## Doctor", "", "```text", text, "```"]) + "\n"
+    doctor = ["", "## Doctor", "", "```text", text, "```"] if text else []
+    return "\n".join(["# GPU report", "", *_body(record, "##"), *doctor]) + "\n"
 
 
 def table(paths: Sequence[Path]) -> str:
@@ -72,10 +72,12 @@ def _body(record: Record, level: str) -> Iterator[str]:
     yield from (f"- {line}" for line in [*(f"{key}: {value}" for key, value in record["machine"].items()), *quick])
     yield f"- date: {record['date']}"
     parts = [[part["part"], part["verdict"], part["words"]] for part in record["parts"]]
+    ops = _rows(record, SPEED)
+    elements = f"{ops[0]['elements']:,}" if ops else ""
     sections = {
         "Parts": _table(["part", "verdict", "in words"], parts),
         "Checks: the largest error, of what is allowed": _checks(_rows(record, SELFTEST)),
-        "Ops": (_counted_ops if computed else _timed_ops)(_rows(record, SPEED)),
+        f"Ops on {elements} elements": (_counted_ops if computed else _timed_ops)(ops),
         "A small layer and the sparsifier's step on the host": _around(_rows(record, HOST), computed),
         "Training steps": _around(_rows(record, STEP), computed),
     }
@@ -88,8 +90,10 @@ def _checks(rows: Sequence[Record]) -> list[str]:
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        error = "not finite" if row["error"] is None else f"{row['error']:.3g}"
-        text = f"{error} of {row['bound']:.3g} {row['unit']}" if row["wrong"] is None else f"WRONG: {row['wrong']}"
+        if row["wrong"] is not None:
+            text = f"WRONG: {row['wrong']}"
+        else:
+            text = f"{row['error']:.3g} of {row['bound']:.3g} {row['unit']}" if row["bound"] else "exact"
         cells.setdefault((row["backend"], row["op"]), {})[row["dtype"]] = text
     lines = [[*key, *(found.get(dtype, "not run") for dtype in dtypes)] for key, found in cells.items()]
     return _table(["backend", "op", *dtypes], lines)
@@ -132,7 +136,7 @@ def _around(rows: Sequence[Record], computed: bool) -> list[str]:
         if row["wrong"] is not None:
             lines.append([*head, f"WRONG: {row['wrong']}", ""])
         elif computed:
-            lines.append([*head, *(f"{figures[name]['median']:g}" for name in (LAUNCHES, INSTRUCTIONS))])
+            lines.append([*head, *(f"{figures[name]['median']:,.0f}" for name in (LAUNCHES, INSTRUCTIONS))])
         else:
             more = figures[SECONDS]["median"] - base[SECONDS]["median"]
             ratio = figures[SECONDS]["median"] / base[SECONDS]["median"]

@@ -24,7 +24,6 @@ from feather_kernels.gpu_report.parts import MACHINE, PARTS
 from feather_kernels.recipes.errors import InputError
 
 CHILD = (sys.executable, "-m", "feather_kernels.gpu_report.part")
-MEASURED, COMPUTED = page.MEASURED, page.COMPUTED
 TOTAL = 290  # seconds for all parts
 FREE_TEXT = {"text", "wrong", SKIPPED}  # in rows: what others wrote, e.g. an exception's words
 GRACE = 10  # seconds for a killed process to end
@@ -51,7 +50,7 @@ class Request:
     device: str = "cuda:0"
     quick: bool = False
     child: Sequence[str] = CHILD
-    kind: str = MEASURED
+    kind: str = page.MEASURED
     patience: float = 1.0
     parts: Sequence[str] = tuple(PARTS)
 
@@ -97,7 +96,7 @@ def make(request: Request) -> int:
 def carry_out(part: str, request: Request, limit: float) -> dict[str, Any]:
     """Run a part; returns how it ended, with its rows."""
     if limit <= 0:
-        return {"part": part, "verdict": "skipped", "seconds": 0.0, "words": "no time was left", "rows": []}
+        return {"part": part, "verdict": "skipped", "words": "no time was left", "rows": []}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log, file = Path(folder) / "log", Path(folder) / "rows"
@@ -115,8 +114,8 @@ def carry_out(part: str, request: Request, limit: float) -> dict[str, Any]:
         verdict, words = "failed", f"{len(wrong)} of {len(rows)} results wrong"
     else:
         verdict, words = "passed", f"{len(rows)} results" if len(rows) != 1 else "1 result"
-    seconds = round(time.monotonic() - begin, 1)
-    return {"part": part, "verdict": verdict, "seconds": seconds, "words": words, "rows": rows}
+    timed = {"seconds": round(time.monotonic() - begin, 1)} if request.kind == page.MEASURED else {}
+    return {"part": part, "verdict": verdict, **timed, "words": words, "rows": rows}
 
 
 def _run(command: Sequence[str], log: Path, limit: float) -> str | None:

@@ -93,7 +93,8 @@ def _threshold(w: Tensor, t: Tensor, power: float, dtype: torch.dtype) -> Work:
         return out
 
     what = f"{_name(w.dtype, dtype)}, p = {power:g}"
-    return Work("threshold", what, w.nbytes + out.nbytes, run, 4 * torch.finfo(dtype).eps)
+    ulps = 4 if dtype == torch.float32 else 1  # twice what each of both may be off, rounded
+    return Work("threshold", what, w.nbytes + out.nbytes, run, ulps * torch.finfo(dtype).eps)
 
 
 def _on_lists(place: Place, w: Tensor, drifted: Tensor, t: Tensor) -> Iterator[Work]:
