@@ -7,18 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
+from feather_kernels.gpu_report.clock import CudaClock, Run
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-
-
-class Run(NamedTuple):
-    """What ``run`` returned, and how long it took in seconds."""
-
-    result: Any
-    seconds: float
 
 
 class Clock(Protocol):
@@ -90,31 +85,3 @@ def _status(field: str) -> int:
     """Bytes in a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
-
-
-class CudaClock:
-    """Time between two events on the current stream, with a cold L2 cache; memory of torch's allocator."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        cache = torch.cuda.get_device_properties(device).L2_cache_size
-        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=device)
-
-    def time(self, run: Callable[[], Any]) -> Run:
-        """Time on the device from before the first kernel's launch to the last kernel's end."""
-        with torch.cuda.device(self.device):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._flush.zero_()  # also keeps the device busy while the first kernel is launched
-            start.record()
-            result = run()
-            end.record()
-            end.synchronize()
-        return Run(result, start.elapsed_time(end) / 1e3)
-
-    def peak_memory(self, run: Callable[[], Any]) -> tuple[Run, int | None]:
-        """Growth of the memory that torch's allocator has handed out."""
-        torch.cuda.synchronize(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        done = self.time(run)
-        return done, torch.cuda.max_memory_allocated(self.device) - before

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
-import subprocess
 from pathlib import Path
 
 import torch
 
 import feather_kernels as fk
 from benchmarks import backends
+from feather_kernels.gpu_report.machine import commit, version
 from feather_kernels.ops import dispatch
 
-CHECKOUT = Path(__file__).parents[1]
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16"),
     *("asimd", "asimdhp", "bf16", "sve"),
@@ -35,19 +33,9 @@ def describe(device: torch.device) -> dict[str, str]:
         "kernels": _kernels(device),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version("triton", missing=""),
         "python": platform.python_version(),
     }
-
-
-def commit() -> str:
-    """The checkout's commit, with -dirty after it where files have changed; empty outside of git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _cpu() -> tuple[str, str]:
@@ -66,10 +54,3 @@ def _kernels(device: torch.device) -> str:
     """The instruction set that the C++ backend's kernels use, or nothing where it does not run."""
     module = backends.cpp_module() if device.type == "cpu" else None
     return "" if module is None else str(module.instruction_set())
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

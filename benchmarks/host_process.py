@@ -13,19 +13,17 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.autograd.profiler import profile
 
 import feather_kernels as fk
 from benchmarks import backends, networks, stand_in
+from feather_kernels.gpu_report.layers import POWER, SPARSITY, Layers, make_layers
 from feather_kernels.ops import dispatch
 
 LAYERS, SMOKE_LAYERS = 20, 2
-WIDTH, BATCH = 8, 4  # so small that the work on them hardly counts
-SPARSITY, POWER = 0.5, 3.0
 RUNS = 50  # in one measurement
 STAND_IN = "stand-in"
 CPU = torch.device("cpu")
@@ -34,14 +32,6 @@ NO_KERNEL = {  # ops of torch that allocate, or look at memory in another way
     *("view", "reshape", "as_strided", "expand", "t", "transpose", "permute", "contiguous", "lift_fresh"),
     *("slice", "narrow", "select", "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "promote_types"),
 }
-
-
-class Layers(NamedTuple):
-    """A model of linear layers, dense or sparse, and a function that runs it forward and backward."""
-
-    model: nn.Module
-    sparsifier: fk.Sparsifier | None
-    both: Callable[[], Tensor]
 
 
 class Host:
@@ -91,29 +81,8 @@ class Host:
         return None
 
     def _layers(self, way: str, grad_scale: float | None) -> Layers:
-        torch.manual_seed(0)
-        parts = [part for _ in range(self.count) for part in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())]
-        model, sparsifier = nn.Sequential(*parts), None
-        if grad_scale is not None:
-            schedule = fk.ConstantSchedule(SPARSITY)
-            sparsifier = fk.Sparsifier(model, schedule=schedule, power=POWER, grad_scale=grad_scale)
         compiler = "eager" if self.smoke else "inductor"
-        run = torch.compile(model, fullgraph=True, backend=compiler) if way == "compiled" else model
-        x, gradient = torch.randn(BATCH, WIDTH, requires_grad=True), torch.ones(BATCH, WIDTH)
-
-        def both() -> Tensor:
-            x.grad = None
-            for parameter in model.parameters():
-                parameter.grad = None
-            y: Tensor = run(x)
-            y.backward(gradient)
-            return y
-
-        both()
-        if sparsifier is not None:
-            sparsifier.step()
-            both()
-        return Layers(model, sparsifier, both)
+        return make_layers(self.count, CPU, grad_scale, compiler if way == "compiled" else None)
 
     def _step(self, ours: bool) -> Callable[[], object]:
         layers = self.layers("eager", 1.0)

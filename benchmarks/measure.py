@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gc
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from benchmarks.case import Figure, Trial, Variant
 from benchmarks.clock import Clock
+from feather_kernels.gpu_report.clock import interleaved
 
 FEWEST_ROUNDS = 3
 SLOW = 1.0  # seconds; a run that takes longer is not repeated for a better figure of its memory
@@ -62,17 +62,9 @@ def _measure(trial: Trial, clock: Clock, seed: int) -> list[Outcome]:
             ready[name], seconds[name] = variant, taken
         del variant  # with all that it holds
     counts = count_rounds(seconds, trial)
-    order = random.Random(seed)
-    gc.collect()
-    gc.disable()
-    try:
-        for index in range(trial.rounds):
-            due = [name for name in ready if is_due(index, counts[name], trial.rounds)]
-            order.shuffle(due)
-            for name in due:
-                outcomes[name].times.append(run_once(ready[name], clock))
-    finally:
-        gc.enable()
+    runs = {name: partial(run_once, variant, clock) for name, variant in ready.items()}
+    for name, times in interleaved(runs, counts, trial.rounds, seed).items():
+        outcomes[name].times = times
     return list(outcomes.values())
 
 
@@ -109,8 +101,3 @@ def rounds_for(seconds: float, rounds: int, budget: float) -> int:
     """How many of the ``rounds`` a variant takes part in whose run takes so many seconds."""
     affordable = int(budget / seconds) if seconds > 0 else rounds
     return min(rounds, max(FEWEST_ROUNDS, affordable))
-
-
-def is_due(index: int, count: int, rounds: int) -> bool:
-    """Whether a variant with ``count`` runs, spread evenly over the rounds, runs in round ``index``."""
-    return (index + 1) * count // rounds > index * count // rounds

@@ -1,4 +1,4 @@
-"""The command ``feather-kernels``: ``train``, ``warmup``, ``selftest`` and ``doctor``.
+"""The command ``feather-kernels``: ``train``, ``warmup``, ``selftest``, ``gpu-report`` and ``doctor``.
 
 What a user can mend is one line on stderr and exit code 2; anything else that goes wrong keeps its traceback.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.recipes.errors import InputError
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+GPU_REPORT = "Check and measure everything on a GPU in under five minutes, into one JSON and one Markdown file."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,11 +70,25 @@ def _make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     selftest.add_argument("--device", metavar="DEVICE", help="default cuda if available, else cpu")
+    selftest.add_argument("--require", metavar="BACKEND", nargs="+", default=[], help="fail if one of these cannot run")
     selftest.add_argument("--json", metavar="FILE", help="write the result to this file too")
+    selftest.add_argument("--junit", metavar="FILE", help="write the result as JUnit XML too, for CI")
     selftest.set_defaults(command=_selftest)
+    _add_gpu_report(commands.add_parser("gpu-report", help=GPU_REPORT, description=GPU_REPORT, allow_abbrev=False))
     doctor = commands.add_parser("doctor", help="print versions, devices and backends", allow_abbrev=False)
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_gpu_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", metavar="DEVICE", default="cuda", help="cuda (default) or cuda:N")
+    add("--output", metavar="DIR", default=".", help="folder of gpu-report-NAME.json and .md (default this one)")
+    add("--name", metavar="NAME", help="in the files' names (default that of the GPU)")
+    add("--quick", action="store_true", help="small inputs and few rounds")
+    add("--force", action="store_true", help="overwrite files that are there")
+    add("--table", metavar="FILE", nargs="+", help="run nothing: print a page of the reports in these JSON files")
+    parser.set_defaults(command=_gpu_report)
 
 
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
@@ -131,13 +147,51 @@ def _selftest(options: argparse.Namespace) -> int:
     import torch
 
     from feather_kernels import selftest
+    from feather_kernels.ops import dispatch
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.empty(0, dtype=torch.float32, device=name).device
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
-    return selftest.run(device, None if options.json is None else Path(options.json))
+    for backend in options.require:
+        if backend not in dispatch.BACKENDS:
+            raise InputError(f"--require must be of {', '.join(dispatch.BACKENDS)}, got {backend!r}")
+    return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit), options.require)
+
+
+def _file(option: str, name: str | None) -> Path | None:
+    """The file to write at the end, once it is sure that it can be written."""
+    if name is None:
+        return None
+    path = Path(name)
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise InputError(f"{option} must be a file that can be written, got {name!r}: {error.strerror}") from error
+    return path
+
+
+def _gpu_report(options: argparse.Namespace) -> int:
+    import torch
+
+    from feather_kernels.gpu_report import machine, page, report
+
+    if options.table is not None:
+        print(page.table([Path(name) for name in options.table]), end="")
+        return 0
+    found = re.fullmatch(r"cuda(?::(\d+))?", options.device)
+    if found is None:
+        raise InputError(f"--device must be cuda or cuda:N, got {options.device!r}")
+    reason = machine.no_device()
+    if reason is not None:
+        print(f"feather-kernels: gpu-report needs an NVIDIA GPU: {reason}", file=sys.stderr)
+        return 1
+    index, count = int(found[1] or 0), torch.cuda.device_count()
+    if index >= count:
+        raise InputError(f"--device must be a device of this machine, cuda:0 to cuda:{count - 1}, got cuda:{index}")
+    folder, device = Path(options.output), f"cuda:{index}"
+    return report.make(report.Request(folder, options.name, options.force, device, options.quick))
 
 
 def _doctor(options: argparse.Namespace) -> int:  # noqa: ARG001

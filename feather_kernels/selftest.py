@@ -9,9 +9,13 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +36,10 @@ STARTS = (0, 1)  # 1: a view that 16 bytes do not divide
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the result: an op of a backend on one dtype; ``error`` and ``bound`` in ``unit``."""
+    """One line of the result: an op of a backend on one dtype, which took ``seconds``.
+
+    ``error`` and ``bound`` are in ``unit``; ``problem`` is what was raised.
+    """
 
     backend: str
     op: str
@@ -42,42 +49,109 @@ class Check:
     bound: float
     unit: str
     problem: str = ""
+    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether nothing was raised and the error keeps its bound (NaN does not)."""
         return not self.problem and self.error <= self.bound
 
+    @property
+    def outcome(self) -> str:
+        """The error beside its bound, or the problem."""
+        return self.problem or f"{self.error:.3g} {self.unit} of {self.bound:.3g} in {self.values} values"
 
-def run(device: torch.device, json_file: Path | None = None) -> int:
-    """Test the device, print a table and write ``json_file``; the exit code: 1 if anything failed or nothing ran."""
+    def record(self) -> dict[str, object]:
+        """For JSON, which has neither NaN nor infinity: an error that is not finite is null."""
+        return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
+
+
+def run(
+    device: torch.device,
+    json_file: Path | None = None,
+    junit_file: Path | None = None,
+    required: Sequence[str] = (),
+) -> int:
+    """Test the device, print a table and write the files.
+
+    Returns:
+        The exit code: 1 if a check failed, nothing ran, or a ``required`` backend cannot run.
+    """
     offered = dispatch.availability(device)
+    offered |= {name: f"is not for {device.type} devices" for name in required if name not in offered}
     checks = []
     for backend, reason in offered.items():
         print(f"{backend} on {device}: {reason or 'available'}", flush=True)
         if reason is None:
             for check in examine(backend, device):
-                print(f"  {'passed' if check.passed else 'FAILED'}  {_describe(check)}", flush=True)
+                verdict = "passed" if check.passed else "FAILED"
+                print(f"  {verdict}  {check.op:<20} {check.dtype:<9} {check.outcome}", flush=True)
                 checks.append(check)
-    failed = sum(not check.passed for check in checks)
+    failed, absent = sum(not check.passed for check in checks), [name for name in required if offered[name] is not None]
     print(f"{len(checks) - failed} passed, {failed} failed")
+    for name in absent:
+        print(f"FAILED: {name} is required and cannot run")
     if json_file is not None:
-        json_file.write_text(json.dumps(_record(device, offered, checks), indent=1) + "\n")
-    return int(failed > 0 or not checks)
+        json_file.write_text(json.dumps(_record(device, offered, checks), indent=1, allow_nan=False) + "\n")
+    if junit_file is not None:
+        junit_file.write_bytes(junit(offered, checks, required))
+    return int(failed > 0 or not checks or bool(absent))
 
 
 def examine(backend: str, device: torch.device) -> Iterator[Check]:
     """The checks of one backend on one device."""
     for op, test in TESTS.items():
         for dtype in WEIGHT_DTYPES:
-            name = str(dtype).removeprefix("torch.")
+            begin, problem = time.perf_counter(), ""
             try:
                 with dispatch.use_backend(backend), torch.no_grad():
                     values, error, bound, unit = test(dtype, device)
-                yield Check(backend, op, name, values, error, bound, unit)
-            except Exception as error:  # whatever a broken kernel, driver or library makes of it is the finding
-                problem = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-                yield Check(backend, op, name, 0, math.nan, 0.0, "", problem)
+            except Exception as raised:  # whatever a broken kernel, driver or library makes of it is the finding
+                problem = " ".join(f"{type(raised).__name__}: {raised}".split())[:500]
+                values, error, bound, unit = 0, math.nan, 0.0, ""
+            yield Check(backend, op, _name(dtype), values, error, bound, unit, problem, time.perf_counter() - begin)
+
+
+def junit(offered: dict[str, str | None], checks: Sequence[Check], required: Sequence[str] = ()) -> bytes:
+    """JUnit XML: a suite for each backend, a case for each op and dtype; names are the same on every machine.
+
+    Args:
+        offered: each backend with the reason why it cannot run, or None; its cases are skipped with that reason.
+        checks: those of the backends that can run. A case whose check is missing is an error.
+        required: backends whose cases are errors where they cannot run.
+    """
+    done = {(check.backend, check.op, check.dtype): check for check in checks}
+    root = ElementTree.Element("testsuites", name="feather-kernels selftest")
+    for backend, reason in offered.items():
+        suite = ElementTree.SubElement(root, "testsuite", name=f"selftest.{backend}")
+        counts = dict.fromkeys(("failure", "error", "skipped"), 0)
+        for op, dtype in product(TESTS, map(_name, WEIGHT_DTYPES)):
+            check = done.get((backend, op, dtype))
+            name, seconds = f"{op.replace(' ', '_')}[{dtype}]", 0.0 if check is None else check.seconds
+            attributes = {"classname": f"feather_kernels.selftest.{backend}", "name": name, "time": f"{seconds:.3f}"}
+            case = ElementTree.SubElement(suite, "testcase", attributes)
+            if reason is not None:
+                _ending(case, "error" if backend in required else "skipped", reason, counts)
+            elif check is None:
+                _ending(case, "error", "the check did not run", counts)
+            elif not check.passed:
+                _ending(case, "failure", check.outcome, counts)
+        totals = {"tests": len(suite), "failures": counts["failure"], "errors": counts["error"]}
+        spent = sum(check.seconds for check in checks if check.backend == backend)
+        for key, value in {**totals, "skipped": counts["skipped"], "time": f"{spent:.3f}"}.items():
+            suite.set(key, str(value))
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _ending(case: ElementTree.Element, kind: str, message: str, counts: dict[str, int]) -> None:
+    counts[kind] += 1
+    legal = re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", message)  # XML 1.0, 2.2
+    ElementTree.SubElement(case, kind, message=legal)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 Outcome = tuple[int, float, float, str]  # values compared, worst error, its bound, unit
@@ -192,11 +266,6 @@ TESTS: dict[str, Callable[[torch.dtype, torch.device], Outcome]] = {
 }
 
 
-def _describe(check: Check) -> str:
-    outcome = check.problem or f"{check.error:.3g} {check.unit} of {check.bound:.3g} in {check.values} values"
-    return f"{check.op:<20} {check.dtype:<9} {outcome}"
-
-
 def _record(device: torch.device, offered: dict[str, str | None], checks: list[Check]) -> dict[str, object]:
     return {
         "feather_kernels": __version__,
@@ -205,5 +274,5 @@ def _record(device: torch.device, offered: dict[str, str | None], checks: list[C
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "unavailable": {name: reason for name, reason in offered.items() if reason is not None},
-        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
+        "checks": [check.record() for check in checks],
     }

@@ -15,6 +15,7 @@ RANKS = {
     "doctor": 6,
     "selftest": 6,
     "exact": 0,
+    "gpu_report": 6,
     "warmup": 6,
     "integrations": 6,
     "recipes": 6,

@@ -21,7 +21,8 @@ from benchmarks.case import Figure, Setting, Trial, Variant, accept
 from benchmarks.cases import CASES, evaluation, host, memory, select, threshold, train_step
 from benchmarks.clock import CpuClock, Run, clock_for
 from benchmarks.environment import describe
-from benchmarks.measure import Outcome, count_rounds, is_due, measure, rounds_for
+from benchmarks.measure import Outcome, count_rounds, measure, rounds_for
+from feather_kernels.gpu_report.clock import is_due
 
 SMOKE = Setting(torch.device("cpu"), smoke=True)
 

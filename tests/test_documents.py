@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from feather_kernels import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -35,3 +41,41 @@ def test_relative_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+GPU_CI = (ROOT / "docs" / "gpu-ci.md").read_text()
+
+
+def shell_lines(page: str) -> list[str]:
+    return [line for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("line", shell_lines(GPU_CI))
+def test_shell_line_of_the_page_on_ci_runs(line: str, tmp_path: Path) -> None:
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for file in re.findall(r"selftest\.\w+", line):
+        assert (tmp_path / file).stat().st_size > 0
+
+
+def test_every_command_of_the_page_on_ci_is_one() -> None:
+    """Those for a GPU, for a workflow and for a container are parsed only."""
+    commands = re.findall(r"feather-kernels ((?:doctor|selftest|gpu-report)\b[^`\n]*)", GPU_CI)
+    given = [shlex.split(command) for command in commands]
+    given.append([word.strip('", ') for word in re.findall(r"CMD \[(.+)\]", GPU_CI)[0].split(",")])
+    assert len(given) >= 10
+    for words in given:
+        cli._make_parser().parse_args(words)
+
+
+def test_the_workflow_of_the_page_on_ci_runs_what_it_uploads() -> None:
+    yaml = pytest.importorskip("yaml")
+    (text,) = re.findall(r"```yaml\n(.*?)```", GPU_CI, flags=re.DOTALL)
+    steps = yaml.safe_load(text)["jobs"]["gpu"]["steps"]
+    runs = [step["run"] for step in steps if "run" in step]
+    (upload,) = (step for step in steps if "upload-artifact" in step.get("uses", ""))
+    assert upload["if"] == "always()", "a failure is what the file is for"
+    assert upload["with"]["path"] in runs[-1]
+    assert not any("pytest" in run for run in runs)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -81,6 +83,97 @@ def test_an_error_is_a_failure_with_its_words(
     assert selftest.run(CPU) == 1
     assert "FAILED  count_pruned" in (out := capsys.readouterr().out)
     assert "RuntimeError: illegal address in a kernel" in out
+
+
+def test_an_error_that_is_no_number_is_null_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(w: torch.Tensor, t: torch.Tensor, p: float, out: torch.Tensor) -> None:
+        out.fill_(math.nan)
+
+    monkeypatch.setattr(reference, "threshold", wrong)
+    monkeypatch.setattr(selftest.dispatch, "availability", lambda device: {"reference": None})
+    assert selftest.run(CPU, tmp_path / "result.json") == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    checks = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)["checks"]
+    assert {check["error"] for check in checks if check["op"] == "threshold"} == {None}
+
+
+def cases(path: Path, backend: str) -> dict[str, ElementTree.Element]:
+    found = ElementTree.parse(path).getroot().findall(f"testsuite[@name='selftest.{backend}']/testcase")
+    assert {case.get("classname") for case in found} == {f"feather_kernels.selftest.{backend}"}
+    return {case.get("name", ""): case for case in found}
+
+
+NAMES = {
+    f"{op}[{dtype}]"
+    for op in (
+        *("threshold", "scale_pruned_grad", "count_pruned", "magnitude_select", "magnitude_histogram"),
+        "training_step",
+    )
+    for dtype in ("float16", "bfloat16", "float32", "float64")
+}
+
+
+def test_junit_has_a_case_for_each_backend_op_and_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.xml"
+    assert cli.main(["selftest", "--device", "cpu", "--junit", str(file)]) == 0
+    found = cases(file, "reference")
+    assert set(found) == NAMES
+    assert all(len(case) == 0 for case in found.values()), "no failure, no error, nothing skipped"
+    assert 0 < float(found["threshold[float32]"].get("time", "0")) < 60
+    suite = ElementTree.parse(file).getroot().find("testsuite[@name='selftest.reference']")
+    assert suite is not None
+    assert [suite.get(key) for key in ("tests", "failures", "errors", "skipped")] == ["24", "0", "0", "0"]
+
+
+def test_junit_says_what_failed_and_why_a_backend_did_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError('<illegal> & \x1b[31mred\x00 "quoted"')
+
+    monkeypatch.setattr(reference, "count_pruned", broken)
+    monkeypatch.setattr(reference, "_pruned", lambda w, t: (t > 0) & (w.abs() < t))
+    offered = {"triton": "is not installed: No module named 'triton'", "reference": None}
+    monkeypatch.setattr(selftest.dispatch, "availability", lambda device: offered)
+    assert selftest.run(CPU, junit_file=tmp_path / "result.xml") == 1
+    found = cases(tmp_path / "result.xml", "reference")
+    assert set(found) == NAMES
+    raised, wrong = found["count_pruned[float16]"].find("failure"), found["threshold[float32]"].find("failure")
+    assert raised is not None
+    assert raised.get("message") == 'RuntimeError: <illegal> & \ufffd[31mred\ufffd "quoted"'
+    assert wrong is not None
+    assert "ulp of 2 in" in wrong.get("message", "")
+    skipped = cases(tmp_path / "result.xml", "triton")
+    assert set(skipped) == NAMES, "the names do not depend on the machine"
+    assert Counter(case[0].get("message") for case in skipped.values()) == {offered["triton"]: 24}
+    assert all(case[0].tag == "skipped" for case in skipped.values())
+
+
+def test_a_required_backend_that_cannot_run_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "result.xml"
+    arguments = ["selftest", "--device", "cpu", "--junit", str(file), "--require"]
+    assert cli.main([*arguments, "reference"]) == 0
+    capsys.readouterr()
+    assert cli.main([*arguments, "reference", "triton"]) == 1
+    output = capsys.readouterr().out
+    assert "triton on cpu: is not for cpu devices" in output
+    assert output.splitlines()[-1] == "FAILED: triton is required and cannot run"
+    assert {case[0].tag for case in cases(file, "triton").values()} == {"error"}
+    assert cli.main([*arguments, "abacus"]) == 2
+    assert "--require must be of triton, cuda, cpp, reference, got 'abacus'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--json", "--junit"])
+def test_a_file_that_cannot_be_written_is_one_line_before_anything_runs(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "missing" / "result"
+    assert cli.main(["selftest", "--device", "cpu", option, str(missing)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert f"{option} must be a file that can be written, got '{missing}': No such file or directory" in output.err
 
 
 def test_nothing_to_test_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,114 @@
+"""What a report says about the machine; names of users and hosts, folders and the environment are left out."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from feather_kernels._version import __version__
+
+CHECKOUT = Path(__file__).parents[2]
+DISTRIBUTION = "feather_kernels"
+FILES = "py|so|h|hpp|c|cpp|cu|cuh|ptx|json"  # endings of files whose names tell nothing about a person
+LEFT_OUT = "..."
+
+
+def no_device() -> str | None:
+    """Why there is nothing to report on here, or None."""
+    if torch.version.hip is not None:
+        return "torch is built for AMD's GPUs"
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built without CUDA"
+    return None if torch.cuda.is_available() else "torch finds none (no driver, or no GPU)"
+
+
+def facts(device: torch.device) -> dict[str, str]:
+    """The GPU, and the versions of all between it and the package."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu": properties.name,
+        "compute capability": f"{properties.major}.{properties.minor}",
+        "memory": f"{properties.total_memory / 2**30:.1f} GiB",
+        "driver": _driver(),
+        **versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of torch, CUDA, Triton, Python, the package; the kernel's family."""
+    return {
+        "CUDA": torch.version.cuda or "none",
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "feather_kernels": f"{__version__} {commit()}".strip(),
+    }
+
+
+def commit() -> str:
+    """The checkout's commit, with -dirty after it where files have changed, or the one that pip installed, or ""."""
+    if not (CHECKOUT / ".git").exists():
+        return _installed_commit()
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _installed_commit() -> str:
+    """As ``pip install git+https://...`` recorded it."""
+    try:
+        recorded = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    return str(json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id", ""))[:10]
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return (done.stdout.strip().splitlines() or ["unknown"])[0]
+
+
+def version(package: str, missing: str = "not installed") -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return missing
+
+
+def anonymous(text: str) -> str:
+    """The text without folders, the user's name and the host's; of a source file in a folder its name stays."""
+    folders = {str(Path.home()), str(Path.cwd()), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(CHECKOUT)}
+    for folder in sorted(folders - {"/"}, key=len, reverse=True):
+        text = text.replace(folder, "/" + LEFT_OUT)  # first: they may hold spaces
+    text = re.sub(rf"(?<![\w./%])/(?:[^\s:'\"(),;<>]*/)?([^\s/:'\"(),;<>]+\.(?:{FILES}))\b", rf"{LEFT_OUT}/\1", text)
+    text = re.sub(r"(?<![\w./%])/[\w.~][^\s:'\"(),;<>]*", LEFT_OUT, text)
+    for name in _names():
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", LEFT_OUT, text)
+    return text
+
+
+def _names() -> list[str]:
+    host = platform.node()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError, ImportError):  # of a container, in which the user has no name
+        user = ""
+    return [name for name in (host, host.partition(".")[0], user) if len(name) > 2]

@@ -1,0 +1,37 @@
+"""A part of a report in a process of its own: ``python -m feather_kernels.gpu_report.part NAME ROWS ...``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from feather_kernels.errors import BackendUnavailableError
+from feather_kernels.gpu_report.parts import PARTS
+from feather_kernels.gpu_report.place import Place, gpu
+
+SKIPPED = "skipped"  # key of the row that says why there are no others
+
+
+def main(arguments: Sequence[str] | None = None, make_place: Callable[[str, bool], Place] = gpu) -> int:
+    """Run a part and write each row as it comes, as a line of JSON; a crash leaves those before it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=list(PARTS))
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(arguments)
+    place = make_place(options.device, options.quick)
+    with options.rows.open("w") as file:
+        try:
+            for row in PARTS[options.name].rows(place):
+                print(json.dumps(row, allow_nan=False), file=file, flush=True)
+        except BackendUnavailableError as error:
+            print(json.dumps({SKIPPED: " ".join(str(error).split())}), file=file)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

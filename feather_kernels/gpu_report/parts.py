@@ -1,0 +1,53 @@
+"""The parts of a report: what each runs, and how long it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+from feather_kernels import doctor, selftest
+from feather_kernels.gpu_report import speed, training
+from feather_kernels.gpu_report.place import Place
+from feather_kernels.ops import dispatch
+
+BACKENDS = dispatch.ORDER["cuda"]
+WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
+
+
+class Part(NamedTuple):
+    """A part; ``rows`` yields what is found, ``limit`` is in seconds."""
+
+    rows: Callable[[Place], Iterator[dict[str, object]]]
+    limit: int
+
+
+def machine_rows(place: Place) -> Iterator[dict[str, object]]:
+    """One row: the facts."""
+    yield {"facts": place.facts()}
+
+
+def doctor_rows(place: Place) -> Iterator[dict[str, object]]:  # noqa: ARG001
+    """One row: the text."""
+    yield {"text": doctor.examine()}
+
+
+def selftest_rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
+    """A row for each op and dtype, without the times."""
+    place.require(backend)
+    for check in selftest.examine(backend, place.device):
+        record = check.record()
+        del record["seconds"], record["passed"], record["problem"]
+        yield {**record, "wrong": None if check.passed else check.outcome}
+
+
+MACHINE, DOCTOR, SELFTEST, SPEED, HOST, STEP = "machine", "doctor", "selftest", "speed", "host", "training"
+PARTS: dict[str, Part] = {
+    MACHINE: Part(machine_rows, 60),
+    DOCTOR: Part(doctor_rows, 60),
+    **{f"{SELFTEST}-{name}": Part(partial(selftest_rows, backend=name), 120) for name in BACKENDS},
+    **{f"{SPEED}-{name}": Part(partial(speed.rows, backend=name), 60) for name in WITH_KERNELS},
+    f"{HOST}-eager": Part(partial(training.host_rows, compiled=False), 60),
+    f"{HOST}-compiled": Part(partial(training.host_rows, compiled=True), 90),
+    STEP: Part(training.step_rows, 60),
+}
