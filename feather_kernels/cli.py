@@ -15,6 +15,7 @@ from typing import NoReturn
 from feather_kernels._version import __version__
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.options import add_train_options
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
@@ -50,7 +51,7 @@ def _make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # so that what was given can be told from defaults
     )
-    _add_train_options(train)
+    add_train_options(train)
     train.set_defaults(command=_train)
     warmup = commands.add_parser(
         "warmup",
@@ -73,25 +74,6 @@ def _make_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="print versions, devices and backends", allow_abbrev=False)
     doctor.set_defaults(command=_doctor)
     return parser
-
-
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--data", metavar="DATA", help="digits (default), fashion-mnist, cifar10, cifar100, or an .npz file")
-    add("--data-dir", metavar="DIR", help="folder for downloads (default data)")
-    add("--model", metavar="MODEL", help="cnn (default), resnet20 or resnet20-16")
-    add("--sparsity", type=float, metavar="S", help="final fraction of zeros, in [0, 1) (default 0.95)")
-    add("--epochs", type=int, metavar="N", help="default 30; 160 for cifar10 and cifar100")
-    add("--batch-size", type=int, metavar="N", help="images per step (default 128; 64 for digits and .npz files)")
-    add("--lr", type=float, metavar="LR", help="learning rate, cosine to 0 (default 0.1)")
-    add("--weight-decay", type=float, metavar="WD", help="on weights, not on norms and biases (default 5e-4)")
-    add("--seed", type=int, metavar="N", help="of initialisation, data order and augmentation (default 0)")
-    add("--dtype", metavar="DTYPE", help="float32 (default), or bfloat16 for autocast")
-    add("--device", metavar="DEVICE", help="default cuda if available, else cpu")
-    add("--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's choice)")
-    add("--runs", metavar="DIR", help="folder of all runs (default runs)")
-    add("--name", metavar="NAME", help="folder of this run in it (default DATA-MODEL-SPARSITY, numbered if taken)")
-    add("--resume", metavar="FOLDER", help="continue an interrupted run; only --threads may be given with it")
 
 
 def _train(options: argparse.Namespace) -> int:

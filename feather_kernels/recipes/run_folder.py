@@ -28,8 +28,9 @@ CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
 MODEL = "model.safetensors"
 REPORT = "report.md"
+LAYERS = "layers.csv"
 FIGURE = "report.png"
-RESULTS = (MODEL, REPORT, FIGURE)  # written at the end: a run that has them all is finished
+RESULTS = (MODEL, REPORT, LAYERS, FIGURE)  # written at the end: a run that has them all is finished
 
 
 class RunFolder:
@@ -119,7 +120,7 @@ def create(config: TrainConfig, content: dict[str, Any], checkpoint: dict[str, A
     """Make the folder of a new run.
 
     Args:
-        config: the options; without a name, DATA-MODEL-SPARSITY is taken, or the first of -2, -3, ... that is free.
+        config: the options; without a name, ``default_name`` is taken, or the first of -2, -3, ... that is free.
         content: of config.json, beside the options.
         checkpoint: the state at step 0.
 
