@@ -1,4 +1,4 @@
-"""The command ``feather-kernels``: ``train``, ``warmup``, ``selftest`` and ``doctor``.
+"""The command ``feather-kernels``: ``train``, ``compare``, ``warmup``, ``selftest`` and ``doctor``.
 
 What a user can mend is one line on stderr and exit code 2; anything else that goes wrong keeps its traceback.
 """
@@ -15,7 +15,7 @@ from typing import NoReturn
 from feather_kernels._version import __version__
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.options import add_train_options
+from feather_kernels.recipes.options import add_compare_options, add_train_options
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 
@@ -53,6 +53,16 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add_train_options(train)
     train.set_defaults(command=_train)
+    compare = commands.add_parser(
+        "compare",
+        help="train a grid of methods, sparsities and seeds, and write its table",
+        description="Train a grid of methods, sparsities and seeds; the same command continues it. Exit code 1 if a "
+        "cell has failed twice.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add_compare_options(compare)
+    compare.set_defaults(command=_compare)
     warmup = commands.add_parser(
         "warmup",
         help="compile the Triton kernels ahead, so that no training step waits for them",
@@ -90,6 +100,12 @@ def _train(options: argparse.Namespace) -> int:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"--resume takes its options from config.json; only --threads may be given too, got {names}")
     return command.resume(path, threads)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from feather_kernels.recipes.compare import command
+
+    return command.run({name: value for name, value in vars(options).items() if name != "command"})
 
 
 def _warmup(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Options of ``feather-kernels train`` that ``compare`` has too, and what each of the two has beside them."""
+"""Options of ``feather-kernels train`` and ``compare``: those of one run, those of a grid, and those of both."""
 
 from __future__ import annotations
 
@@ -23,6 +23,20 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--runs", metavar="DIR", help="folder of all runs (default runs)")
     add("--name", metavar="NAME", help="folder of this run in it (default DATA-MODEL-SPARSITY, numbered if taken)")
     add("--resume", metavar="FOLDER", help="continue an interrupted run; only --threads may be given with it")
+
+
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """A grid, what its cells have in common, and how they run; the parser leaves out what is not given."""
+    add = parser.add_argument
+    add("grid", metavar="GRID.toml", nargs="?", help="which cells there are (docs/experiments has examples)")
+    add("--methods", nargs="+", metavar="METHOD", help="without a grid file (default feather hard soft dense)")
+    add("--sparsities", nargs="+", type=float, metavar="S", help="without a grid file (default 0.9 0.95 0.98)")
+    add("--seeds", nargs="+", type=int, metavar="N", help="without a grid file (default 0)")
+    add("--jobs", type=int, metavar="N", help="cells that run side by side (default 1)")
+    add("--threads", type=int, metavar="N", help="CPU threads of each cell (default 1)")
+    add("--out", metavar="FOLDER", help="of the grid (default runs/GRID, or runs/compare)")
+    add("--table", metavar="FOLDER", help="only write table and figures anew, from results.csv and layers.csv there")
+    add_shared_options(parser)
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:

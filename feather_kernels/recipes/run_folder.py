@@ -49,13 +49,8 @@ class RunFolder:
         return all((self.path / name).is_file() for name in RESULTS)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file: under a temporary name, flushed to the disk, then renamed."""
-        temporary = self.path / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        """Write a file of the folder; see ``write_file``."""
+        write_file(self.path / name, content)
 
     def write_config(self, content: dict[str, Any]) -> None:
         """config.json."""
@@ -103,6 +98,16 @@ class RunFolder:
         if not isinstance(content, dict):
             raise InputError(f"--resume needs a {name} that holds a dict, got {path}: {type(content).__name__}")
         return content
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file: under a temporary name, flushed to the disk, then renamed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def check_free(config: TrainConfig) -> None:
