@@ -48,7 +48,8 @@ class Cell:
 
     def identity(self) -> dict[str, Any]:
         """What makes it this cell: its label and the options that its numbers depend on."""
-        options = {name: value for name, value in asdict(self.config).items() if name not in OF_THE_SESSION}
+        left_out = *OF_THE_SESSION, "data_dir"
+        options = {name: value for name, value in asdict(self.config).items() if name not in left_out}
         return {"label": self.label, **options}
 
 
