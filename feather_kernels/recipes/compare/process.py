@@ -98,7 +98,7 @@ def end_with_parent() -> None:
 
 def _options(cell: Cell, runs: Path) -> list[str]:
     """The command line of a new run; each number as Python writes it, which reads back as the same one."""
-    options = ["--runs", str(runs), "--name", cell.name]
+    options = [f"--runs={runs}", f"--name={cell.name}"]
     for name, value in asdict(cell.config).items():
         if value is not None and name not in OF_THE_SESSION:
             options.append(f"--{name.replace('_', '-')}={value}")
