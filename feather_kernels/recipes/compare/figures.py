@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # colours of Paul Tol's "bright" scheme, which tell apart in any colour vision
 COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#33bbee", "#bbbbbb")
 MARKERS = "osD^vPX"
+BESIDE = 0.03  # of a column: between the error bars of two labels
 
 
 def draw_accuracy(results: Sequence[Result]) -> bytes:
@@ -37,7 +38,7 @@ def draw_accuracy(results: Sequence[Result]) -> bytes:
             continue
         one_seed = all(len(entry.accuracies) == 1 for entry in points.values())
         axes.errorbar(
-            [sparsities.index(sparsity) for sparsity in points if sparsity > 0],
+            [sparsities.index(sparsity) + BESIDE * index for sparsity in points if sparsity > 0],
             [100 * entry.mean for sparsity, entry in points.items() if sparsity > 0],
             yerr=[100 * (entry.spread or 0.0) for sparsity, entry in points.items() if sparsity > 0],
             label=f"{label} (one seed)" if one_seed else label,
@@ -79,6 +80,7 @@ def draw_layers(results: Sequence[Result], layers: Sequence[Layer]) -> bytes:
                 axes.plot(means, places, color=color, marker=marker, markersize=4, linewidth=1, label=label)
         axes.set(title=f"sparsity {sparsity:g}", xlabel="non-zero (%)")
         axes.set_xscale("symlog", linthresh=0.1)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     if sparsities:
