@@ -4,6 +4,7 @@
 # make check-native  the C++ kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer
 # make bench  measures every case on the CPU (about 25 minutes) and checks the bars; see benchmarks/README.md
 # make check-build   installs in scratch environments, with and without a compiler
+# make experiments   feather, its rivals and dense training on the digits, in about ten minutes; see docs/experiments
 # make mutants   mutation test of the GPU kernels and of csrc; see docs/gpu.md
 # make gpu-check     everything that needs a GPU, into results/gpu-DATE-NAME; see docs/gpu-check.md
 # Each target makes .venv first and installs what it needs there; python3 is all that must be present.
@@ -12,10 +13,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all check check-native check-build bench mutants gpu-check format clean
+.PHONY: demo experiments test test-all check check-native check-build bench mutants gpu-check format clean
 
 demo: $(VENV)/.installed-train
 	$(BIN)/feather-kernels train --sparsity 0.95
+
+experiments: $(VENV)/.installed-train
+	$(BIN)/feather-kernels compare docs/experiments/digits.toml --jobs 2
 
 # these run as rings 2, 5 and 6, and in check-build
 OWN_RUNS := $(addprefix --ignore=tests/test_,triton_compiled.py cuda_shim.py cuda_build.py build.py)

@@ -1,4 +1,4 @@
-"""The command ``feather-kernels``: ``train``, ``warmup``, ``selftest``, ``gpu-report`` and ``doctor``.
+"""The command ``feather-kernels``: ``train``, ``compare``, ``warmup``, ``selftest``, ``gpu-report`` and ``doctor``.
 
 What a user can mend is one line on stderr and exit code 2; anything else that goes wrong keeps its traceback.
 """
@@ -16,6 +16,7 @@ from typing import NoReturn
 from feather_kernels._version import __version__
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.options import add_compare_options, add_train_options
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 GPU_REPORT = "Check and measure everything on a GPU in under five minutes, into one JSON and one Markdown file."
@@ -52,8 +53,18 @@ def _make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # so that what was given can be told from defaults
     )
-    _add_train_options(train)
+    add_train_options(train)
     train.set_defaults(command=_train)
+    compare = commands.add_parser(
+        "compare",
+        help="train a grid of methods, sparsities and seeds, and write its table",
+        description="Train a grid of methods, sparsities and seeds; the same command continues it. Exit code 1 if a "
+        "cell has failed twice.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    add_compare_options(compare)
+    compare.set_defaults(command=_compare)
     warmup = commands.add_parser(
         "warmup",
         help="compile the Triton kernels ahead, so that no training step waits for them",
@@ -91,25 +102,6 @@ def _add_gpu_report(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(command=_gpu_report)
 
 
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--data", metavar="DATA", help="digits (default), fashion-mnist, cifar10, cifar100, or an .npz file")
-    add("--data-dir", metavar="DIR", help="folder for downloads (default data)")
-    add("--model", metavar="MODEL", help="cnn (default), resnet20 or resnet20-16")
-    add("--sparsity", type=float, metavar="S", help="final fraction of zeros, in [0, 1) (default 0.95)")
-    add("--epochs", type=int, metavar="N", help="default 30; 160 for cifar10 and cifar100")
-    add("--batch-size", type=int, metavar="N", help="images per step (default 128; 64 for digits and .npz files)")
-    add("--lr", type=float, metavar="LR", help="learning rate, cosine to 0 (default 0.1)")
-    add("--weight-decay", type=float, metavar="WD", help="on weights, not on norms and biases (default 5e-4)")
-    add("--seed", type=int, metavar="N", help="of initialisation, data order and augmentation (default 0)")
-    add("--dtype", metavar="DTYPE", help="float32 (default), or bfloat16 for autocast")
-    add("--device", metavar="DEVICE", help="default cuda if available, else cpu")
-    add("--threads", type=int, metavar="N", help="CPU threads of torch (default: torch's choice)")
-    add("--runs", metavar="DIR", help="folder of all runs (default runs)")
-    add("--name", metavar="NAME", help="folder of this run in it (default DATA-MODEL-SPARSITY, numbered if taken)")
-    add("--resume", metavar="FOLDER", help="continue an interrupted run; only --threads may be given with it")
-
-
 def _train(options: argparse.Namespace) -> int:
     world_size = os.environ.get("WORLD_SIZE", "1")  # of torchrun and other launchers
     if world_size not in ("", "1"):
@@ -124,6 +116,12 @@ def _train(options: argparse.Namespace) -> int:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise InputError(f"--resume takes its options from config.json; only --threads may be given too, got {names}")
     return command.resume(path, threads)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from feather_kernels.recipes.compare import command
+
+    return command.run({name: value for name, value in vars(options).items() if name != "command"})
 
 
 def _warmup(options: argparse.Namespace) -> int:

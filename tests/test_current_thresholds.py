@@ -756,3 +756,24 @@ def test_models_whose_tensors_are_swapped(swap: bool) -> None:
         torch.__future__.set_swap_module_params_on_conversion(False)
     model(nets.images().double())
     assert used_threshold(model).equal(wanted_threshold(model, 0.7))
+
+
+@pytest.mark.parametrize("end", ["finalize", "detach"])
+def test_a_copy_that_has_ended_is_no_concern_of_the_step(end: str) -> None:
+    model, sparsifier = constant()
+    plain, its_own = copy.deepcopy((model, sparsifier))
+    getattr(its_own, end)()
+    plain.half()
+    sparsifier.step()
+    assert used_threshold(model).equal(wanted_threshold(model, 0.7))
+
+
+def test_a_snapshot_written_through_data_is_found_at_the_next_change_of_mode() -> None:
+    model, sparsifier = constant()
+    sparsifier.step()
+    snapshot = copy.deepcopy(model)
+    snapshot(nets.images())
+    for layer in layers_of(snapshot):
+        layer.latent().data.mul_(3)
+    snapshot.eval()(nets.images())
+    assert used_threshold(snapshot).equal(wanted_threshold(snapshot, 0.7))

@@ -112,7 +112,10 @@ def check_refused(capsys, runs: Path, options: list[str], *words: str) -> None:
         (["--device", "tpu"], ["--device must be cpu, cuda or cuda:N, got 'tpu'"]),
         (["--device", "meta"], ["--device", "'meta'"]),
         (["--device", "cuda:99"], ["--device", "cuda:99"]),
-        (["--model", "vgg"], ["--model must be one of cnn, resnet20, resnet20-16, got 'vgg'"]),
+        (
+            ["--model", "vgg"],
+            ["--model must be one of cnn, resnet20, resnet20-16, mobilenetv1, densenet40-24 or torchvision:", "'vgg'"],
+        ),
         (["--data", "mnist"], ["--data must be one of digits, fashion-mnist, cifar10, cifar100", "'mnist'"]),
         (["--data", "absent.npz"], ["--data", "'absent.npz'", "no such file"]),
         (["--name", "a/b"], ["--name", "'a/b'"]),

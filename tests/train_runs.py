@@ -17,7 +17,7 @@ np = pytest.importorskip("numpy")
 for module in ("matplotlib", "rich", "safetensors", "sklearn"):
     pytest.importorskip(module)
 
-FILES = {"checkpoint.pt", "config.json", "metrics.csv", "model.safetensors", "report.md", "report.png"}
+FILES = {"checkpoint.pt", "config.json", "layers.csv", "metrics.csv", "model.safetensors", "report.md", "report.png"}
 EPOCHS, STEPS = 3, 12  # of the short run: 1,437 digits in batches of at most 128
 SHORT = ["--epochs", str(EPOCHS), "--batch-size", "128", "--seed", "3", "--threads", "1", "--device", "cpu"]
 

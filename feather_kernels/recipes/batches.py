@@ -74,6 +74,11 @@ class Normalisation:
         return ((images.float() - self.mean) / self.std).permute(0, 3, 1, 2)
 
 
-def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+def derived_seed(seed: int, purpose: str, index: int) -> int:
+    """A seed below 2^63 for one purpose at one epoch or step."""
     digest = hashlib.blake2b(f"{seed} {purpose} {index}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(derived_seed(seed, purpose, index))

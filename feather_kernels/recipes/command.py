@@ -19,6 +19,7 @@ from feather_kernels.recipes.config import TrainConfig
 from feather_kernels.recipes.data import Dataset
 from feather_kernels.recipes.errors import InputError
 from feather_kernels.recipes.interruption import Interrupted, Interruption
+from feather_kernels.recipes.recipe_file import with_recipe
 from feather_kernels.recipes.run_folder import RunFolder
 from feather_kernels.recipes.training import COLUMNS, Training
 
@@ -27,13 +28,16 @@ PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # what every run need
 
 
 def train(given: dict[str, Any]) -> int:
-    """A new run with the given options (names of ``TrainConfig``) and defaults for the others; returns the exit code.
+    """A new run with the given options, those of the recipe that they name, and defaults; returns the exit code.
+
+    Args:
+        given: names of ``TrainConfig``, and ``recipe``.
 
     Raises:
         InputError, OSError: an option, the data or the run folder; nothing has been created then.
         InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
-    config = options.resolve(given)
+    config = options.resolve(with_recipe(given))
     run_folder.check_free(config)
     dataset = _prepare(config)
     with Interruption() as interruption:
@@ -129,6 +133,7 @@ def _finish(training: Training, folder: RunFolder) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in training.model.state_dict().items()}
     folder.write(run_folder.MODEL, save(state, metadata={"format": "pt"}))
     folder.write(run_folder.REPORT, (report.to_markdown() + "\n").encode())
+    folder.write(run_folder.LAYERS, report.to_csv().encode())
     folder.write(run_folder.FIGURE, draw(training.config, training.rows, report))
     print(f"\n{report}\n")
     print(
@@ -143,9 +148,9 @@ def _accuracy(accuracy: float, images: int) -> str:
 
 
 def _headline(training: Training, folder: RunFolder) -> str:
-    config, prunable = training.config, training.sparsifier.report().numel
+    config, prunable = training.config, training.report().numel
     return (
-        f"{folder.path}: {config.model} on {config.data_name}, {prunable:,} prunable weights, "
+        f"{folder.path}: {config.model} on {config.data_name}, {prunable:,} prunable weights, {config.method}, "
         f"{config.epochs} epochs of {training.steps_per_epoch:,} steps, {config.device}"
     )
 

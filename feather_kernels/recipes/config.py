@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import torch
 
-from feather_kernels.functional import check_sparsity
+from feather_kernels.functional import check_grad_scale, check_sparsity
 from feather_kernels.ops import dispatch
+from feather_kernels.ops.schema import check_power
 from feather_kernels.recipes import data as data_sources
 from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.models import DEFAULT_MODEL, MODELS
+from feather_kernels.recipes.methods import DEFAULT_METHOD, METHODS, Method
+from feather_kernels.recipes.models import DEFAULT_MODEL, check_model
 
+DEFAULT_SPARSITY = 0.95
 MAX_THREADS = 4096
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -26,11 +29,15 @@ class TrainConfig:
     Attributes:
         data: a name of ``data.SOURCES``, or the absolute path of an .npz file.
         data_dir: folder for downloads.
-        model: a name of ``models.MODELS``.
-        sparsity: final fraction of zeros among the prunable weights, in [0, 1).
+        model: a name of ``models.MODELS``, or ``torchvision:NAME``.
+        method: a name of ``methods.METHODS``.
+        power, grad_scale: as ``Sparsifier`` takes them; None is that of the method.
+        sparsity: final fraction of zeros among the prunable weights, in [0, 1); 0 with a method that prunes nothing.
         epochs, batch_size, threads: at least 1; batch_size in images.
         lr: peak learning rate, positive.
+        momentum: of SGD, in [0, 1).
         weight_decay: at least 0.
+        clip: largest norm of the whole gradient, positive; inf for any.
         seed: at least 0.
         dtype: a name of ``DTYPES``; bfloat16 is autocast.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
@@ -44,11 +51,16 @@ class TrainConfig:
     data: str
     data_dir: str
     model: str = DEFAULT_MODEL
-    sparsity: float = 0.95
+    method: str = DEFAULT_METHOD
+    power: float | None = None
+    grad_scale: float | str | None = None
+    sparsity: float = DEFAULT_SPARSITY
     epochs: int
     batch_size: int
     lr: float = 0.1
+    momentum: float = 0.9
     weight_decay: float = 5e-4
+    clip: float = 3.0
     seed: int = 0
     dtype: str = "float32"
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
@@ -61,19 +73,43 @@ class TrainConfig:
             check_sparsity("--sparsity", self.sparsity)
         except ValueError as error:
             raise InputError(str(error)) from error
-        _check("--model", self.model in MODELS, f"one of {', '.join(MODELS)}", self.model)
+        check_model(self.model)
+        self._check_method()
         _check("--dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}", self.dtype)
         _check("--epochs", self.epochs >= 1, "at least 1", self.epochs)
         _check("--batch-size", self.batch_size >= 1, "at least 1", self.batch_size)
         _check("--threads", 1 <= self.threads <= MAX_THREADS, f"in [1, {MAX_THREADS}]", self.threads)
         _check("--seed", 0 <= self.seed < 2**63, "in [0, 2^63)", self.seed)
         _check("--lr", 0 < self.lr < math.inf, "positive and finite", self.lr)
+        _check("--momentum", 0 <= self.momentum < 1, "in [0, 1)", self.momentum)
         _check("--weight-decay", 0 <= self.weight_decay < math.inf, "finite and at least 0", self.weight_decay)
+        _check("--clip", self.clip > 0, "positive", self.clip)
         if self.name is not None:
             plain = self.name not in ("", ".", "..") and not set(self.name) & {"/", "\0"}
             _check("--name", plain, "the name of one folder", self.name)
         data_sources.source_of(self.data)
         _check_device(self.device)
+
+    def _check_method(self) -> None:
+        _check("--method", self.method in METHODS, f"one of {', '.join(METHODS)}", self.method)
+        if not METHODS[self.method].prunes:
+            given = {"--sparsity": self.sparsity or None, "--power": self.power, "--grad-scale": self.grad_scale}
+            for argument, value in given.items():
+                _check(argument, value is None, f"left out with --method {self.method}, which prunes nothing", value)
+        try:
+            check_power(self.settings.power)
+            if self.settings.grad_scale != "auto":
+                check_grad_scale(self.settings.grad_scale)  # type: ignore[arg-type]
+        except (TypeError, ValueError) as error:
+            raise InputError(f"--{str(error).replace('_', '-', 1)}") from error  # begins with the option's name
+
+    @property
+    def settings(self) -> Method:
+        """The method with this run's power and gradient scale."""
+        method = METHODS[self.method]
+        power = method.power if self.power is None else self.power
+        grad_scale = method.grad_scale if self.grad_scale is None else self.grad_scale
+        return replace(method, power=power, grad_scale=grad_scale)
 
     @property
     def data_name(self) -> str:
@@ -82,12 +118,13 @@ class TrainConfig:
 
     @property
     def default_name(self) -> str:
-        """DATA-MODEL-SPARSITY, e.g. ``digits-cnn-0.95``."""
-        return f"{self.data_name}-{self.model}-{self.sparsity:g}"
+        """DATA-MODEL-SPARSITY, e.g. ``digits-cnn-0.95``, and -METHOD before SPARSITY where it is not Feather."""
+        method = "" if self.method == DEFAULT_METHOD else f"{self.method}-"
+        return f"{self.data_name}-{self.model.replace(':', '-')}-{method}{self.sparsity:g}"
 
 
 def resolve(given: dict[str, Any]) -> TrainConfig:
-    """The given options, with defaults for the others; epochs and batch size depend on the data.
+    """The given options, with defaults for the others; epochs, batch size and sparsity depend on data and method.
 
     Raises:
         InputError: see ``TrainConfig``.
@@ -95,6 +132,9 @@ def resolve(given: dict[str, Any]) -> TrainConfig:
     data = given.get("data", data_sources.DEFAULT_DATA)
     source = data_sources.source_of(data)
     options = {"epochs": source.epochs, "batch_size": source.batch_size, **given}
+    method = METHODS.get(given.get("method", DEFAULT_METHOD))
+    if method is not None and not method.prunes:
+        options = {"sparsity": 0.0, **options}
     options["data"] = data if data in data_sources.SOURCES else str(Path(data).resolve())
     options["data_dir"] = str(Path(given.get("data_dir", "data")).resolve())
     return TrainConfig(**options)
@@ -110,10 +150,19 @@ def from_json(options: object) -> TrainConfig:
     if not isinstance(options, dict) or set(options) != set(names):
         got = sorted(options) if isinstance(options, dict) else options
         raise InputError(f"options must be {', '.join(names)}; got {got}")
-    for name, kind in get_type_hints(TrainConfig).items():
-        if not isinstance(options[name], int | float if kind is float else kind):
-            raise InputError(f"option {name} must be {getattr(kind, '__name__', kind)}, got {options[name]!r}")
+    for name in names:
+        check_type(f"option {name}", name, options[name])
     return TrainConfig(**options)
+
+
+def check_type(label: str, name: str, value: object) -> None:
+    """Raise InputError, which begins with ``label``, unless ``value`` has the type of the option ``name``."""
+    kind = get_type_hints(TrainConfig)[name]
+    kinds = get_args(kind) or (kind,)
+    wanted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise InputError(f"{label} must be {names}, got {value!r}")
 
 
 def _check(argument: str, holds: bool, expected: str, value: object) -> None:

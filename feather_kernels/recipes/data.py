@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from feather_kernels.recipes.batches import AUGMENTED_SHAPE
 from feather_kernels.recipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +88,8 @@ def source_of(data: str) -> Source:
     if not Path(data).is_file():
         what = "no such file" if data.endswith(".npz") else "neither a known name nor a file"
         raise InputError(f"--data must be one of {', '.join(SOURCES)} or an .npz file, got {data!r} ({what})")
-    return Source(lambda data_dir: _read_npz(data), "numpy", epochs=30, batch_size=64)  # noqa: ARG005
+    batch_size = 128 if _header_shape(data)[1:] == AUGMENTED_SHAPE else 64
+    return Source(lambda data_dir: _read_npz(data), "numpy", epochs=30, batch_size=batch_size)  # noqa: ARG005
 
 
 def _load_digits(data_dir: str) -> dict[str, Any]:  # noqa: ARG001  (part of scikit-learn, nothing to download)
@@ -126,6 +129,20 @@ DEFAULT_DATA = "digits"
 
 # what numpy and zipfile raise for damaged, encrypted, foreign and impossibly large members
 _UNREADABLE = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def _header_shape(path: str) -> tuple[int, ...]:
+    """Shape of x_train by its header, without numpy and without its data; () where ``_read_npz`` will refuse the file.
+
+    The header of an array (numpy.lib.format): 6 bytes of magic, 2 of version, its length in 2 or 4, a Python literal.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{KEYS[0]}.npy") as member:
+            width = 2 if member.read(8)[6:7] == b"\x01" else 4
+            header = ast.literal_eval(member.read(int.from_bytes(member.read(width), "little")).decode("latin1"))
+        return tuple(header["shape"])
+    except (*_UNREADABLE, KeyError, TypeError, SyntaxError):
+        return ()
 
 
 def _read_npz(path: str) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Progress:
         training, sums = self.training, self.training.sums
         images = training.images_per_epoch * (training.step - self.first_step) / training.steps_per_epoch
         speed = images / (time.perf_counter() - self.begin)
-        text = f"sparsity {training.sparsifier.sparsity:.4f}  {speed:,.0f} images/s"
+        text = f"sparsity {training.sparsity:.4f}  {speed:,.0f} images/s"
         self.bars.update(self.all_steps, completed=training.step, text=text)
         epoch = f"epoch {training.epoch + 1}"
         text = f"loss {sums.mean_loss:.4f}  accuracy {sums.accuracy:.2%}"

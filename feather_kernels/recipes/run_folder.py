@@ -28,8 +28,9 @@ CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
 MODEL = "model.safetensors"
 REPORT = "report.md"
+LAYERS = "layers.csv"
 FIGURE = "report.png"
-RESULTS = (MODEL, REPORT, FIGURE)  # written at the end: a run that has them all is finished
+RESULTS = (MODEL, REPORT, LAYERS, FIGURE)  # written at the end: a run that has them all is finished
 
 
 class RunFolder:
@@ -48,13 +49,8 @@ class RunFolder:
         return all((self.path / name).is_file() for name in RESULTS)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file: under a temporary name, flushed to the disk, then renamed."""
-        temporary = self.path / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path / name)
+        """Write a file of the folder; see ``write_file``."""
+        write_file(self.path / name, content)
 
     def write_config(self, content: dict[str, Any]) -> None:
         """config.json."""
@@ -104,6 +100,16 @@ class RunFolder:
         return content
 
 
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file: under a temporary name, flushed to the disk, then renamed."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
 def check_free(config: TrainConfig) -> None:
     """Raise InputError if the run folder could not be made: its name is used, or ``--runs`` cannot be written to."""
     runs = Path(config.runs)
@@ -119,7 +125,7 @@ def create(config: TrainConfig, content: dict[str, Any], checkpoint: dict[str, A
     """Make the folder of a new run.
 
     Args:
-        config: the options; without a name, DATA-MODEL-SPARSITY is taken, or the first of -2, -3, ... that is free.
+        config: the options; without a name, ``default_name`` is taken, or the first of -2, -3, ... that is free.
         content: of config.json, beside the options.
         checkpoint: the state at step 0.
 

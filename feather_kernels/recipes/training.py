@@ -1,14 +1,16 @@
 """The training itself: model, optimizer, schedule and sparsifier; one epoch, one evaluation, and their state.
 
-The recipe is that of the paper's code for CIFAR-100: SGD with momentum 0.9, cosine to 0, weight decay on weights only
-(it acts on the dense, latent ones), gradient norm clipped at 3.
+As in the paper's code for CIFAR-100: SGD with momentum, cosine to 0, weight decay on weights only (it acts on the
+dense, latent ones), gradient norm clipped after the gradients of pruned weights have been scaled.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,17 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather_kernels.recipes import batches
+from feather_kernels.recipes import batches, methods
 from feather_kernels.recipes.config import DTYPES, TrainConfig
 from feather_kernels.recipes.data import Dataset
 from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.models import make_model
+from feather_kernels.recipes.models import is_torchvision, make_model
 from feather_kernels.sparsify import Report, Sparsifier
 
-MOMENTUM = 0.9
-MAX_GRAD_NORM = 3.0
 TEST_BATCH_SIZE = 256  # images
-STATEFUL = ("model", "sparsifier", "optimizer", "scheduler")  # attributes of Training with a state_dict
 
 COLUMNS = (
     *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
@@ -97,17 +96,38 @@ class Training:
         self.augments = dataset.image_shape == batches.AUGMENTED_SHAPE
         self.steps_per_epoch = batches.steps_per_epoch(len(self.images), config.batch_size)
         self.total_steps = self.steps_per_epoch * config.epochs
-        _check_batch_size(config, dataset, len(self.images) // self.steps_per_epoch)
+        self.method = config.settings
 
         model = make_model(config.model, dataset.image_shape[-1], dataset.classes, config.seed)
+        _check_takes(model, config, dataset, len(self.images) // self.steps_per_epoch)
         self.model: nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.sparsifier = Sparsifier(self.model, sparsity=config.sparsity, total_steps=self.total_steps)
-        self.optimizer = torch.optim.SGD(_parameter_groups(self.model, config), lr=config.lr, momentum=MOMENTUM)
+        self.sparsifier = self._make_sparsifier()
+        self.optimizer = torch.optim.SGD(_parameter_groups(self.model, config), lr=config.lr, momentum=config.momentum)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.step = 0
         self.rows: list[Row] = []
         self.sums = Sums()
         self.finalized = False
+
+    def _make_sparsifier(self) -> Sparsifier | None:
+        if not self.method.prunes:
+            return None
+        return Sparsifier(
+            self.model,
+            sparsity=self.config.sparsity,
+            total_steps=self.total_steps,
+            power=self.method.power,
+            grad_scale=self.method.grad_scale,
+        )
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zeros that the schedule asks for at this step; 0 where nothing is pruned."""
+        return 0.0 if self.sparsifier is None else self.sparsifier.sparsity
+
+    def report(self) -> Report:
+        """Layers and their zeros, at this moment."""
+        return methods.dense_report(self.model) if self.sparsifier is None else self.sparsifier.report()
 
     @property
     def epoch(self) -> int:
@@ -161,13 +181,14 @@ class Training:
     def finalize(self) -> Report:
         """Write the zeros into the weights, leave a dense model, and report; there is no ``state_dict`` after it."""
         self.finalized = True
-        self.sparsifier.finalize()
-        return self.sparsifier.report()
+        if self.sparsifier is not None:
+            self.sparsifier.finalize()
+        return self.report()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: loads with weights_only=True."""
         return {
-            **{name: getattr(self, name).state_dict() for name in STATEFUL},
+            **{name: part.state_dict() for name, part in self._stateful().items()},
             "step": self.step,
             "rows": self.rows,
             "sums": asdict(self.sums.read()),
@@ -179,26 +200,41 @@ class Training:
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: the state belongs to another run.
         """
-        for name in STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        for name, part in self._stateful().items():
+            part.load_state_dict(state[name])
         self.step, self.rows, self.sums = state["step"], list(state["rows"]), Sums(**state["sums"])
         if not 0 <= self.epoch_step <= self.steps_per_epoch or self.step > self.total_steps:
             raise ValueError(f"step {self.step} is not in epoch {self.epoch}, of {self.steps_per_epoch} steps each")
 
     def _train_step(self, batch: Tensor) -> None:
         images, labels = self.images[batch], self.labels[batch]
+        if is_torchvision(self.config.model):  # dropout and stochastic depth draw from torch's own generator
+            torch.manual_seed(batches.derived_seed(self.config.seed, "model", self.step))
         if self.augments:
             images = batches.augment(images, self.config.seed, self.step)
         logits = self._logits(self.normalise(images))
         loss = F.cross_entropy(logits, labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
-        self.optimizer.step()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        with self._held_weights():
+            self.optimizer.step()
         self.optimizer.zero_grad()
         self.scheduler.step()
-        self.sparsifier.step()
+        if self.sparsifier is not None:
+            self.sparsifier.step()
         self.step += 1
         self.sums.add(loss, logits, labels)
+
+    def _held_weights(self) -> AbstractContextManager[None]:
+        """The weights that the optimizer must not change in this step."""
+        if self.sparsifier is None or not self.method.holds_pruned:
+            return nullcontext()
+        return methods.hold_pruned(self.sparsifier)
+
+    def _stateful(self) -> dict[str, Any]:
+        """What has a state_dict, by its name in the checkpoint."""
+        parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return parts if self.sparsifier is None else {**parts, "sparsifier": self.sparsifier}
 
     def _check_loss(self) -> None:
         """Once per epoch, not per step: reading the loss makes the host wait for the device."""
@@ -220,10 +256,11 @@ class Training:
         return 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
 
     def _row(self, test: Sums) -> Row:
-        report = self.sparsifier.report()
+        report = self.report()
+        threshold = 0.0 if self.sparsifier is None else self.sparsifier.threshold.item()
         values = (
             *(self.epoch + 1, self.step, self.sums.mean_loss, self.sums.accuracy, test.mean_loss, test.accuracy),
-            *(report.target_sparsity, report.sparsity, self.sparsifier.threshold.item()),
+            *(report.target_sparsity, report.sparsity, threshold),
             *(self.config.lr * self._lr_factor(self.step - 1), round(self.sums.seconds, 3)),
         )
         return dict(zip(COLUMNS, values, strict=True))
@@ -238,10 +275,19 @@ def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, A
     ]
 
 
-def _check_batch_size(config: TrainConfig, dataset: Dataset, smallest_batch: int) -> None:
-    """Both strides of the models leave one pixel of 4: batch norm then needs a second image."""
-    if smallest_batch == 1 and max(dataset.image_shape[:2]) <= 4:
-        raise InputError(
-            f"--batch-size must leave no batch with a single image where images have at most 4x4 pixels "
-            f"(batch norm), got {config.batch_size} for {len(dataset.x_train)} images"
-        )
+def _check_takes(model: nn.Module, config: TrainConfig, dataset: Dataset, smallest_batch: int) -> None:
+    """Raise InputError unless the model can train on the smallest batch of such images: tried with a copy of it."""
+    height, width, channels = dataset.image_shape
+    images = torch.zeros(smallest_batch, channels, height, width, device="cpu")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            logits = copy.deepcopy(model).train()(images)
+        except (AssertionError, RuntimeError, ValueError) as error:  # what networks raise for sizes they do not take
+            if "more than 1 value per channel" in str(error):  # of torch's batch norm
+                raise InputError(
+                    f"--batch-size must leave no batch with a single image where {config.model} makes one pixel of "
+                    f"{height}x{width} (batch norm), got {config.batch_size} for {len(dataset.x_train)} images"
+                ) from error
+            raise InputError(f"--model {config.model} does not take images of {height}x{width}: {error}") from error
+    if not isinstance(logits, Tensor):
+        raise InputError(f"--model must return one tensor in training, got {type(logits).__name__} of {config.model}")

@@ -17,7 +17,7 @@ from feather_kernels.sparsify.functional_calls import lend, plain_weights
 from feather_kernels.sparsify.held_weights import checksum, has_memory
 from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
 from feather_kernels.sparsify.policies import Policy
-from feather_kernels.sparsify.position import SchedulePosition
+from feather_kernels.sparsify.position import SchedulePosition, select_at
 from feather_kernels.sparsify.selection import PrunableWeight
 from feather_kernels.sparsify.step_watch import StepWatch
 from feather_kernels.sparsify.training_watch import TrainingWatch
@@ -91,8 +91,14 @@ class CurrentThresholds:
 
     @position.setter
     def position(self, position: SchedulePosition) -> None:
+        self.forget_position()
         self._position = position
         position.followers.add(self)
+
+    def forget_position(self) -> None:
+        """Let no step of the schedule select for this model any more."""
+        if "_position" in self.__dict__:
+            self._position.followers.discard(self)
 
     # ------------------------------------------------------------------------------------------------ selection
 
@@ -110,7 +116,7 @@ class CurrentThresholds:
             raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         parameters = self._check_places()
         with torch.inference_mode(False), torch.no_grad():
-            values = self._per_use(_select(parameters, self.policy, self.position))
+            values = self._per_use(select_at(self.position, self.policy, parameters))
             self.thresholds.assign(values, self._scales(values, self.policy), unseen=unseen)
         self._versions = [WeightVersion.of(use.latent) for use in self._uses]
         self._looked_at = self.position.advances
@@ -192,7 +198,7 @@ class CurrentThresholds:
         self.places.check(module)
         self.thresholds.followed = self._ran = True
         switched = self._training is not None and self._training != module.training
-        current = self.restored or (self.is_current() and self._has_the_bytes())
+        current = self.restored or (self.is_current() and self._has_the_bytes(switched))
         if not current and module.training and torch.is_grad_enabled():
             self.step_watch.weights_changed()
         if current and (self.restored or not switched or self._as_copied):
@@ -247,7 +253,7 @@ class CurrentThresholds:
         pairs = lend(
             module,
             [use.binding for use in self._uses],
-            lambda: self._per_use(_select(distinct, policy, self.position)),
+            lambda: self._per_use(select_at(self.position, policy, distinct)),
         )
         if self.watch is not None:
             self.watch.stands_for.update((lent.data_ptr(), own.data_ptr()) for own, lent in pairs)
@@ -278,13 +284,14 @@ class CurrentThresholds:
                 return False
         return True
 
-    def _has_the_bytes(self) -> bool:
-        """For a copy, once after every step of the model, whether its weights have the bytes selected from.
+    def _has_the_bytes(self, switched: bool) -> bool:
+        """For a copy, after every step of the model and change of mode, whether it has the bytes selected from.
 
         An average may be written through ``.data``, which counts no version.
         """
         now = self.position.advances
-        if self._copied_bytes is None or self._looked_at == now or self._must_wait() or in_transform() or tracing():
+        seen = self._looked_at == now and not (switched and self._as_copied)
+        if self._copied_bytes is None or seen or self._must_wait() or in_transform() or tracing():
             return True
         self._looked_at = now
         if self._as_copied:  # a snapshot keeps its thresholds
@@ -332,17 +339,3 @@ def hooks_of(model: nn.Module) -> list[CurrentThresholds]:
     """What selects the thresholds of ``model`` and of modules inside it."""
     hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
     return [hook for hook in hooks if isinstance(hook, CurrentThresholds)]
-
-
-def _select(parameters: Sequence[Tensor], policy: Policy, position: SchedulePosition) -> Tensor:
-    """(L,) thresholds of the weights; 0 for weights without data (meta device)."""
-    first = parameters[0]
-    devices = {parameter.device for parameter in parameters}
-    if len(devices) > 1:
-        raise ValueError(f"the prunable weights must be on one device, got {sorted(map(str, devices))}")
-    if first.device.type == "meta":
-        return policy.no_thresholds(first)
-    if position.device_schedule is not None:
-        ranks, fractions = position.device_schedule.positions()
-        return policy.thresholds(parameters, ranks.to(first.device), fractions.to(first.device))
-    return policy.thresholds_at(list(parameters), position.sparsity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.options import ConstantScale
+from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.schedules import ConstantSchedule, Schedule, sparsity_at
 
 
@@ -91,3 +92,17 @@ def _fixed(key: str, step: int, sparsity: float, grad_scale: float) -> ScheduleP
     position = SchedulePosition(ConstantSchedule(sparsity), ConstantScale(grad_scale))
     position.key, position._step = key, step
     return position
+
+
+def select_at(position: SchedulePosition, policy: Policy, parameters: Sequence[Tensor]) -> Tensor:
+    """(L,) thresholds of the weights at a position of the schedule; 0 for weights without data (meta device)."""
+    first = parameters[0]
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) > 1:
+        raise ValueError(f"the prunable weights must be on one device, got {sorted(map(str, devices))}")
+    if first.device.type == "meta":
+        return policy.no_thresholds(first)
+    if position.device_schedule is not None:
+        ranks, fractions = position.device_schedule.positions()
+        return policy.thresholds(parameters, ranks.to(first.device), fractions.to(first.device))
+    return policy.thresholds_at(list(parameters), position.sparsity)

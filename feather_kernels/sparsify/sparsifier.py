@@ -310,6 +310,7 @@ class Sparsifier:
         self._attachment.remove()
         self._hook.remove()
         self._current.stop_watching()
+        self._current.forget_position()
         self._ended = how
 
     def __repr__(self) -> str:

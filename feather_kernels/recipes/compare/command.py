@@ -1,0 +1,105 @@
+"""``feather-kernels compare``: from its options to its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from feather_kernels.recipes import run_folder
+from feather_kernels.recipes.compare import figures, results, table
+from feather_kernels.recipes.compare.folder import GridFolder, open_folder
+from feather_kernels.recipes.compare.grid import Cell, make_grid, read_grid
+from feather_kernels.recipes.compare.progress import Progress
+from feather_kernels.recipes.compare.session import Session
+from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.interruption import Interrupted, Interruption
+
+FINISHED, SOME_FAILED, INTERRUPTED = 0, 1, 130  # exit codes
+TABLE, ACCURACY, LAYERS = "table.md", "accuracy.png", "layers.png"
+DEFAULT_METHODS, DEFAULT_SPARSITIES = ["feather", "hard", "soft", "dense"], [0.9, 0.95, 0.98]
+
+
+def run(given: dict[str, Any]) -> int:
+    """Compare, or with ``table`` write table and figures of a folder anew; returns the exit code.
+
+    Args:
+        given: the options that were given, by name.
+
+    Raises:
+        InputError, OSError: an option, the grid or the folder; nothing has been written then.
+    """
+    given = dict(given)
+    path = given.pop("table", None)
+    if path is not None:
+        if given:
+            raise InputError(f"--table takes no other option, got {', '.join(given)}")
+        print(write_table(Path(path)), end="")
+        return FINISHED
+    jobs, threads = given.pop("jobs", 1), given.pop("threads", 1)
+    for name, value in (("jobs", jobs), ("threads", threads)):
+        if value < 1:
+            raise InputError(f"--{name} must be at least 1, got {value}")
+    out, cells = given.pop("out", None), _cells(given)
+    folder = open_folder(Path(out if out is not None else _default_folder(given)))
+    with folder.locked() as lock:
+        folder.claim(cells)
+        return _run(folder, cells, jobs, threads, lock)
+
+
+def write_table(path: Path) -> str:
+    """Write table.md, accuracy.png and layers.png from results.csv and layers.csv alone; returns the table.
+
+    Raises:
+        InputError: the folder lacks them, or they are not what they should be.
+    """
+    found = results.read_results(path)
+    if not found:
+        raise InputError(f"--table needs a {results.RESULTS} with at least one cell, got {path / results.RESULTS}")
+    layers = results.read_layers(path)
+    text = table.to_markdown(found)
+    run_folder.write_file(path / TABLE, text.encode())
+    run_folder.write_file(path / ACCURACY, figures.draw_accuracy(found))
+    run_folder.write_file(path / LAYERS, figures.draw_layers(found, layers))
+    return text
+
+
+def _cells(given: dict[str, Any]) -> list[Cell]:
+    """The grid of the file, or of the options; ``given`` keeps what was not used."""
+    shared = {name: value for name, value in given.items() if name not in ("grid", "methods", "sparsities", "seeds")}
+    if "grid" in given:
+        axes = [f"--{name}" for name in ("methods", "sparsities", "seeds") if name in given]
+        if axes:
+            raise InputError(f"a grid file says which cells there are; leave out {', '.join(axes)}")
+        path = Path(given["grid"])
+        if not path.is_file():
+            raise InputError(f"the grid must be a .toml file, got {given['grid']!r}: no such file")
+        return read_grid(path, shared)
+    methods, seeds = given.get("methods", DEFAULT_METHODS), given.get("seeds", [0])
+    return make_grid(methods, given.get("sparsities", DEFAULT_SPARSITIES), seeds, shared)
+
+
+def _default_folder(given: dict[str, Any]) -> str:
+    return f"runs/{Path(given['grid']).stem if 'grid' in given else 'compare'}"
+
+
+def _run(folder: GridFolder, cells: Sequence[Cell], jobs: int, threads: int, lock: int) -> int:
+    """Run every cell that is not finished; the files are written anew as each one ends."""
+    progress = Progress(folder, cells)
+    session = Session(folder, cells, jobs, threads, lock, progress)
+
+    def write() -> None:
+        results.collect(folder, cells, session.failures)
+        write_table(folder.path)
+
+    with Interruption() as interruption:
+        try:
+            write()
+            session.run(write, interruption.check)
+        except Interrupted:
+            print(f"interrupted; cells so far are in {folder.path / TABLE}; continue with the same command", flush=True)
+            return INTERRUPTED
+        finally:
+            progress.close()
+    print(f"\n{(folder.path / TABLE).read_text()}\nresults are in {folder.path}", flush=True)
+    return SOME_FAILED if session.failures else FINISHED

@@ -1,0 +1,115 @@
+"""The folder of a grid: what it is, its cells, and who works in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from feather_kernels.recipes import run_folder
+from feather_kernels.recipes.compare.grid import Cell
+from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.run_folder import RunFolder
+
+GRID = "grid.json"
+CELLS, LOGS = "cells", "logs"  # folders
+LOCK, CELLS_LOCK = ".compare.lock", ".cells.lock"
+LOCKS = {LOCK, CELLS_LOCK}
+
+
+class GridFolder:
+    """An existing folder of a grid, with a run folder for each cell that has begun.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def run_of(self, cell: Cell) -> RunFolder:
+        """The run folder of a cell, whether it exists or not."""
+        return RunFolder(self.path / CELLS / cell.name)
+
+    def log_of(self, cell: Cell) -> Path:
+        """What the processes of a cell have printed."""
+        return self.path / LOGS / f"{cell.name}.log"
+
+    def claim(self, cells: Sequence[Cell]) -> None:
+        """Make this the folder of the grid of ``cells``; call it while it is locked.
+
+        Raises:
+            InputError: it holds another grid, or other files. Nothing has been written then.
+        """
+        grid = {cell.name: cell.identity() for cell in cells}
+        file = self.path / GRID
+        if not file.is_file():
+            others = sorted(path.name for path in self.path.iterdir() if path.name not in {*LOCKS, f"{GRID}.tmp"})
+            if others:
+                raise InputError(
+                    f"--out must be a new folder or that of this grid, got {self.path}: it has {others[0]}"
+                )
+            run_folder.write_file(file, (json.dumps(grid, indent=2) + "\n").encode())
+        try:
+            found = json.loads(file.read_text())
+            difference = _difference(found, json.loads(json.dumps(grid)))
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"--out needs a readable {GRID}, got {file}: {error}") from error
+        if difference:
+            raise InputError(
+                f"--out must be a new folder or that of this grid, got {self.path} of another: {difference}"
+            )
+        for name in (CELLS, LOGS):
+            (self.path / name).mkdir(exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[int]:
+        """Keep other ``compare``s out; gives a file descriptor that each cell must inherit.
+
+        Cells of a killed ``compare`` end by themselves, at the end of a step: they hold the second lock until then, and
+        are waited for.
+
+        Raises:
+            InputError: another ``compare`` works in this folder.
+        """
+        with (self.path / LOCK).open("w") as own, (self.path / CELLS_LOCK).open("w") as shared:
+            if not _lock(own.fileno()):
+                raise InputError(f"--out {self.path}: another compare works in this folder")
+            if not _lock(shared.fileno()):
+                print("waiting for the cells of a compare that was killed", flush=True)
+                while not _lock(shared.fileno()):
+                    time.sleep(0.2)
+            os.set_inheritable(shared.fileno(), True)
+            yield shared.fileno()
+
+
+def open_folder(path: Path) -> GridFolder:
+    """The folder, made if it does not exist; raises InputError if there is something else of that name."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out must be a folder, got {str(path)!r}: it is a file, or lies in one") from error
+    return GridFolder(path)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _difference(found: dict[str, dict[str, object]], wanted: dict[str, dict[str, object]]) -> str:
+    """The first difference between two grids, or ""."""
+    for name in sorted(found.keys() ^ wanted.keys()):
+        return f"cell {name} is only in {'the folder' if name in found else 'this grid'}"
+    for name, options in wanted.items():
+        for option, value in options.items():
+            if found[name].get(option) != value:
+                return f"{name} has {option} {found[name].get(option)!r} there and {value!r} here"
+    return ""

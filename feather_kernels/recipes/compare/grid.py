@@ -1,0 +1,174 @@
+"""A grid: which runs are compared, from a TOML file or from options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from feather_kernels.recipes import config
+from feather_kernels.recipes.config import TrainConfig
+from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.methods import METHODS
+from feather_kernels.recipes.recipe_file import (
+    KEYS,
+    check_keys,
+    check_options,
+    read_recipe,
+    read_toml,
+    recipe_names,
+)
+
+AXES = {"methods": "method", "sparsities": "sparsity", "seeds": "seed"}  # lists of a block -> the option of each cell
+COMMON_KEYS = tuple(key for key in KEYS if key not in AXES.values())
+BLOCK_KEYS = ("label", *AXES, *COMMON_KEYS)
+FILE_KEYS = ("recipe", "options", "cells")
+OF_THE_SESSION = ("threads", "runs", "name")  # options that are no part of what a cell is
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        label: of its row in the table: the method, and what else sets it apart.
+        config: its options.
+    """
+
+    label: str
+    config: TrainConfig
+
+    @property
+    def name(self) -> str:
+        """Of its folder, e.g. ``feather-0.95-seed0``."""
+        label = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
+        return f"{label}-{self.config.sparsity:g}-seed{self.config.seed}"
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this cell: its label and the options that its numbers depend on."""
+        left_out = *OF_THE_SESSION, "data_dir"
+        options = {name: value for name, value in asdict(self.config).items() if name not in left_out}
+        return {"label": self.label, **options}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Cells that differ in method, sparsity and seed: all combinations.
+
+    Attributes:
+        methods, sparsities, seeds: not empty; a method that prunes nothing has one cell for each seed.
+        options: of every cell, over those of the recipe.
+        label: of its rows; None makes one of the method and the options.
+    """
+
+    methods: list[str]
+    sparsities: list[float]
+    seeds: list[int]
+    options: dict[str, Any]
+    label: str | None = None
+
+    def cells(self, where: str, base: dict[str, Any], given: dict[str, Any]) -> Iterator[Cell]:
+        """Its cells; the options given by the command line win over those of the block, and these over ``base``."""
+        for method in self.methods:
+            prunes = method not in METHODS or METHODS[method].prunes
+            if prunes and not self.sparsities:
+                raise InputError(f"{where}: sparsities must name at least one for method {method!r}, got none")
+            for sparsity in self.sparsities if prunes else [0.0]:
+                for seed in self.seeds:
+                    axes = {"method": method, "sparsity": float(sparsity), "seed": seed}
+                    cell = config.resolve({**base, **self.options, **given, **axes})
+                    yield Cell(self.label or ", ".join([method, *self._differences()]), cell)
+
+    def _differences(self) -> list[str]:
+        return [
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self.options.items()
+        ]
+
+
+def read_grid(path: Path, given: dict[str, Any]) -> list[Cell]:
+    """The cells of a grid file.
+
+    The file has ``recipe`` (a name or a path, optional), a table ``options`` over it, and blocks ``[[cells]]`` with
+    lists ``methods``, ``sparsities``, ``seeds`` (default [0]), a ``label`` and further options.
+
+    Args:
+        path: of the file.
+        given: options of the command line, which win; among them ``recipe``.
+
+    Raises:
+        InputError: the file is no grid, or a cell cannot run.
+    """
+    content = read_toml(path, "the grid")
+    where = str(path)
+    check_keys(where, content, FILE_KEYS)
+    given = dict(given)
+    recipe = given.pop("recipe", None) or _recipe_of(where, content, path.parent)
+    options = _table(where, "options", content.get("options", {}))
+    check_keys(f"{where}: options", options, COMMON_KEYS)
+    base = {**({} if recipe is None else read_recipe(recipe)), **check_options(where, options, path.parent)}
+    blocks = content.get("cells")
+    if not isinstance(blocks, list) or not blocks:
+        raise InputError(f"{where}: must have at least one block [[cells]], got {blocks!r}")
+    cells: list[Cell] = []
+    for number, entry in enumerate(blocks, 1):
+        block = f"{where}: [[cells]] {number}"
+        cells += _read_block(block, _table(where, "cells", entry), path.parent).cells(block, base, given)
+    return _ordered(where, cells)
+
+
+def make_grid(methods: list[str], sparsities: list[float], seeds: list[int], given: dict[str, Any]) -> list[Cell]:
+    """All combinations, over the recipe and the options that are given.
+
+    Raises:
+        InputError: a cell cannot run.
+    """
+    given = dict(given)
+    recipe = given.pop("recipe", None)
+    base = {} if recipe is None else read_recipe(recipe)
+    return _ordered("the grid", list(Block(methods, sparsities, seeds, {}).cells("the grid", base, given)))
+
+
+def _ordered(where: str, cells: list[Cell]) -> list[Cell]:
+    """The first seed of every row before the second of any: a grid that is not complete compares like with like."""
+    names = [cell.name for cell in cells]
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where}: cells must differ in label, sparsity or seed, got {name} twice")
+    seeds: dict[tuple[str, float], list[int]] = {}
+    for cell in cells:
+        seeds.setdefault((cell.label, cell.config.sparsity), []).append(cell.config.seed)
+    return sorted(cells, key=lambda cell: seeds[cell.label, cell.config.sparsity].index(cell.config.seed))
+
+
+def _recipe_of(where: str, content: dict[str, Any], folder: Path) -> str | None:
+    recipe = content.get("recipe")
+    if recipe is None or recipe in recipe_names():
+        return recipe
+    if not isinstance(recipe, str):
+        raise InputError(f"{where}: recipe must be one of {', '.join(recipe_names())} or a .toml file, got {recipe!r}")
+    return str(folder / recipe) if recipe.endswith(".toml") else recipe
+
+
+def _read_block(where: str, entry: dict[str, Any], folder: Path) -> Block:
+    check_keys(where, entry, BLOCK_KEYS)
+    label = entry.get("label")
+    if label is not None and (not isinstance(label, str) or not label.strip()):
+        raise InputError(f"{where}: label must be a text, got {label!r}")
+    axes = {"seeds": [0], "sparsities": [], **{key: entry[key] for key in AXES if key in entry}}
+    for key, option in AXES.items():
+        values = axes.get(key)
+        if not isinstance(values, list) or not (values or key == "sparsities"):
+            raise InputError(f"{where}: {key} must be a list, got {values!r}")
+        for value in values:
+            config.check_type(f"{where}: {key}", option, value)
+    options = {key: value for key, value in entry.items() if key in COMMON_KEYS}
+    return Block(axes["methods"], axes["sparsities"], axes["seeds"], check_options(where, options, folder), label)
+
+
+def _table(where: str, key: str, value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {key} must be a table, got {value!r}")
+    return value

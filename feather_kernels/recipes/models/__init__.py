@@ -1,0 +1,69 @@
+"""Networks of the recipes: a small CNN, those of the Feather paper for images of 32 pixels, and torchvision's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+
+from feather_kernels.recipes.errors import InputError
+from feather_kernels.recipes.models import zoo
+from feather_kernels.recipes.models.densenet import DenseNet40
+from feather_kernels.recipes.models.mobilenet import MobileNetV1
+from feather_kernels.recipes.models.residual import ResNet20
+from feather_kernels.recipes.models.small import SmallCNN
+
+__all__ = ["DEFAULT_MODEL", "MODELS", "check_model", "is_torchvision", "make_model"]
+
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
+    "cnn": SmallCNN,
+    "resnet20": partial(ResNet20, widths=(32, 64, 128)),
+    "resnet20-16": partial(ResNet20, widths=(16, 32, 64)),
+    "mobilenetv1": MobileNetV1,
+    "densenet40-24": partial(DenseNet40, growth=24),
+}
+DEFAULT_MODEL = "cnn"
+
+
+def is_torchvision(name: str) -> bool:
+    """Whether the name is ``torchvision:NAME``."""
+    return name.startswith(zoo.PREFIX)
+
+
+def check_model(name: str) -> None:
+    """Raise InputError unless ``name`` is a key of ``MODELS``, or ``torchvision:`` and a classifier of torchvision."""
+    if is_torchvision(name):
+        zoo.check_name(name.removeprefix(zoo.PREFIX))
+    elif name not in MODELS:
+        raise InputError(f"--model must be one of {', '.join(MODELS)} or {zoo.PREFIX}NAME, got {name!r}")
+
+
+def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:
+    """A freshly initialised model in float32, a function of its arguments alone; torch's own generator is left as is.
+
+    He initialisation of every convolution (normal, fan in); linear layers keep torch's, networks of torchvision their
+    own.
+
+    Args:
+        name: one that ``check_model`` lets pass.
+        channels: channels of the images.
+        classes: number of outputs.
+        seed: of the initialisation.
+
+    Returns:
+        A module (B, channels, H, W) -> (B, classes).
+
+    Raises:
+        InputError: the network takes no images with so many channels.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if is_torchvision(name):
+            return zoo.make_torchvision_model(name.removeprefix(zoo.PREFIX), channels, classes)
+        model = MODELS[name](channels, classes)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    return model
