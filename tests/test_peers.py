@@ -20,16 +20,16 @@ pytest.importorskip("liger_kernel", reason="liger-kernel is not installed (the e
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction  # noqa: E402
-from liger_kernel.ops.geglu import LigerGELUMulFunction  # noqa: E402
-from liger_kernel.ops.group_norm import LigerGroupNormFunction  # noqa: E402
-from liger_kernel.ops.kl_div import LigerKLDivLossFunction  # noqa: E402
-from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # noqa: E402
-from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # noqa: E402
-from liger_kernel.ops.softmax import LigerSoftmaxFunction  # noqa: E402
-from liger_kernel.ops.swiglu import LigerSiLUMulFunction  # noqa: E402
-from ptx.driver import simulated_gpu  # noqa: E402
-from ptx.errors import DataRaceError  # noqa: E402
+from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+from liger_kernel.ops.geglu import LigerGELUMulFunction
+from liger_kernel.ops.group_norm import LigerGroupNormFunction
+from liger_kernel.ops.kl_div import LigerKLDivLossFunction
+from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+from liger_kernel.ops.softmax import LigerSoftmaxFunction
+from liger_kernel.ops.swiglu import LigerSiLUMulFunction
+from ptx.driver import simulated_gpu
+from ptx.errors import DataRaceError
 
 ROWS, COLUMNS, EPS = 3, 300, 1e-5  # several elements a thread: see the last test
 ARCHITECTURES = (80, 90, 120)
