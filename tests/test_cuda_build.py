@@ -79,6 +79,20 @@ def test_accesses_of_16_bytes(module_path: Path, architecture: str) -> None:
         assert any(f"{len(kernel)}{kernel}I" in name for name in functions), f"no {kernel}"
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_atomic_updates_are_relaxed_and_return_nothing(module_path: Path, architecture: str) -> None:
+    """A fence costs as much as what it waits for, and a value that comes back as much as a load."""
+    atomics = 0
+    for path in cuda_build.ptx(int(architecture)):
+        text = path.read_text()
+        assert not cuda_build.ORDERING.search(text), path
+        atomics += len(re.findall(r"\b(?:atom|red)\.global\.", text))
+    assert atomics > 100
+    sass = run(disassembler(), "-sass", "-arch", f"sm_{architecture}", module_path).stdout
+    assert len(re.findall(r"\bREDG?\.E\.", sass)) >= 50
+    assert not re.search(r"\b(MEMBAR|ERRBAR|FENCE|CCTL|ATOMG?)\b", sass)
+
+
 def test_machine_code_for_each_architecture_and_ptx_that_newer_gpus_take(module_path: Path) -> None:
     elf = run(disassembler(), "-lelf", module_path).stdout
     assert set(re.findall(r"sm_(\d+)\.cubin", elf)) == set(ARCHITECTURES)
