@@ -1,7 +1,8 @@
 """Ring 2: what Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
 
-Gates: no spills, no local memory, at most 64 registers; in every kernel that streams weights, the 128-bit accesses of a
-whole block by their number; no fence, and atomic updates that are relaxed and return nothing. For gfx942 the same kernels are compiled and their registers recorded, without a gate.
+Gates: no spills, no local memory, at most 64 registers; no fence, and atomic updates that are relaxed and return
+nothing; in every kernel that streams weights, the 128-bit accesses of a whole block by their number. For gfx942 the
+same kernels are compiled and their registers recorded, without a gate.
 """
 
 from __future__ import annotations
