@@ -24,11 +24,11 @@ experiments: $(VENV)/.installed-train
 # these run as rings 2, 5 and 6, and in check-build
 OWN_RUNS := $(addprefix --ignore=tests/test_,triton_compiled.py cuda_shim.py cuda_build.py build.py)
 
-test: $(VENV)/.installed-train-test-zoo
+test: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest -m "not slow" $(OWN_RUNS); \
 	tests=$$?; $(BIN)/python tests/rings.py && exit $$tests
 
-test-all: $(VENV)/.installed-train-test-zoo
+test-all: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest $(OWN_RUNS)
 	$(BIN)/python tests/rings.py --all
 
@@ -59,7 +59,7 @@ build/check-address build/check-thread: $(VENV)/.installed-train-dev
 	$(BIN)/cmake --build $@
 	$(BIN)/ctest --test-dir $@ --output-on-failure
 
-check-build: $(VENV)/.installed-train-test-zoo
+check-build: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest tests/test_build.py
 
 format: $(VENV)/.installed-train-dev
@@ -75,7 +75,7 @@ $(VENV)/bin/python:
 # a module built from other sources than these is refused
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 
-# .installed-train-test-zoo installs the extras train, test and zoo; types are checked with what the recipe imports
+# .installed-train-test-zoo-peers installs the extras train, test, zoo and peers; types are checked with what the recipe imports
 $(VENV)/.installed-%: pyproject.toml setup.py $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e ".[$(subst -,$(comma),$*)]"
 	touch $@

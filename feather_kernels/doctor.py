@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import torch
 
+from feather_kernels import nvidia_driver
 from feather_kernels._version import __version__
-from feather_kernels.backends import cpp
+from feather_kernels.backends import cpp, cuda
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.ops import dispatch
 from feather_kernels.recipes.errors import InputError
@@ -33,12 +34,23 @@ def examine() -> str:
         f"torch           {torch.__version__}",
         f"triton          {_version('triton')}",
         f"CUDA of torch   {torch.version.cuda or 'none (built for CPU)'}",
+        *_cuda_module(nvidia_driver.installed()),
         "",
         f"{dispatch.ENVIRONMENT_VARIABLE} {'is not set' if value is None else f'= {value!r}'}",
     ]
     for device, description in _devices():
         lines += ["", f"{device}: {description}", *_backends(device)]
     return "\n".join(lines)
+
+
+def _cuda_module(driver: nvidia_driver.Driver | None) -> list[str]:
+    """The driver, the CUDA module, and whether the one serves the other."""
+    reason = cuda.load_module()
+    facts = [reason] if reason else cuda.description()
+    old = not reason and driver is not None and driver.cuda < (cuda.runtime_major(), 0)
+    found = f"{driver or 'none found'}" + (": older than the CUDA module needs" if old else "")
+    first, *rest = facts
+    return [f"NVIDIA driver   {found}", f"CUDA module     {first}", *(f"                {fact}" for fact in rest)]
 
 
 def _devices() -> Iterator[tuple[torch.device, str]]:

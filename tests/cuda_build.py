@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +121,10 @@ def changed(change: Change, architecture: int, folder: Path) -> tuple[Path, list
     objects += [_host_object(csrc, kernel, architecture) for kernel in touched]
     bindings = _bindings(csrc) if change.path == BINDINGS else made / "_cuda.dir" / f"{Path(BINDINGS).name}.o"
     return _linked([*objects, bindings]), code
+
+
+ORDERING = re.compile(r"\b(?:fence|membar)\b[.\w]*|\b(?:atom|red|ld|st)\b\S*\.(?:acquire|release|acq_rel|sc)\b\S*")
+"""PTX that orders other accesses of memory; kernels that add up integers need none, as a launch ends with one."""
 
 
 def text_of(csrc: Path) -> str:

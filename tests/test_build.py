@@ -30,8 +30,8 @@ WRONG_TOOLKITS = {
     "garbage": ("echo three blind mice", "--dryrun does not say where its own is"),
     "exit 1": ("exit 1", "--dryrun does not say where its own is"),
     "old": (
-        'case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "Cuda compilation tools, release 11.8, V11.8.89";; esac',
-        "needs CUDA 12.8 or later",
+        'case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "Cuda compilation tools, release 11.7, V11.7.99";; esac',
+        "needs CUDA 11.8 or later",
     ),
 }
 LOAD = """

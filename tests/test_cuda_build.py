@@ -22,7 +22,7 @@ from feather_kernels.backends import cuda, native
 from feather_kernels.ops import dispatch
 
 ROOT = Path(__file__).parent.parent
-ARCHITECTURES = ("80", "90", "100", "120")
+ARCHITECTURES = ("75", "80", "90", "100", "120")
 VECTORISED = ("threshold_kernel", "scale_kernel")
 READING = ("histogram_kernel", "bracket_kernel", "smallest_above_kernel", "count_kernel")
 NO_GPU = not torch.cuda.is_available()
@@ -79,11 +79,25 @@ def test_accesses_of_16_bytes(module_path: Path, architecture: str) -> None:
         assert any(f"{len(kernel)}{kernel}I" in name for name in functions), f"no {kernel}"
 
 
-def test_machine_code_for_each_architecture_and_ptx_of_the_newest(module_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_atomic_updates_are_relaxed_and_return_nothing(module_path: Path, architecture: str) -> None:
+    """A fence costs as much as what it waits for, and a value that comes back as much as a load."""
+    atomics = 0
+    for path in cuda_build.ptx(int(architecture)):
+        text = path.read_text()
+        assert not cuda_build.ORDERING.search(text), path
+        atomics += len(re.findall(r"\b(?:atom|red)\.global\.", text))
+    assert atomics > 100
+    sass = run(disassembler(), "-sass", "-arch", f"sm_{architecture}", module_path).stdout
+    assert len(re.findall(r"\bREDG?\.E\.", sass)) >= 50
+    assert not re.search(r"\b(MEMBAR|ERRBAR|FENCE|CCTL|ATOMG?)\b", sass)
+
+
+def test_machine_code_for_each_architecture_and_ptx_that_newer_gpus_take(module_path: Path) -> None:
     elf = run(disassembler(), "-lelf", module_path).stdout
     assert set(re.findall(r"sm_(\d+)\.cubin", elf)) == set(ARCHITECTURES)
     ptx = run(disassembler(), "-lptx", module_path).stdout
-    assert set(re.findall(r"sm_(\d+)\.ptx", ptx)) == {ARCHITECTURES[-1]}
+    assert set(re.findall(r"sm_(\d+)\.ptx", ptx)) == {"80"}
 
 
 def disassembler() -> Path:
@@ -117,7 +131,7 @@ def test_loads_and_reports_itself_without_a_driver(module_path: Path) -> None:
     version, sources, compiler, architectures = report.split("|")
     assert (version, sources) == (__version__, native.source_hash(ROOT, "cuda"))
     assert re.fullmatch(r"nvcc \d+\.\d+.*", compiler)
-    assert [name.removesuffix("-real") for name in architectures.split()] == list(ARCHITECTURES)
+    assert architectures.split() == [*(f"sm_{number}" for number in ARCHITECTURES), "compute_80"]
     assert not libraries.strip(), "the runtime is linked in, and the driver not touched"
 
 
@@ -156,6 +170,18 @@ def test_probe_says_why(module: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
     assert "AMD" in str(cuda.probe(CUDA))
 
 
+def test_a_launch_that_fails_says_what_the_module_is_for(
+    module: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "launch_problem", lambda threshold, device, describe: describe(RuntimeError("no image")))
+    expected = (
+        r"no image; the module has machine code for sm_75, sm_80, sm_90, sm_100, sm_120, and PTX of compute_80 for "
+        r"newer GPUs; it needs an NVIDIA driver for CUDA (1[1-3]), R(450|525|580) or newer"
+    )
+    assert re.fullmatch(expected, str(cuda.probe(CUDA)))
+
+
 def test_probe_names_a_missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_cuda", None)
     monkeypatch.setattr(cuda, "MODULE", "feather_kernels._no_such_module")
@@ -186,11 +212,52 @@ def test_fake_cuda_tensors_need_no_gpu() -> None:
     assert (counts.device.type, counts.dtype) == ("cuda", torch.int64)
 
 
+KNOWN = {  # to an nvcc, by what it prints for --list-gpu-arch
+    "11.8": (["35", "50", "75", "80", "86", "89", "90"], ["sm_75", "sm_80", "sm_90", "compute_80"]),
+    "12.8": (
+        ["50", "75", "80", "90", "100", "101", "120"],
+        ["sm_75", "sm_80", "sm_90", "sm_100", "sm_120", "compute_80"],
+    ),
+    "14.0": (["80", "90", "100", "110", "120", "130"], ["sm_80", "sm_90", "sm_100", "sm_120", "compute_80"]),
+}
+
+
+def nvcc_that_knows(folder: Path, release: str, numbers: list[str]) -> str:
+    """The real nvcc, with other words on its release and on what it compiles for."""
+    fake = folder / "nvcc"
+    listed = "\\n".join(f"compute_{number}" for number in numbers)
+    known = f"--list-gpu-arch) printf '{listed}\\n';; --version) echo 'release {release},';;"
+    fake.write_text(f'#!/bin/sh\ncase "$1" in {known} *) exec "{cuda_build.nvcc()}" "$@";; esac\n')
+    fake.chmod(0o755)
+    return str(fake)
+
+
+@pytest.mark.parametrize("release", KNOWN)
+def test_what_is_built_is_what_nvcc_knows(tmp_path: Path, release: str) -> None:
+    numbers, expected = KNOWN[release]
+    done = configure(tmp_path / "build", FEATHER_NVCC=nvcc_that_knows(tmp_path, release, numbers))
+    assert done.returncode == 0, done.stderr
+    assert f"feather_kernels._cuda is compiled for {' '.join(expected)}\n" in done.stdout
+    rules = (tmp_path / "build" / "build.ninja").read_text()
+    codes = set(re.findall(r"arch=compute_\d+,code=\[?((?:sm|compute)_\d+)", rules))
+    assert codes == set(expected)
+
+
+def test_named_architectures_are_built_as_they_are(tmp_path: Path) -> None:
+    done = configure(tmp_path / "build", FEATHER_NVCC=cuda_build.nvcc(), FEATHER_CUDA_ARCHITECTURES="86-real;90")
+    assert done.returncode == 0, done.stderr
+    assert "feather_kernels._cuda is compiled for sm_86 sm_90 compute_90\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("script", "words"),
     [
         ("exit 1", "does not say where its own is"),
-        ('case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "release 11.8,";; esac', "needs CUDA 12.8 or later"),
+        ('case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "release 11.7,";; esac', "needs CUDA 11.8 or later"),
+        (
+            'case "$1" in --dryrun) echo "#$ TOP=/usr";; --version) echo "release 14.0,";; *) echo compute_90;; esac',
+            "needs an nvcc that knows compute_80, and",
+        ),
     ],
 )
 def test_a_wrong_toolkit_is_one_clear_sentence(tmp_path: Path, script: str, words: str) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import feather_kernels
-from feather_kernels import cli
+from feather_kernels import cli, nvidia_driver
+from feather_kernels.backends import cuda
 from feather_kernels.ops import dispatch
 
 
@@ -51,6 +54,63 @@ def test_doctor_prints_every_device_with_its_backends(capsys):
         chosen = lines[-1].removeprefix("  chosen: ")
         assert f"  {chosen}: available" in lines
     assert section(output, "cpu").startswith(f"cpu: {torch.get_num_threads()} threads")
+
+
+@pytest.fixture
+def cuda_module(monkeypatch):
+    """A stand-in for a CUDA module that was built by CUDA 13; without it none is there."""
+
+    def put(present: bool) -> None:
+        info = {"compiler": "nvcc 13.0.88", "architectures": "sm_75 sm_80 compute_80"}
+        monkeypatch.setattr(cuda, "MODULE", "feather_kernels._no_such_module")
+        monkeypatch.setattr(cuda, "_cuda", SimpleNamespace(build_info=lambda: info) if present else None)
+
+    return put
+
+
+def facts(output: str) -> list[str]:
+    """The lines on the driver and the CUDA module."""
+    _, _, rest = output.partition("NVIDIA driver   ")
+    return [line.strip() for line in rest.partition("\n\n")[0].splitlines()]
+
+
+def test_doctor_says_which_driver_the_module_needs(capsys, monkeypatch, cuda_module):
+    cuda_module(True)
+    monkeypatch.setattr(nvidia_driver, "LIBRARY", "libcuda-of-nowhere.so")
+    assert facts(doctor(capsys)) == [
+        "none found",
+        "CUDA module     machine code for sm_75, sm_80, and PTX of compute_80 for newer GPUs",
+        "needs an NVIDIA driver for CUDA 13, R580 or newer",
+    ]
+    cuda_module(False)
+    driver, module = facts(doctor(capsys))
+    assert driver == "none found"
+    assert module.startswith("CUDA module     is not installed: feather_kernels._no_such_module was not built")
+
+
+@pytest.mark.parametrize(("version", "served"), [(12080, False), (13000, True), (13010, True)])
+def test_doctor_says_which_driver_is_there(capsys, monkeypatch, tmp_path, cuda_module, version, served):
+    class Library:
+        def __init__(self, name: str) -> None:
+            assert name == nvidia_driver.LIBRARY
+
+        def cuDriverGetVersion(self, pointer) -> int:  # noqa: N802
+            pointer._obj.value = version
+            return 0
+
+    cuda_module(True)
+    own_ctypes = SimpleNamespace(CDLL=Library, c_int=ctypes.c_int, byref=ctypes.byref)
+    monkeypatch.setattr(nvidia_driver, "ctypes", own_ctypes)
+    release = tmp_path / "version"
+    release.write_text("NVRM version: NVIDIA UNIX Kernel Module for x86_64  575.57.08  Release Build\nGCC 12.2.0\n")
+    monkeypatch.setattr(nvidia_driver, "RELEASE", release)
+    end = "" if served else ": older than the CUDA module needs"
+    words = f"for CUDA {version // 1000}.{version % 1000 // 10}{end}"
+    assert facts(doctor(capsys))[0] == f"575.57.08, {words}"
+    release.unlink()
+    assert facts(doctor(capsys))[0] == words
+    cuda_module(False)
+    assert facts(doctor(capsys))[0] == words.removesuffix(end)
 
 
 def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):

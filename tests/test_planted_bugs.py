@@ -253,7 +253,7 @@ BUGS = [
     Bug(
         "race between programs",
         "count",
-        r"tl\.atomic_add\((counts[^,]*), (.*)\)\n",
+        r"tl\.atomic_add\((counts[^,]*), (.*), sem=\"relaxed\"\)\n",
         r"tl.store(\1, tl.load(\1) + \2)\n",
         count,
         "DataRaceError",

@@ -11,6 +11,7 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import pytest
@@ -210,6 +211,36 @@ def test_after_warmup_training_compiles_nothing(
     many, rank = torch.randn(1 << 20).to(dtype), torch.tensor([1 << 10])
     for weights in ([many] * 3, [many[: 1 << 13]], [many[: 1 << 15]] * 3):
         torch.ops.feather_kernels.magnitude_select(weights, [0] * len(weights), rank, hint=torch.ones(1, 2))
+    assert launching() == warmed
+
+
+def placed(size: int, dtype: torch.dtype, aligned: bool) -> torch.Tensor:
+    """Ones at an address that 16 divides, or does not."""
+    made = torch.ones(size + 1, dtype=dtype)
+    assert made.data_ptr() % 16 == 0
+    return made[:-1] if aligned else made[1:]
+
+
+@ring_3
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_after_warmup_no_size_or_address_compiles(launching: Any, dtype: torch.dtype) -> None:
+    """All operands at addresses that 16 divides or does not, sizes that it divides or does not, and 1."""
+    assert cli.main(["warmup", "--device", "cpu", "--dtype", str(dtype).removeprefix("torch.")]) == 0
+    warmed, narrow = launching(), (dtype, *((torch.bfloat16, torch.float16) if dtype == torch.float32 else ()))
+    scalars = [placed(1, torch.float32, aligned)[0] for aligned in (True, False)]
+    for size, low, *aligned in product((1, 7, 16, 1023, 1024, 4097), narrow, *[(True, False)] * 3):
+        w, g, out = (placed(size, kind, at) for kind, at in zip((dtype, low, low), aligned, strict=True))
+        for t in scalars:
+            for power in (1.0, 2.0, 3.0, math.inf):
+                torch.ops.feather_kernels.threshold.out(w, t, power, out=out)
+            torch.ops.feather_kernels.scale_pruned_grad(g, w, t, scalars[0])
+    for size, at, place in product((1, 7, 16, 1023, 1024, 4097), (True, False), (True, False)):
+        weights = [placed(size, dtype, at), placed(33, dtype, not at)]
+        rank = placed(1, torch.int64, place)
+        scales, hint = placed(2, torch.float32, place), placed(2, torch.float32, place).view(1, 2)
+        for options in ({}, {"scales": scales}, {"caps": placed(2, torch.int64, place)}, {"hint": hint}):
+            torch.ops.feather_kernels.magnitude_select(weights, [0, 0], rank, **options)
+        torch.ops.feather_kernels.count_pruned(weights, list(scales))
     assert launching() == warmed
 
 

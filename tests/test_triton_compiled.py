@@ -1,7 +1,8 @@
 """Ring 2: what Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
 
-Gates: no spills, no local memory, at most 64 registers; in every kernel that streams weights, the 128-bit accesses of a
-whole block by their number. For gfx942 the same kernels are compiled and their registers recorded, without a gate.
+Gates: no spills, no local memory, at most 64 registers; no fence, and atomic updates that are relaxed and return
+nothing; in every kernel that streams weights, the 128-bit accesses of a whole block by their number. For gfx942 the
+same kernels are compiled and their registers recorded, without a gate.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import samples  # noqa: E402
 from conftest import ptx_executor  # noqa: E402
+from cuda_build import ORDERING  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import feather_kernels as fk  # noqa: E402
@@ -117,6 +119,8 @@ def test_resources_and_access_width(name: str, architecture: int) -> None:
         assert found["STACK"] == found["LOCAL"] == 0, f"{kernel.name}: spills or local memory"
         sass = output_of("nvdisasm", "-c", cubin)
         assert not re.search(r"\b(LDL|STL)\b", sass), kernel.name
+        assert not ORDERING.search(kernel.files[".ptx"].read_text()), kernel.name
+        assert not re.search(r"\b(MEMBAR|ERRBAR|FENCE|CCTL|ATOMG?)\b", sass), kernel.name
         expected = whole_block_accesses(source)
         found = {access: len(re.findall(rf"\b{access}\.E[.\w]*\.128\b", sass)) for access in expected}
         assert found == expected, kernel.name

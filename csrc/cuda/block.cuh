@@ -13,12 +13,6 @@ __device__ __forceinline__ void add_to(int64_t* counter, int64_t count) {  // at
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
 }
 
-// Adds the counts of a warp's threads to a counter in global memory.
-__device__ __forceinline__ void add_warp(int64_t* counter, unsigned count) {
-  const unsigned sum = __reduce_add_sync(kWholeWarp, count);
-  if (sum > 0 && is_first_of_warp()) add_to(counter, sum);
-}
-
 // f over the values of a warp's threads, on each of them; f is associative and commutative.
 template <class T, class F>
 __device__ __forceinline__ T reduce_warp(T value, const F& f) {
@@ -27,6 +21,21 @@ __device__ __forceinline__ T reduce_warp(T value, const F& f) {
     value = f(value, __shfl_xor_sync(kWholeWarp, value, distance));
   }
   return value;
+}
+
+// The sum over a warp's threads, on each of them.
+__device__ __forceinline__ unsigned sum_of_warp(unsigned value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return reduce_warp(value, [](unsigned a, unsigned b) { return a + b; });
+#else
+  return __reduce_add_sync(kWholeWarp, value);
+#endif
+}
+
+// Adds the counts of a warp's threads to a counter in global memory.
+__device__ __forceinline__ void add_warp(int64_t* counter, unsigned count) {
+  const unsigned sum = sum_of_warp(count);
+  if (sum > 0 && is_first_of_warp()) add_to(counter, sum);
 }
 
 // Sums over a block, in warp_sums (kWarps). Barriers before and behind: shared memory that was written is seen, and

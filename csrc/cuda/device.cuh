@@ -22,7 +22,12 @@ namespace feather::cuda {
 #define FEATHER_CUDA_THREADS 256  // tests that give every CUDA thread one of the system's use fewer
 #endif
 constexpr int kThreads = FEATHER_CUDA_THREADS;  // of every block
-constexpr int kBlocksOnProcessor = 1536 / kThreads;  // at least: no kernel may take more than 40 registers
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kThreadsOnProcessor = 1024;  // all that it holds
+#else
+constexpr int kThreadsOnProcessor = 1536;  // at least: no kernel may take more than 40 registers
+#endif
+constexpr int kBlocksOnProcessor = kThreadsOnProcessor / kThreads;
 constexpr int kAccess = 16;                          // bytes of the widest access to memory
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 

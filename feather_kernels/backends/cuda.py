@@ -22,6 +22,7 @@ from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cuda"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
+DRIVER_OF_RUNTIME = {11: 450, 12: 525, 13: 580}  # major version of CUDA -> the oldest release that serves it
 
 _cuda: Any = None  # the module, once it was found good
 
@@ -41,10 +42,24 @@ def probe(device: torch.device) -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no CUDA device (no driver, no GPU, or a torch built for CPUs only)"
 
-    def describe(error: Exception) -> str:
-        return f"{error}; it has machine code for {_cuda.build_info()['architectures']}"
+    return launch_problem(threshold, device, lambda error: f"{error}; the module has {'; it '.join(description())}")
 
-    return launch_problem(threshold, device, describe)
+
+def description() -> list[str]:
+    """What the loaded module is compiled for, and what driver it needs."""
+    names = _cuda.build_info()["architectures"].split()
+    code = ", ".join(name for name in names if not name.startswith("compute_")) or "no GPU"
+    ptx = ", ".join(name for name in names if name.startswith("compute_"))
+    needs = f"needs an NVIDIA driver for CUDA {runtime_major()}"
+    if release := DRIVER_OF_RUNTIME.get(runtime_major()):
+        needs += f", R{release} or newer"
+    return [f"machine code for {code}" + (f", and PTX of {ptx} for newer GPUs" if ptx else ""), needs]
+
+
+def runtime_major() -> int:
+    """The major version of the CUDA runtime that the loaded module is linked with."""
+    compiler: str = _cuda.build_info()["compiler"]
+    return int(compiler.removeprefix("nvcc ").partition(".")[0])
 
 
 def load_module() -> str | None:

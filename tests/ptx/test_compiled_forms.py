@@ -176,7 +176,7 @@ WARP_AND_MEMORY = [  # 128 threads, one an element; the inputs repeat themselves
     case("redux.sync.max.u32 %out, %a, -1;", u32(ALL, ALL), u32(ALL, 3)),
     case("redux.sync.min.u32 %out, %a, -1;", u32(3, 3), u32(ALL, 3)),
     case("shfl.sync.up.b32 %out, %a, 1, 0, -1;", u32(8, 8, 9), u32(8, 9, 7)),
-    case("atom.global.gpu.acq_rel.min.s64 %rd9, [%rd0], -2; ld.global.u64 %out, [%rd0];", s64(-5, -2), s64(-5, 7)),
+    case("atom.global.gpu.relaxed.min.s64 %rd9, [%rd0], -2; ld.global.u64 %out, [%rd0];", s64(-5, -2), s64(-5, 7)),
     case("atom.global.gpu.acq_rel.add.u64 %rd9, [%rd0], 1; ld.global.u64 %out, [%rd0];", u64(1 << 32), u64(ALL)),
     case("atom.global.gpu.relaxed.add.u64 %rd9, [%rd0], 1; ld.global.u64 %out, [%rd0];", u64(1 << 32, 8), u64(ALL, 7)),
     case("red.global.gpu.relaxed.add.u64 [%rd0], 1; ld.global.u64 %out, [%rd0];", u64(1 << 32, 8), u64(ALL, 7)),

@@ -43,9 +43,9 @@ FEATHER_HOST_DEVICE double float_of(uint64_t bits) { return bit_cast<double>(bit
 FEATHER_HOST_DEVICE float to_float(BFloat16 value) { return float_of(static_cast<uint32_t>(value.bits) << 16); }
 
 // Round to nearest, ties to even; every NaN becomes the quiet one of its sign. (On a CUDA device the conversions are
-// its instructions, whose NaN has no sign.)
+// its instructions, whose NaN has no sign; for bfloat16 from sm_80 on.)
 FEATHER_HOST_DEVICE BFloat16 to_bfloat16(float value) {
-#if defined(__CUDA_ARCH__)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   BFloat16 result;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(value));
   return result;

@@ -56,8 +56,8 @@ def bracket_kernel(
             single = (place.to(tl.uint32, bitcast=True) < BINS) & (place != center)
             tl.atomic_add(bins + place, tl.full((BLOCK,), 1, tl.int64), mask=single, sem="relaxed")
         total = tl.sum(less_and_ties, 0)
-        tl.atomic_add(below + row, (total & 0xFFFF).to(tl.int64))
-        tl.atomic_add(bins + center, (total >> 16).to(tl.int64))
+        tl.atomic_add(below + row, (total & 0xFFFF).to(tl.int64), sem="relaxed")
+        tl.atomic_add(bins + center, (total >> 16).to(tl.int64), sem="relaxed")
 
 
 @Kernel

@@ -25,7 +25,7 @@ def count_kernel(
     for i in range(LOOP):
         w = load_magnitudes(address, aligned, i * BLOCK, elements, STORED, DTYPE, BLOCK)
         pruned += is_pruned(w, t).to(tl.int32)  # NaN, as beyond the end, is not
-    tl.atomic_add(counts + index, tl.sum(pruned, 0).to(tl.int64))
+    tl.atomic_add(counts + index, tl.sum(pruned, 0).to(tl.int64), sem="relaxed")
 
 
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:

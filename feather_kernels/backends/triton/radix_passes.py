@@ -48,7 +48,7 @@ def histogram_kernel(
                 wanted = inside & ((key >> SHIFT) // PART == upper)
                 found += tl.histogram(((key >> SHIFT) & (PART - 1)).to(tl.int32), PART, mask=wanted)
             bins = counts + row * BINS + part * PART + tl.arange(0, PART)
-            tl.atomic_add(bins, found.to(tl.int64), mask=found > 0)
+            tl.atomic_add(bins, found.to(tl.int64), mask=found > 0, sem="relaxed")
 
 
 @Kernel
@@ -133,7 +133,7 @@ def smallest_above_kernel(
         for i in range(LOOP):
             key = load_keys(address, aligned, i * BLOCK, elements, scale, SCALED, STORED, DTYPE, BLOCK)
             least = tl.minimum(least, tl.where(key > bound, key.to(tl.int64), NAN_KEY))
-        tl.atomic_min(keys + 2 * tl.load(group_of_row + row) + 1, tl.min(least, 0))
+        tl.atomic_min(keys + 2 * tl.load(group_of_row + row) + 1, tl.min(least, 0), sem="relaxed")
 
 
 def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:

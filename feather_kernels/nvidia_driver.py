@@ -1,0 +1,42 @@
+"""The NVIDIA driver of this machine, by the driver's own library; no GPU is touched and no context made."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+RELEASE = Path("/proc/driver/nvidia/version")
+
+
+class Driver(NamedTuple):
+    """The CUDA version that a driver serves, as (major, minor), and its release, "" where the system does not say."""
+
+    cuda: tuple[int, int]
+    release: str
+
+    def __str__(self) -> str:
+        version = f"CUDA {self.cuda[0]}.{self.cuda[1]}"
+        return f"{self.release}, for {version}" if self.release else f"for {version}"
+
+
+def installed() -> Driver | None:
+    """The driver, or None where there is none."""
+    version = ctypes.c_int()
+    try:
+        if ctypes.CDLL(LIBRARY).cuDriverGetVersion(ctypes.byref(version)) != 0:
+            return None
+    except (OSError, AttributeError):
+        return None
+    return Driver((version.value // 1000, version.value % 1000 // 10), _release())
+
+
+def _release() -> str:
+    try:
+        found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", RELEASE.read_text())
+    except OSError:
+        return ""
+    return found[0] if found else ""
