@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.overrides
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
@@ -89,9 +90,35 @@ def outside_transforms(tensor: Tensor) -> tuple[Tensor | None, bool]:
 
 
 def without_transforms() -> AbstractContextManager[Any]:
-    """A context in which the transforms of torch.func that are active do not see what is computed."""
+    """A context in which the transforms of torch.func that are active do not see what is computed.
+
+    Raises:
+        RuntimeError: torch does not offer that.
+    """
     if not in_transform():
         return nullcontext()
     from torch._functorch import pyfunctorch
 
-    return pyfunctorch.temporarily_clear_interpreter_stack()
+    clear = getattr(pyfunctorch, "temporarily_clear_interpreter_stack", None)
+    if clear is None:
+        raise RuntimeError("this version of torch cannot select thresholds of other weights inside of torch.func")
+    return clear()
+
+
+outside_compilers: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda function: function)
+"""Has compilers leave a function to Python, as ``torch.compiler.disable``, which imports the compiler."""
+
+_function_mode: Callable[[], Any] | None = getattr(torch.overrides, "_get_current_function_mode", None)
+
+
+def is_innermost(mode: Any) -> bool:
+    """Whether the torch function mode was entered last of those that are active; True where torch does not say."""
+    return _function_mode is None or _function_mode() is mode
+
+
+def has_compiled_parts(model: nn.Module) -> bool:
+    """Whether a module of the model is compiled."""
+    return any(
+        getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
+        for module in model.modules()
+    )

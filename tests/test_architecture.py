@@ -55,7 +55,7 @@ def test_imports_only_what_stands_below(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_fit_in_a_head(path: Path) -> None:
     source = path.read_text()
-    assert source.count("\n") <= 350
+    assert source.count("\n") <= 400
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             assert node.end_lineno is not None

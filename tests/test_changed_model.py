@@ -207,3 +207,34 @@ def test_a_report_on_sharded_weights_is_an_error(tmp_path: Any) -> None:
                 look()
     finally:
         dist.destroy_process_group()
+
+
+def test_a_step_that_fails_does_not_count_and_detach_is_the_way_out() -> None:
+    model = two_layers()
+    sparsifier = constant(model)
+    sparsifier.step()
+    model[2].weight = nn.Parameter(torch.randn(20, 64))
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="had shape"):
+            sparsifier.step()
+    assert sparsifier.step_count == 1
+    sparsifier.detach()
+    assert type(model[0]) is type(model[2]) is nn.Linear
+
+
+def test_detach_keeps_the_report_of_a_model_whose_layers_have_moved() -> None:
+    model = two_layers()
+    sparsifier = constant(model)
+    model[2] = nn.Sequential(model[2])
+    sparsifier.detach()
+    assert [layer.name for layer in sparsifier.report().layers] == ["0", "2"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"targets": ["0", "2"]}, {"min_numel": 60}, {"filter_fn": lambda m, _: m.bias.numel() > 9}]
+)
+def test_later_layers_that_the_user_would_leave_dense_are_not_warned_about(options: Any) -> None:
+    model = two_layers()
+    sparsifier = constant(model, **options)
+    model.append(nn.Linear(10, 5))
+    sparsifier.finalize()

@@ -54,9 +54,9 @@ def constant(sparsity: float = 0.7, **options: Any) -> tuple[nn.Module, fk.Spars
 def selections(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[CurrentThresholds]]:
     """Every selection made inside it."""
     made: list[CurrentThresholds] = []
-    select = CurrentThresholds.select
+    select = CurrentThresholds._select
     monkeypatch.setattr(
-        CurrentThresholds, "select", lambda self, **options: (made.append(self), select(self, **options))[1]
+        CurrentThresholds, "_select", lambda self, *arguments: (made.append(self), select(self, *arguments))[1]
     )
     yield made
     monkeypatch.undo()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode_stack
 
 import feather_kernels as fk
 
@@ -123,3 +124,54 @@ def test_weights_without_memory_get_thresholds_of_the_real_ones() -> None:
         y.sum().backward()
         member(x()).sum().backward()
         torch.testing.assert_close(parameters["weight"].grad, member.weight.grad)
+
+
+class Recursive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.linear, self.fails = nn.Linear(8, 8), False
+
+    def forward(self, x: Tensor, depth: int = 1) -> Tensor:
+        if self.fails:
+            raise KeyError("user error")
+        return self.linear(self(x, depth - 1) if depth else x)
+
+
+def test_a_forward_inside_a_forward_gives_the_thresholds_back_in_order() -> None:
+    model = Recursive()
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.6))
+    before = model(x())
+    functional_call(model, parameters_of(model, 5.0), (x(),))
+    assert model(x()).equal(before)
+    for _ in range(2):
+        with torch.no_grad():
+            model.linear.weight.mul_(1.5)
+        sparsifier.step()
+        assert sparsifier.threshold.equal(fk.functional.magnitude_threshold(model.linear.weight, 0.6))
+
+
+def test_an_error_of_the_users_forward_stays_that_error() -> None:
+    model = Recursive()
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.6))
+    own = sparsifier.threshold
+    model.fails = True
+    with pytest.raises(KeyError, match="user error"):
+        functional_call(model, parameters_of(model, 5.0), (x(),))
+    assert sparsifier.threshold is own
+    assert not _get_current_function_mode_stack()
+
+
+def test_an_interrupt_in_a_functional_call_is_cleaned_up_by_the_next_forward() -> None:
+    model, sparsifier = linear()
+    before = model(x())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = model.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        functional_call(model, parameters_of(model, 5.0), (x(),))
+    handle.remove()
+    assert model(x()).equal(before)
+    sparsifier.step()

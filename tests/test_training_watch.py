@@ -244,29 +244,83 @@ def test_the_mode_ends_with_the_forward_also_after_errors_and_interrupts() -> No
     model(x()).sum().backward()
     sparsifier.step()
     assert not _get_current_function_mode_stack()
-    assert not model._forward_hooks
+
+
+def test_an_interrupt_is_cleaned_up_even_where_no_step_follows() -> None:
+    def read(h: Tensor, weight: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+    model = CalledAndRead(read)
+    sparsifier = sparse(model)
+    with pytest.raises(KeyboardInterrupt):
+        model(x())
+    assert _get_current_function_mode_stack()  # torch runs no hooks then
+    with torch.device("meta"):
+        sparsifier.detach()
+        assert torch.empty(1).device.type == "meta", "the user's mode is still there"
+    (blind,) = _get_current_function_mode_stack()
+    blind.__exit__(None, None, None)
+
+
+class Waits(LanguageModel):
+    """Without gradients its forward stays inside until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.go = threading.Event(), threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.head(self.body(x))
+        if torch.is_grad_enabled():
+            return h + self.head.weight.sum()
+        self.inside.set()
+        self.go.wait()
+        return h
 
 
 def test_threads_are_watched_apart() -> None:
-    model = CalledAndRead(lambda h, weight: 0.0)
+    """One evaluates, from before until after the training forward of another."""
+    model = Waits()
     sparsifier = sparse(model)
-    stop = threading.Event()
 
     def evaluate() -> None:
-        while not stop.is_set():
-            with torch.no_grad():
-                model(x())
+        with torch.no_grad():
+            model(x())
+        left.extend(_get_current_function_mode_stack())
 
+    left: list[Any] = []
     thread = threading.Thread(target=evaluate)
     thread.start()
+    model.inside.wait()
     try:
-        for _ in range(20):
+        with pytest.warns(fk.SparsityWarning, match="head is a sparse layer"):
             model(x()).sum().backward()
+        assert len(sparsifier._current.watch._record.addresses) == 2
+        assert not _get_current_function_mode_stack()
     finally:
-        stop.set()
+        model.go.set()
         thread.join()
+    assert not left
     sparsifier.step()
-    assert not model._forward_hooks
+
+
+def test_a_term_over_all_parameters_has_a_remedy() -> None:
+    for options in ({}, {"read_directly": ["expert"]}):
+        model = nn.ModuleDict({"used": nn.Linear(16, 4), "expert": nn.Linear(16, 4)})
+        sparsifier = sparse(model, **options)
+        (model["used"](x()).sum() + 0 * sum(p.sum() for p in model.parameters())).backward()
+        if options:
+            sparsifier.step()
+        else:
+            with pytest.raises(RuntimeError, match=r"expert\. .*term over all Parameters: .*read_directly"):
+                sparsifier.step()
+
+
+def test_training_in_eval_mode_may_call_a_part() -> None:
+    model = LanguageModel().eval()
+    sparsifier = sparse(model)
+    model.body(model.body(model(x())[:, :16])).sum().backward()
+    sparsifier.step()
 
 
 def test_compiled_parts_are_compiled_once() -> None:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.sparsify.selection import PrunableWeight
+from feather_kernels.torch_private import outside_compilers
 
 # where wrappers keep the optimizer: accelerate and Lightning, SAM, opacus, torch's PostLocalSGDOptimizer
 WRAPPED = ("optimizer", "base_optimizer", "original_optimizer", "optim")
@@ -25,7 +26,7 @@ class Attachment:
 
     def add(
         self, optimizer: Any, weights: Sequence[PrunableWeight], advance: Callable[[Tensor | None], None]
-    ) -> Handles:
+    ) -> RemovableHandle:
         """Call ``advance(found_inf)`` after each step of the innermost optimizer that ``optimizer`` wraps.
 
         ``found_inf`` is the tensor in which a GradScaler says that the optimizer has skipped its step, if there is one.
@@ -38,18 +39,19 @@ class Attachment:
         if self.active:
             raise RuntimeError("the sparsifier is attached already: remove() the handle of the first attach()")
 
-        outermost = OutermostCall()
-
-        def before_step(*_: Any) -> None:
-            outermost.begin(sys._getframe(1))
-
+        @outside_compilers
         def after_step(stepped: Optimizer, *_: Any) -> None:
-            if outermost.end(sys._getframe(1)):
+            if not _is_nested(stepped, sys._getframe(1)):
                 advance(getattr(stepped, "found_inf", None))  # set where the optimizer itself skips
 
-        before = innermost.register_step_pre_hook(before_step)
-        self._handles += [before, innermost.register_step_post_hook(after_step)]
-        return Handles(before, self._handles[-1])
+        self._handles = [innermost.register_step_post_hook(after_step)]
+        return self._handles[0]
+
+    @property
+    def used(self) -> bool:
+        """Whether it was attached, and not removed since; the optimizer may have gone."""
+        hooks = [handle.hooks_dict_ref() for handle in self._handles]
+        return any(hook is None or handle.id in hook for hook, handle in zip(hooks, self._handles, strict=True))
 
     @property
     def active(self) -> bool:
@@ -65,41 +67,17 @@ class Attachment:
         return {"_handles": []}
 
 
-class Handles:
-    """The hooks that follow an optimizer; ``remove()`` undoes them."""
+def _is_nested(optimizer: Optimizer, frame: FrameType | None) -> bool:
+    """Whether a step of the optimizer was called by another of its own: torch runs hooks for ``super().step()`` too.
 
-    def __init__(self, *handles: RemovableHandle) -> None:
-        self._handles = handles
-
-    def remove(self) -> None:
-        """Follow the optimizer no longer."""
-        for handle in self._handles:
-            handle.remove()
-
-
-class OutermostCall:
-    """Tells the outermost of nested calls: torch's hooks run for ``step`` and for the ``super().step()`` in it."""
-
-    def __init__(self) -> None:
-        self._frame: FrameType | None = None
-
-    def begin(self, frame: FrameType) -> None:
-        """A call begins in ``frame``."""
-        if self._frame is None or not _encloses(self._frame, frame):  # else it is nested, or one that raised
-            self._frame = frame
-
-    def end(self, frame: FrameType) -> bool:
-        """Whether the call that ends in ``frame`` is the outermost."""
-        if self._frame is not frame:
-            return False
-        self._frame = None
-        return True
-
-
-def _encloses(outer: FrameType, frame: FrameType | None) -> bool:
-    while frame is not None and frame is not outer:
+    torch's function around ``step`` has the optimizer as its ``self``.
+    """
+    calls = 0
+    while frame is not None:
+        around = frame.f_code.co_filename == Optimizer.__init__.__code__.co_filename
+        calls += around and frame.f_locals.get("self") is optimizer
         frame = frame.f_back
-    return frame is outer
+    return calls > 1
 
 
 def unwrap(optimizer: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer, WeightVersion
 from feather_kernels.nn.thresholds import Thresholds
+from feather_kernels.sparsify.forward_ends import ForwardEnds
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
 from feather_kernels.sparsify.held_weights import checksum, has_memory
 from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
@@ -24,6 +26,7 @@ from feather_kernels.sparsify.training_watch import TrainingWatch
 from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")
+_NO_VALUES = "thresholds cannot be selected under FakeTensorMode, whose tensors hold no values"
 _STALE_TRACE = (
     "the weights have changed since the thresholds were selected, and a trace would hold both: call the model once, or "
     "Sparsifier.refresh(), before it is traced or exported; or finalize() a copy and export that"
@@ -83,6 +86,7 @@ class CurrentThresholds:
         self._looked_at = -1  # the step count at which the bytes were last known to be those selected from
         self.watch: TrainingWatch | None = None
         self.step_watch = StepWatch()
+        self._ends = ForwardEnds()
 
     @property
     def position(self) -> SchedulePosition:
@@ -113,8 +117,11 @@ class CurrentThresholds:
         if self.policy is None:
             raise RuntimeError("a model that was pickled with a scope that is a function cannot select thresholds")
         if is_fake(self.weights[0].parameter):
-            raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
-        parameters = self._check_places()
+            raise RuntimeError(_NO_VALUES)
+        self._select(self._check_places(), unseen)
+
+    def _select(self, parameters: Sequence[Tensor], unseen: bool = False) -> None:
+        assert self.policy is not None
         with torch.inference_mode(False), torch.no_grad():
             values = self._per_use(select_at(self.position, self.policy, parameters))
             self.thresholds.assign(values, self._scales(values, self.policy), unseen=unseen)
@@ -123,13 +130,21 @@ class CurrentThresholds:
         self._as_copied = self.restored = False
         self.thresholds.followed = True
 
-    def after_step(self) -> None:
-        """Select at the next position of the schedule, for copies too whose hook has never run.
+    def step(self, model: nn.Module, skipped: Tensor | None) -> None:
+        """One optimizer step further, unless it was ``skipped``; for copies too whose hook has never run.
 
-        Their forward may be compiled, and then their hook never runs.
+        Their forward may be compiled, and then their hook never runs. What raises leaves the position where it was.
         """
+        self._ends.clean(sys._getframe())
+        self.places.check(model)
+        if is_fake(self.weights[0].parameter):
+            raise RuntimeError(_NO_VALUES)
+        parameters = self._check_places()
+        if self.watch is not None and self.watch.step():
+            self.stop_watching()
+        self.position.advance(skipped)
         self.step_watch.step()
-        self.select()
+        self._select(parameters)
         for copied in list(self.position.followers):
             if copied is not self and not copied._ran:
                 copied._select_unasked()
@@ -142,6 +157,7 @@ class CurrentThresholds:
 
     def stop_watching(self) -> None:
         """End the watch over the first training step."""
+        self._ends.clean(sys._getframe())
         if self.watch is not None:
             self.watch.stop()
             self.watch = None
@@ -201,17 +217,23 @@ class CurrentThresholds:
         current = self.restored or (self.is_current() and self._has_the_bytes(switched))
         if not current and module.training and torch.is_grad_enabled():
             self.step_watch.weights_changed()
+        undo: list[Callable[[], None]] = []
         if current and (self.restored or not switched or self._as_copied):
             settled = True
         elif self._is_functional_call():
-            self._lend(module, switched)
-            settled = False
+            undo, settled = self._lend(switched), False
         else:
             settled = self._refresh(current)
         if settled or self._training is None:
             self._training = module.training
         if self.watch is not None:
-            self.watch.forward_begins(module)
+            undo += self.watch.forward_begins(module)
+        self._ends.begin(sys._getframe(1), undo)
+
+    def forward_ended(self, *_: Any) -> None:
+        """The forward hook of the model, also after an exception."""
+        if not torch.compiler.is_compiling():
+            self._ends.end()
 
     def refresh_if_stale(self) -> None:
         """Select if the weights have changed and nothing forbids it."""
@@ -242,21 +264,18 @@ class CurrentThresholds:
             return True
         return self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
 
-    def _lend(self, module: nn.Module, switched: bool) -> None:
+    def _lend(self, switched: bool) -> list[Callable[[], None]]:
         """Thresholds, for this forward alone, of weights that are not the model's own or cannot be written for here."""
         weights = plain_weights(self._held())
-        if weights is None or self._must_wait() or self.policy is None:
-            return
-        if not switched and self._are_own(weights):
-            return
+        if weights is None or self._must_wait() or self.policy is None or (not switched and self._are_own(weights)):
+            return []
         policy, distinct = self.policy, [weights[index] for index in self._firsts]
-        pairs = lend(
-            module,
-            [use.binding for use in self._uses],
-            lambda: self._per_use(select_at(self.position, policy, distinct)),
-        )
+        bindings = [use.binding for use in self._uses]
+        own = [binding.value.data_ptr() for binding in bindings]
+        lent, give_back = lend(bindings, lambda: self._per_use(select_at(self.position, policy, distinct)))
         if self.watch is not None:
-            self.watch.stands_for.update((lent.data_ptr(), own.data_ptr()) for own, lent in pairs)
+            self.watch.stands_for.update(zip([value.data_ptr() for value in lent], own, strict=True))
+        return [give_back]
 
     def _are_own(self, weights: Sequence[Tensor]) -> bool:
         """Whether these are views of the weights that the thresholds were selected from, with the same values."""

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from feather_kernels.errors import SparsityWarning
 from feather_kernels.sparsify.selection import Use
-from feather_kernels.torch_private import in_transform
-
-_LIBRARIES = tuple(str(Path(str(module.__file__)).parent) for module in (torch, sys.modules["feather_kernels"]))
+from feather_kernels.sparsify.user_code import warn_user
+from feather_kernels.torch_private import in_transform, is_innermost
 
 
 class DirectReads(TorchFunctionMode):
@@ -31,6 +25,12 @@ class DirectReads(TorchFunctionMode):
         self._uses = uses
         self._found: set[int] = set()
         self.begin()
+
+    def leave(self) -> None:
+        """Look no more; where another mode was entered since and not left, this one stays on the stack, blind."""
+        if is_innermost(self):
+            self.__exit__(None, None, None)
+        self._by_parameter.clear()
 
     def begin(self) -> None:
         """Look up the Parameters that the layers hold now."""
@@ -51,16 +51,12 @@ class DirectReads(TorchFunctionMode):
     def _warn(self, use: Use, parameter: Tensor, function: str) -> None:
         self._found.add(id(parameter))
         del self._by_parameter[id(parameter)]
-        caller = _caller(sys._getframe(2))
-        place = ("unknown", 0) if caller is None else (caller.f_code.co_filename, caller.f_lineno)
         if function == "__get__":
             function = "an attribute such as .T"
-        warnings.warn_explicit(
+        warn_user(
             f"{use.name} is a sparse layer, but here its Parameter itself is an operand of {function}: what is "
             f"computed from it trains dense. Call the layer; or name it in read_directly=[{use.layer_name!r}], so that "
             "its attribute gives the sparse weight; or leave it dense with ignore=[...]",
-            SparsityWarning,
-            *place,
         )
 
 
@@ -70,10 +66,3 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from (item for item in value if isinstance(item, Tensor))
-
-
-def _caller(frame: FrameType | None) -> FrameType | None:
-    """The innermost caller outside of torch and of this package."""
-    while frame is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
-        frame = frame.f_back
-    return frame

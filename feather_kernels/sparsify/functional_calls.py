@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from feather_kernels.nn.thresholds import ThresholdBinding
-from feather_kernels.sparsify.after_forward import after_forward
 from feather_kernels.torch_private import outside_transforms, without_transforms
 
 
@@ -34,21 +33,18 @@ def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:
     return plain
 
 
-def lend(
-    module: nn.Module, bindings: Sequence[ThresholdBinding], select: Callable[[], Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Give the layers other thresholds until the forward of ``module`` that is about to run has ended.
+def lend(bindings: Sequence[ThresholdBinding], select: Callable[[], Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
+    """Give the layers other thresholds.
 
     Args:
-        module: the model.
         bindings: one per use of a weight.
         select: returns the (uses,) thresholds; called outside of the transforms that are active.
 
     Returns:
-        The own and the lent threshold of every use.
+        The lent thresholds, and what gives the layers their own back.
     """
     with without_transforms(), torch.inference_mode(False), torch.no_grad():
-        lent = select().contiguous().unbind()
+        lent = list(select().contiguous().unbind())
         own = [(binding.value, binding.grad_scale) for binding in bindings]
         for binding, value in zip(bindings, lent, strict=True):
             binding.value = value
@@ -59,5 +55,4 @@ def lend(
         for binding, (value, grad_scale) in zip(bindings, own, strict=True):
             binding.value, binding.grad_scale = value, grad_scale
 
-    after_forward(module, give_back)
-    return [(value, other) for (value, _), other in zip(own, lent, strict=True)]
+    return lent, give_back

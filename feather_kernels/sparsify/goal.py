@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
-from feather_kernels.errors import SparsityWarning
 from feather_kernels.sparsify.layer_places import ADDED
 from feather_kernels.sparsify.report import Report
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 from feather_kernels.sparsify.selection import Use
+from feather_kernels.sparsify.user_code import warn_user
 
 
 def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | None) -> None:
@@ -16,7 +14,7 @@ def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | N
     messages = _unfinished(report, schedule, total_steps), _missed(report, schedule), _empty(report), _added(report)
     for message in messages:
         if message is not None:
-            warnings.warn(message, SparsityWarning, stacklevel=3)
+            warn_user(message)
 
 
 def warn_of_thawed(frozen: list[Use]) -> list[Use]:
@@ -26,11 +24,9 @@ def warn_of_thawed(frozen: list[Use]) -> list[Use]:
     held = [(use, use.module._parameters.get(use.parameter_name)) for use in frozen]
     thawed = [use for use, parameter in held if parameter is not None and parameter.requires_grad]
     if thawed:
-        warnings.warn(
+        warn_user(
             "weights that were frozen when the model was made sparse, and so stay dense, require a gradient now: "
             f"{', '.join(use.name for use in thawed)}. Make the model sparse while they do, or name them in targets",
-            SparsityWarning,
-            stacklevel=4,
         )
     return [use for use in frozen if use not in thawed]
 

@@ -12,7 +12,7 @@ from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
 from feather_kernels.sparsify.left_dense import adapter_of
 from feather_kernels.sparsify.names import canonical
-from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer, Use
+from feather_kernels.sparsify.selection import Choice, PrunableWeight, SkippedLayer, Use
 
 ADDED = "came into the model after it was made sparse"
 
@@ -36,16 +36,18 @@ class LayerPlaces:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _known=WeakSet(state["_known"]))
 
-    def added(self, model: nn.Module) -> list[SkippedLayer]:
-        """Dense layers that are in ``model`` now, and that it would prune if they had been when it was made sparse."""
+    def added(self, model: nn.Module, choice: Choice) -> list[SkippedLayer]:
+        """Dense layers that are in ``model`` now, and would be pruned if they had been when it was made sparse."""
         modules = dict(model.named_modules())
         added = []
         for path, module in modules.items():
             if module not in self._known and not isinstance(module, SparseLayer):
                 weights = [module._parameters[name] for name in prunable_names(module)]
                 numel = sum(weight.numel() for weight in weights if weight is not None and weight.requires_grad)
-                if numel and adapter_of(path, modules) is None:
-                    added.append(SkippedLayer(canonical(path, modules), ADDED, numel, 0))
+                names = canonical(path, modules), path
+                left = choice.why_left(names, module, [weight for weight in weights if weight is not None])
+                if numel and left is None and adapter_of(path, modules) is None:
+                    added.append(SkippedLayer(names[0], ADDED, numel, 0))
         return added
 
     def check(self, model: nn.Module) -> None:

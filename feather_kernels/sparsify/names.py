@@ -13,14 +13,21 @@ ROOT = "(root)"  # how the model itself is called where it is a layer
 # children under which torch.compile, FSDP and activation checkpointing keep the module that they wrap
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
+# classes that keep it under "module"
+WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "AveragedModel")
+
 
 def canonical(path: str, modules: Mapping[str, nn.Module]) -> str:
     """A path without the components that wrappers add; ``modules`` are the model's, by path.
 
-    ``module`` is one of them where the module above it has no Parameters and no other child, as in DataParallel,
-    DistributedDataParallel and AveragedModel.
+    ``module`` is one of them under the classes of ``WRAPPERS``, and around the whole model where the module above it
+    has no Parameters and no other child.
     """
-    return ".".join(child for child, parent in steps(path, modules) if not _is_wrapped(child, parent))
+    kept: list[str] = []
+    for child, parent in steps(path, modules):
+        if not _is_wrapped(child, parent, outermost=not kept):
+            kept.append(child)
+    return ".".join(kept)
 
 
 def steps(path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
@@ -31,10 +38,14 @@ def steps(path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn
         around = f"{around}.{child}".lstrip(".")
 
 
-def _is_wrapped(child: str, parent: nn.Module) -> bool:
+def _is_wrapped(child: str, parent: nn.Module, outermost: bool) -> bool:
     if child in WRAPPED:
         return True
-    return child == "module" and list(parent._modules) == [child] and not parent._parameters
+    if child != "module" or isinstance(parent, nn.ModuleDict):
+        return False
+    if any(ancestor.__name__ in WRAPPERS for ancestor in type(parent).__mro__):
+        return True
+    return outermost and list(parent._modules) == [child] and not parent._parameters
 
 
 def same_layer(saved: str, own: str) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.ops.schema import check_power
 from feather_kernels.sparsify import layers
-from feather_kernels.sparsify.attachment import Attachment, Handles
+from feather_kernels.sparsify.attachment import Attachment
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.goal import warn_of_thawed, warn_unless_reached
@@ -31,6 +33,7 @@ from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_st
 from feather_kernels.sparsify.selection import Choice, FilterFn, select_weights
 from feather_kernels.sparsify.state import check_state, warn_of_schedule
 from feather_kernels.sparsify.training_watch import TrainingWatch
+from feather_kernels.torch_private import outside_compilers
 
 
 class Sparsifier:
@@ -97,9 +100,9 @@ class Sparsifier:
         check_power(power)
         scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(recompute, capturable, scope)
-        choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
+        self._choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
-        self.weights, self.skipped, self._frozen = select_weights(model, choice)
+        self.weights, self.skipped, self._frozen = select_weights(model, self._choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
@@ -124,7 +127,8 @@ class Sparsifier:
         except Exception:
             layers.make_dense(self.weights)
             raise
-        self._hook = model.register_forward_pre_hook(self._current)
+        before = model.register_forward_pre_hook(self._current)
+        self._hooks = before, model.register_forward_hook(self._current.forward_ended, always_call=True)
         self._current.watch = TrainingWatch(layers.uses_of(self.weights))
 
     # ------------------------------------------------------------------------------------------------ training
@@ -148,18 +152,15 @@ class Sparsifier:
             )
         self._advance()
 
+    @outside_compilers
     def _advance(self, found_inf: Tensor | None = None) -> None:
         """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
-        self._current.places.check(self.model)
         self._frozen = warn_of_thawed(self._frozen)
-        if self._current.watch is not None and self._current.watch.step():
-            self._current.stop_watching()
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
-        self._position.advance(found_inf)
-        self._current.after_step()
+        self._current.step(self.model, found_inf)
 
-    def attach(self, optimizer: Any) -> Handles:
+    def attach(self, optimizer: Any) -> RemovableHandle:
         """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
 
         Steps that a GradScaler skips because of infinite gradients do not count. A wrapper that holds the optimizer as
@@ -172,7 +173,7 @@ class Sparsifier:
         """
         self._check_live("attach")
         handle = self._attachment.add(optimizer, self.weights, self._advance)
-        self._current.step_watch.attached = True
+        self._current.step_watch.attachment = self._attachment
         return handle
 
     @property
@@ -245,10 +246,13 @@ class Sparsifier:
         return self.model
 
     def detach(self) -> nn.Module:
-        """Give the layers their dense classes back and leave the weights as they are, dense; returns the model."""
+        """Give the layers their dense classes back and leave the weights as they are, dense; returns the model.
+
+        The report stays available, unless the model has changed since.
+        """
         self._check_live("detach")
         layers.check_not_parametrized(self.weights)
-        if self._current.places.intact():
+        with contextlib.suppress(RuntimeError, ValueError):  # a model that has changed has none, but gets its layers
             self._final_report = self.report()
         self._end("detach")
         return self.model
@@ -263,7 +267,7 @@ class Sparsifier:
         self._current.check_model(self.model)
         self._current.refresh_if_stale()
         measured = measure_layers(self.weights, self._policy, self.sparsity)
-        skipped = *self.skipped, *self._current.places.added(self.model)
+        skipped = *self.skipped, *self._current.places.added(self.model, self._choice)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         budget = self._policy.budget(self.sparsity)
         return Report(self.step_count, self.sparsity, tuple(measured), skipped, parameters, budget)
@@ -308,7 +312,8 @@ class Sparsifier:
     def _end(self, how: str) -> None:
         layers.make_dense(self.weights)
         self._attachment.remove()
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         self._current.stop_watching()
         self._current.forget_position()
         self._ended = how
@@ -326,7 +331,8 @@ class Sparsifier:
     def __getstate__(self) -> dict[str, Any]:
         """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
         schedule = self._position.schedule, self._position.scale_at, self._position.device_schedule
-        return {**self.__dict__, "_schedule": schedule}
+        choice = Choice()  # the user's may hold a function, which may not pickle
+        return {**self.__dict__, "_choice": choice, "_schedule": schedule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Give the position, pickled at a fixed sparsity with the models that share it, its schedule again."""

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
+from feather_kernels.sparsify.attachment import Attachment
+from feather_kernels.sparsify.user_code import warn_user
 
-from feather_kernels.errors import SparsityWarning
-
-_OUTSIDE = 7  # frames from here to the caller of the model
+PATIENCE = 100  # training forwards; optimizers that call the model themselves take many of them for one step
 
 
 class StepWatch:
     """Counts the training forwards that find the weights changed since the last step.
 
     Attributes:
-        attached: whether an optimizer is to step.
+        attachment: the optimizers that are to step, if any.
     """
 
     def __init__(self) -> None:
-        self.attached = False
+        self.attachment: Attachment | None = None
         self._stepped = False
         self._changes = 0
 
@@ -28,17 +27,16 @@ class StepWatch:
     def weights_changed(self) -> None:
         """A training forward has found other weights than the last one; warns if that goes on without a step."""
         self._changes += 1
-        if self.attached and self._changes == 3:
-            warnings.warn(
-                "the weights have changed before 3 training forwards in a row, but the optimizer that the sparsifier "
-                "is attached to has not stepped: attach() to the optimizer that does, or call step() yourself",
-                SparsityWarning,
-                stacklevel=_OUTSIDE,
+        if self._changes != PATIENCE:
+            return
+        what = f"the weights have changed before {PATIENCE} training forwards, but"
+        if self.attachment is not None and self.attachment.used:
+            warn_user(
+                f"{what} the optimizer that the sparsifier is attached to has not stepped: attach() to the optimizer "
+                "that does, or call step() yourself"
             )
-        if not self.attached and not self._stepped and self._changes == 100:
-            warnings.warn(
-                "the weights have changed before 100 training forwards, but Sparsifier.step() has not been called: the "
-                "sparsity stays where the schedule begins. Call it after every optimizer.step(), or attach() it",
-                SparsityWarning,
-                stacklevel=_OUTSIDE,
+        elif not self._stepped:
+            warn_user(
+                f"{what} Sparsifier.step() has not been called: the sparsity stays where the schedule begins. Call it "
+                "after every optimizer.step(), or attach() it"
             )

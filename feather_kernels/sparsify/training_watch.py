@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.ops.call_record import CallRecord
-from feather_kernels.sparsify.after_forward import after_forward
 from feather_kernels.sparsify.direct_reads import DirectReads
 from feather_kernels.sparsify.selection import Use
-from feather_kernels.torch_private import tracing
+from feather_kernels.torch_private import has_compiled_parts, tracing
 
 
 class TrainingWatch:
@@ -24,12 +23,14 @@ class TrainingWatch:
     run.
 
     A training forward is one of the model in training mode with grad mode on. A model that never has one is taken to
-    be trained in ``eval()`` mode; calls that bypass the model (compiled code, submodules alone) count as training.
+    be trained in ``eval()`` mode; calls that bypass the model (compiled code, submodules alone) count as training. A
+    layer in the form "read" may get a gradient without a call: its attribute gives the sparse weight.
     """
 
     def __init__(self, uses: Sequence[Use]) -> None:
         self._uses = list(uses)
         self._in_evaluation: set[int] = set()
+        self._trained = False  # whether there was a training forward
         self._record = CallRecord()
         self._record.start()
         self.stands_for: dict[int, int] = {}  # addresses of thresholds: lent for one forward -> the layer's own
@@ -41,25 +42,24 @@ class TrainingWatch:
 
     # ------------------------------------------------------------------------------------------------ forwards
 
-    def forward_begins(self, model: nn.Module) -> None:
-        """Called before each eager forward of the model."""
+    def forward_begins(self, model: nn.Module) -> list[Callable[[], None]]:
+        """Called before each eager forward of the model; returns what is to be called at its end."""
         if not self._end.alive or getattr(self._entered, "running", False):
-            return
-        training = model.training and torch.is_grad_enabled()
+            return []
         self._entered.running = True
-        if not training:
+        undo = [self._forward_ends]
+        if not (model.training and torch.is_grad_enabled()):
             self._record.redirect(self._in_evaluation if torch.is_grad_enabled() else set())
-        elif self._reads is not None and not tracing() and not _has_compiled_parts(model):
+            return undo
+        self._trained = True
+        if self._reads is not None and not tracing() and not has_compiled_parts(model):
             self._reads.begin()
             self._reads.__enter__()
-            self._entered.reads = self._reads
-        after_forward(model, self._forward_ends)
+            undo.append(self._reads.leave)
+        return undo
 
     def _forward_ends(self) -> None:
-        reads = getattr(self._entered, "reads", None)
-        self._entered.__dict__.clear()
-        if reads is not None:
-            reads.__exit__(None, None, None)
+        self._entered.running = False
         self._record.redirect(None)
 
     # ------------------------------------------------------------------------------------------------ steps
@@ -70,10 +70,11 @@ class TrainingWatch:
         Raises:
             RuntimeError: weights got a gradient though their layers have not run; it names them.
         """
-        if getattr(self._entered, "running", False):  # an interrupt left the forward without its hooks
-            self._forward_ends()
-        seen = self._record.addresses or self._in_evaluation
-        seen = seen.union(self.stands_for.get(address, address) for address in seen)
+        seen = self._record.addresses
+        seen |= {self.stands_for[address] for address in seen & self.stands_for.keys()}
+        self.stands_for.clear()  # other memory may get these addresses
+        if not self._trained:
+            seen = seen | self._in_evaluation
         if not seen and not self._with_gradient:
             return False
         missing = {
@@ -83,12 +84,13 @@ class TrainingWatch:
         }
         called = {use.latent for index, use in enumerate(self._uses) if index not in missing}  # tied: one call will do
         bypassed = [self._uses[index] for index in sorted(missing & self._with_gradient)]
-        bypassed = [use for use in bypassed if use.latent not in called]
+        bypassed = [use for use in bypassed if use.form != "read" and use.latent not in called]
         if bypassed:
             raise RuntimeError(
                 "no training forward has called these sparse layers, but their weights get a gradient: "
-                f"{', '.join(_describe(use) for use in bypassed)}. Something reads the weights without calling the "
-                "layers, which would train them dense: name the layers in read_directly=[...], or in ignore=[...]"
+                f"{', '.join(_describe(use) for use in bypassed)}. Either something reads the weights without calling "
+                "the layers, which would train them dense, or the loss has a term over all Parameters: name the layers "
+                "in read_directly=[...], or in ignore=[...]"
             )
         self._reads = None
         if missing:
@@ -119,14 +121,6 @@ def _stop(record: CallRecord, handles: Sequence[RemovableHandle]) -> None:
     record.stop()
     for handle in handles:
         handle.remove()
-
-
-def _has_compiled_parts(model: nn.Module) -> bool:
-    """Whether a part is compiled: it would be compiled once more for the time that it is watched."""
-    return any(
-        module._compiled_call_impl is not None or type(module).__name__ == "OptimizedModule"
-        for module in model.modules()
-    )
 
 
 def _describe(use: Use) -> str:

@@ -1,0 +1,63 @@
+"""What is to be undone when a forward of the model ends, thread by thread and innermost first."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+
+class _Forward:
+    """A forward that is running: its frame, what is to be undone, and how many forwards have begun inside it."""
+
+    def __init__(self, frame: FrameType, undo: list[Callable[[], None]]) -> None:
+        self.frame = frame
+        self.undo = undo
+        self.inner = 0
+
+
+class ForwardEnds:
+    """The running forwards of a model; the model's forward hook calls ``end``."""
+
+    def __init__(self) -> None:
+        self._threads = threading.local()
+
+    def begin(self, frame: FrameType, undo: list[Callable[[], None]]) -> None:
+        """A forward begins in ``frame``, at whose end ``undo`` is to be called."""
+        self.clean(frame)
+        running = self._running()
+        if undo:
+            running.append(_Forward(frame, undo))
+        elif running:
+            running[-1].inner += 1
+
+    def end(self) -> None:
+        """A forward has ended, with an exception or without."""
+        running = self._running()
+        if running and running[-1].inner:
+            running[-1].inner -= 1
+        elif running:
+            self._undo(running.pop())
+
+    def clean(self, frame: FrameType) -> None:
+        """Undo what an interrupt has left: torch runs no hooks for a KeyboardInterrupt."""
+        running = self._running()
+        while running and not encloses(running[-1].frame, frame):
+            self._undo(running.pop())
+
+    def _running(self) -> list[_Forward]:
+        if not hasattr(self._threads, "running"):
+            self._threads.running = []
+        return self._threads.running
+
+    @staticmethod
+    def _undo(forward: _Forward) -> None:
+        for undo in reversed(forward.undo):
+            undo()
+
+
+def encloses(outer: FrameType, frame: FrameType | None) -> bool:
+    """Whether ``frame`` is ``outer``, or was called from it."""
+    while frame is not None and frame is not outer:
+        frame = frame.f_back
+    return frame is outer

@@ -1,0 +1,24 @@
+"""Warnings that point at the user's code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+
+from feather_kernels.errors import SparsityWarning
+
+_LIBRARIES = tuple(
+    str(Path(str(module.__file__)).parent) + os.sep for module in (torch, sys.modules["feather_kernels"])
+)
+
+
+def warn_user(message: str) -> None:
+    """Give a SparsityWarning at the innermost caller outside of torch and of this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
+        frame = frame.f_back
+    warnings.warn_explicit(message, SparsityWarning, frame.f_code.co_filename, frame.f_lineno)
