@@ -274,7 +274,7 @@ def test_weights_that_move_while_the_attached_optimizer_rests_are_noticed() -> N
         train(model, other, 101)
     assert [linecache.getline(w.filename, w.lineno).strip() for w in record] == [LINE_OF_THE_CALL]
     assert sparsifier.step_count == 0
-    with pytest.warns(fk.SparsityWarning, match="counted 0 steps of 5"):
+    with pytest.warns(fk.SparsityWarning, match="counted 0 steps, and its schedule ends at step 5"):
         sparsifier.finalize()
 
 

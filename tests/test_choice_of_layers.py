@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import feather_kernels as fk
 from feather_kernels.sparsify import Choice, select_weights
 
-FROZEN = "frozen (requires_grad=False)"
+FROZEN = "frozen (requires_grad=False): taken only if targets names it"
 
 
 def sparsify(model: nn.Module, **options: Any) -> fk.Sparsifier:
@@ -106,7 +106,7 @@ def test_the_frozen_weights_are_returned_so_that_a_change_can_be_noticed() -> No
 
 
 def test_a_frozen_model_has_nothing_to_prune() -> None:
-    with pytest.raises(ValueError, match=r"a prunable layer, got none; 0: frozen \(requires_grad=False\); 1: frozen"):
+    with pytest.raises(ValueError, match=r"a prunable layer, got none; 0: frozen .*; 1: frozen"):
         sparsify(half_frozen().requires_grad_(False))
 
 
@@ -340,3 +340,17 @@ def test_every_layer_left_dense_has_its_size_and_shared_weights_count_once() -> 
         "normed": (4 + 20, 0),
     }
     assert report.dense_numel == 36 + 24 + 24
+
+
+@pytest.mark.parametrize("options", [{"max_norm": 1.0}, {"sparse": True}])
+def test_a_layer_named_in_targets_that_cannot_be_pruned_is_listed(options: Any) -> None:
+    model = nn.Sequential(nn.Embedding(30, 64, **options), nn.Linear(64, 30))
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), targets=["re:.*", "0"])
+    (left,) = sparsifier.skipped
+    assert (left.name, left.reason) == ("0", "Embedding with sparse gradients or max_norm")
+
+
+def test_a_layer_named_in_targets_that_has_no_weight_is_an_error() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    with pytest.raises(ValueError, match="targets names '1', but BatchNorm1d has no weight of two or more dimensions"):
+        fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), targets=["re:.*", "1"])

@@ -28,14 +28,16 @@ def test_a_schedule_that_has_not_ended_is_warned_about() -> None:
     sparsifier = linear(sparsity=0.95, total_steps=80)  # 80 batches, but accumulation of 8
     train(sparsifier, 10)
     weight = sparsifier.model.weight.clone()
-    message = r"counted 10 steps of 40: the model is 54\.92\d\d% sparse, not the final 95\.0000%"
+    message = (
+        r"counted 10 steps, and its schedule ends at step 40: the model is 54\.92\d\d% sparse, not the final 95\.0000%"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(fk.SparsityWarning, match=message):
             sparsifier.finalize()
     assert sparsifier.model.weight.equal(weight), "an error leaves everything as it was"
     train(sparsifier, 1)
-    with pytest.warns(fk.SparsityWarning, match=r"counted 11 steps of 40") as record:
+    with pytest.warns(fk.SparsityWarning, match=r"counted 11 steps, and its schedule ends at step 40") as record:
         sparsifier.finalize()
     assert record[0].filename == __file__
     assert issubclass(fk.SparsityWarning, UserWarning)
@@ -44,19 +46,31 @@ def test_a_schedule_that_has_not_ended_is_warned_about() -> None:
 @pytest.mark.parametrize(
     ("options", "steps", "message"),
     [
-        ({"sparsity": 0.9, "total_steps": 4}, 0, "counted 0 steps of 2: .* not the final 90"),
-        ({"schedule": fk.CubicSchedule(0.9, 2, 6)}, 5, "counted 5 steps of 6: .* not the final 90"),
+        (
+            {"sparsity": 0.9, "total_steps": 4},
+            0,
+            "counted 0 steps, and its schedule ends at step 2: .* not the final 90",
+        ),
+        (
+            {"schedule": fk.CubicSchedule(0.9, 2, 6)},
+            5,
+            "counted 5 steps, and its schedule ends at step 6: .* not the final 90",
+        ),
         (
             {"schedule": fk.LambdaSchedule(lambda step: step / 10), "total_steps": 8, "grad_scale": 1},
             5,
-            "counted 5 steps of 8: the model is 50.*% sparse, not what its schedule ends with",
+            "counted 5 steps, .* at step 8: the model is 50.*% sparse, not what its schedule ends with",
         ),
         (
             {"schedule": fk.LambdaSchedule(lambda step: min(step / 10, 0.9), final_sparsity=0.9)},
             5,
             "counted 5 steps: .* not the final 90",
         ),
-        ({"sparsity": 0.9, "total_steps": 8, "capturable": True}, 1, "counted 1 steps of 4"),
+        (
+            {"sparsity": 0.9, "total_steps": 8, "capturable": True},
+            1,
+            "counted 1 steps, and its schedule ends at step 4",
+        ),
     ],
 )
 def test_every_kind_of_schedule(options: dict[str, Any], steps: int, message: str) -> None:
@@ -139,7 +153,9 @@ def test_frozen_weights_that_are_thawed_are_warned_about_once() -> None:
     model = nets.conv_net()
     model[8].requires_grad_(False)
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
-    assert [layer.reason for layer in sparsifier.skipped] == ["frozen (requires_grad=False)"]
+    assert [layer.reason for layer in sparsifier.skipped] == [
+        "frozen (requires_grad=False): taken only if targets names it"
+    ]
     sparsifier.step()
     model[8].requires_grad_(True)
     for twin in (copy.deepcopy(sparsifier), sparsifier):
@@ -158,7 +174,27 @@ def test_weights_that_are_frozen_while_others_train_stay_sparse() -> None:
         if training:
             y.sum().backward()
         sparsifier.step()
+    assert all(int((layer.sparse_weight() == 0).sum()) for layer in (model[0], model[3], model[6], model[7], model[8]))
     assert sparsifier.report().sparsity >= 0.5
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_weights_that_are_frozen_after_the_model_was_made_sparse_are_warned_about(asked: bool) -> None:
+    model = nets.conv_net()
+    if asked:
+        model[8].requires_grad_(False)
+    options = {"targets": ["re:.*", "8"]} if asked else {}
+    sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5), **options)
+    model[8].requires_grad_(False)
+    model(nets.images()).sum().backward()
+    if asked:
+        sparsifier.step()
+    else:
+        with pytest.warns(
+            fk.SparsityWarning, match=r"do not train, and are pruned all the same: 8\. Freeze them before"
+        ):
+            sparsifier.step()
+    sparsifier.step()
 
 
 # ------------------------------------------------------------------------------------------------ looking

@@ -115,7 +115,8 @@ def test_nothing_else_of_the_module_changes() -> None:
     dense.load_state_dict(model.state_dict(), strict=True)
     model.load_state_dict(dense.state_dict(), strict=True)
     with pytest.warns(
-        fk.SparsityWarning, match=r"counted 0 steps of 50: the model is 0.0000% sparse, not the final 90"
+        fk.SparsityWarning,
+        match=r"counted 0 steps, and its schedule ends at step 50: the model is 0.0000% sparse, not the final 90",
     ):
         sparsifier.finalize()
     assert type(model[0]) is nn.Conv2d

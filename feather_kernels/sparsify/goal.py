@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from feather_kernels.sparsify.layer_places import ADDED
 from feather_kernels.sparsify.report import Report
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
-from feather_kernels.sparsify.selection import Use
+from feather_kernels.sparsify.selection import PrunableWeight, Use
 from feather_kernels.sparsify.user_code import warn_user
 
 
@@ -31,6 +33,17 @@ def warn_of_thawed(frozen: list[Use]) -> list[Use]:
     return [use for use in frozen if use not in thawed]
 
 
+def warn_of_frozen(weights: Sequence[PrunableWeight]) -> None:
+    """Warn of weights that are pruned and have been frozen since the model was made sparse."""
+    frozen = [weight.name for weight in weights if not weight.parameter.requires_grad]
+    if frozen:
+        warn_user(
+            "weights that the model was made sparse with do not train, and are pruned all the same: "
+            f"{', '.join(frozen)}. Freeze them before you make the model sparse, or name them in ignore, to keep them "
+            "as they are; name them in targets to prune them"
+        )
+
+
 def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> str | None:
     final = final_sparsity(schedule)
     end = getattr(schedule, "end_step", total_steps)
@@ -38,7 +51,7 @@ def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> 
         return None
     if final is None and (end is None or report.step >= end):
         return None
-    planned = f"{report.step} steps" + ("" if end is None else f" of {end}")
+    planned = f"{report.step} steps" + ("" if end is None else f", and its schedule ends at step {end}")
     wanted = "what its schedule ends with" if final is None else f"the final {final:.4%}"
     return (
         f"the sparsifier has counted {planned}: the model is {report.sparsity:.4%} sparse, not {wanted}. Call step() "

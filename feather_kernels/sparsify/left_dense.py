@@ -9,7 +9,7 @@ from torch.nn.parameter import Parameter
 
 from feather_kernels.sparsify.names import steps
 
-FROZEN = "frozen (requires_grad=False)"
+FROZEN = "frozen (requires_grad=False): taken only if targets names it"
 
 # convolutions that standardise their weight in forward, by the name of a class in their ancestry
 STANDARDISED = (

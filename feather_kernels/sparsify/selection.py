@@ -210,10 +210,13 @@ def _reasons(
     """By the name of each weight of a layer why it is left, None where it is taken; {} if nothing is to be said."""
     module = layer.module
     candidates, reason = _candidates(layer, choice)
-    if not candidates and isinstance(module, _NOT_PRUNABLE) and not is_parametrized(module):
+    by_name, asked = choice.names_exactly(layer.names), choice.names_exactly(layer.names, module)
+    if by_name and not weights and not module._modules:
+        kind = type(module).__name__
+        raise ValueError(f"targets names {layer.name!r}, but {kind} has no weight of two or more dimensions")
+    if not candidates and isinstance(module, _NOT_PRUNABLE) and not is_parametrized(module) and not asked:
         return {}
     reason = reason or choice.why_left(layer.names, module, (weights[key] for key in candidates))
-    by_name, asked = choice.names_exactly(layer.names), choice.names_exactly(layer.names, module)
     reasons: dict[str, str | None] = {}
     for key, weight in weights.items():
         adapter = None if by_name else left_dense.adapter_of(f"{layer.path}.{key}".lstrip("."), modules)

@@ -16,7 +16,7 @@ from feather_kernels.sparsify import layers
 from feather_kernels.sparsify.attachment import Attachment
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.goal import warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.goal import warn_of_frozen, warn_of_thawed, warn_unless_reached
 from feather_kernels.sparsify.names import Target
 from feather_kernels.sparsify.options import (
     GradScale,
@@ -115,6 +115,8 @@ class Sparsifier:
             end = last_step(self.schedule, total_steps)
             device_schedule = DeviceSchedule(self._policy, self.schedule, end, scale_at, self.weights[0].parameter)
         self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
+        self._frozen_by_choice = [weight for weight in self.weights if not weight.parameter.requires_grad]
+        self._asked_for_frozen = False  # whether weights have been frozen since
         self._ended: str | None = None
         self._final_report: Report | None = None
         self._attachment = Attachment()
@@ -156,6 +158,9 @@ class Sparsifier:
     def _advance(self, found_inf: Tensor | None = None) -> None:
         """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
         self._frozen = warn_of_thawed(self._frozen)
+        if self._current.watch is not None and not self._asked_for_frozen:
+            self._asked_for_frozen = True
+            warn_of_frozen([weight for weight in self.weights if weight not in self._frozen_by_choice])
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
         self._current.step(self.model, found_inf)
