@@ -12,7 +12,6 @@ import torch
 from feather_kernels import nvidia_driver
 from feather_kernels._version import __version__
 from feather_kernels.backends import cpp, cuda
-from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.ops import dispatch
 from feather_kernels.recipes.errors import InputError
 
@@ -64,7 +63,7 @@ def _devices() -> Iterator[tuple[torch.device, str]]:
 def _backends(device: torch.device) -> list[str]:
     try:
         chosen = dispatch.chosen_name(device)
-    except BackendUnavailableError as error:
+    except RuntimeError as error:
         chosen = f"none: {error}"
     lines = []
     for name, reason in dispatch.availability(device).items():

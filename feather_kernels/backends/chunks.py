@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends.layouts import dense
-from feather_kernels.backends.resident import KEPT, forget, resident
+from feather_kernels.backends.resident import KEPT, resident
 
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
-MOVES = 16  # tables of the same tensors at other addresses, each soon after the one before: that is logged
+MOVES = 64  # tables of one layout, each soon after the one before and none used twice: then the tensors move
 SOON = 8  # lists of tensors: a training step has fewer
-TABLES = 8  # kept at most of the same tensors at other addresses
 
 _log = logging.getLogger("feather_kernels")
 _lists = count()
 _moves: OrderedDict[Hashable, Moves] = OrderedDict()  # by what tables have in common but the addresses
+_unused: OrderedDict[Hashable, Hashable] = OrderedDict()  # the layouts of tables that have been used once, when made
 
 
 Entry = tuple[int, int, int, int]  # of a tensor: address, elements, row, index
@@ -36,11 +36,10 @@ class Table(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Tables of the same tensors at other addresses: number of the last list, how many in a row, keys of the last."""
+    """Tables of one layout, none of which was used again: number of the last list, and how many."""
 
     latest: int
     times: int
-    keys: tuple[Hashable, ...]
 
 
 class Rows(NamedTuple):
@@ -112,9 +111,13 @@ def _on_device(entries: list[Entry], dtype: torch.dtype, chunk: int, device: tor
     key = ("chunks", chunk, dtype, *entries)
 
     def make() -> Tensor:
-        _note_move((chunk, dtype, device, *(entry[1:] for entry in entries)), key, device, number)
+        layout = (chunk, dtype, device, *(entry[1:] for entry in entries))
+        _note_move(layout, device, number)
+        _unused[key] = layout
         return _chunks(entries, dtype.itemsize, chunk)
 
+    if _unused and (layout := _unused.pop(key, None)) is not None:
+        _moves.pop(layout, None)  # different tensors of one layout, which stay where they are
     return resident(key, device, make)
 
 
@@ -130,9 +133,9 @@ def _chunks(entries: list[Entry], element_size: int, chunk: int) -> Tensor:
     return torch.stack([address + starts * element_size, (numel - starts).clamp_max(chunk), aligned, row, index], 1)
 
 
-def _note_move(layout: Hashable, key: Hashable, device: torch.device, number: int) -> None:
-    """Count tables of one layout, let go of old ones, and log once where the tensors move at every step."""
-    latest, times, keys = _moves.pop(layout, Moves(number, 0, ()))
+def _note_move(layout: Hashable, device: torch.device, number: int) -> None:
+    """Count tables of one layout, and log once where the tensors move at every step."""
+    latest, times = _moves.pop(layout, Moves(number, 0))
     told = times >= MOVES
     times = times + 1 if told or number - latest <= SOON else 1
     if times == MOVES and not told:
@@ -142,8 +145,7 @@ def _note_move(layout: Hashable, key: Hashable, device: torch.device, number: in
             "a step can be captured",
             device, times,
         )  # fmt: skip
-    if len(keys) == TABLES:
-        forget(keys[0], device)
-    _moves[layout] = Moves(number, times, (*keys[-TABLES + 1 :], key))
-    while len(_moves) > KEPT:
-        _moves.popitem(last=False)
+    _moves[layout] = Moves(number, times)
+    for remembered in (_moves, _unused):
+        while len(remembered) > KEPT:
+            remembered.popitem(last=False)

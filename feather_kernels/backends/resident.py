@@ -21,7 +21,7 @@ class Upload(NamedTuple):
     end: torch.cuda.Event | None = None
 
 
-_lock = threading.RLock()  # what makes a tensor may forget others
+_lock = threading.Lock()
 _kept: OrderedDict[Hashable, Upload] = OrderedDict()
 _captured: dict[Hashable, Upload] = {}  # graphs hold addresses only, for as long as they live
 
@@ -57,12 +57,6 @@ def resident(key: Hashable, device: torch.device, make: Callable[[], Tensor]) ->
             stream.wait_event(upload.end)
         upload.tensor.record_stream(stream)  # before its memory is used again, if it is let go
     return upload.tensor
-
-
-def forget(key: Hashable, device: torch.device) -> None:
-    """Let go of a tensor that is not used any more, unless a CUDA graph has captured it."""
-    with _lock:
-        _kept.pop((key, device), None)
 
 
 def _upload(values: Tensor, device: torch.device) -> Upload:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from feather_kernels import nvidia_driver
 from feather_kernels._version import __version__
 
 CHECKOUT = Path(__file__).parents[2]
@@ -28,7 +29,11 @@ def no_device() -> str | None:
         return "torch is built for AMD's GPUs"
     if not torch.backends.cuda.is_built():
         return f"torch {torch.__version__} is built without CUDA"
-    return None if torch.cuda.is_available() else "torch finds none (no driver, or no GPU)"
+    if torch.cuda.is_available():
+        return None
+    driver = nvidia_driver.installed()
+    found = "no driver" if driver is None else f"the driver is {driver}, torch is built for CUDA {torch.version.cuda}"
+    return f"torch finds none ({found})"
 
 
 def facts(device: torch.device) -> dict[str, str]:
@@ -38,7 +43,7 @@ def facts(device: torch.device) -> dict[str, str]:
         "gpu": properties.name,
         "compute capability": f"{properties.major}.{properties.minor}",
         "memory": f"{properties.total_memory / 2**30:.1f} GiB",
-        "driver": _driver(),
+        "driver": str(nvidia_driver.installed() or "unknown"),
         **versions(),
     }
 
@@ -76,15 +81,6 @@ def _installed_commit() -> str:
     return str(json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id", ""))[:10]
 
 
-def _driver() -> str:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return (done.stdout.strip().splitlines() or ["unknown"])[0]
-
-
 def version(package: str, missing: str = "not installed") -> str:
     """Of an installed package."""
     try:
@@ -93,13 +89,17 @@ def version(package: str, missing: str = "not installed") -> str:
         return missing
 
 
+_BEFORE = r"(?:(?<=-I)|(?<=-L)|(?<=://)|(?<![\w./%]))"  # an absolute path
+
+
 def anonymous(text: str) -> str:
     """The text without folders, the user's name and the host's; of a source file in a folder its name stays."""
     folders = {str(Path.home()), str(Path.cwd()), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(CHECKOUT)}
     for folder in sorted(folders - {"/"}, key=len, reverse=True):
         text = text.replace(folder, "/" + LEFT_OUT)  # first: they may hold spaces
-    text = re.sub(rf"(?<![\w./%])/(?:[^\s:'\"(),;<>]*/)?([^\s/:'\"(),;<>]+\.(?:{FILES}))\b", rf"{LEFT_OUT}/\1", text)
-    text = re.sub(r"(?<![\w./%])/[\w.~][^\s:'\"(),;<>]*", LEFT_OUT, text)
+    text = re.sub(r"(['\"])/[^'\"]* [^'\"]*\1", rf"\1{LEFT_OUT}\1", text)  # quoted, with spaces
+    text = re.sub(rf"{_BEFORE}/(?:[^\s:'\"(),;<>]*/)?([^\s/:'\"(),;<>]+\.(?:{FILES}))\b", rf"{LEFT_OUT}/\1", text)
+    text = re.sub(rf"{_BEFORE}/[\w.~][^\s:'\"(),;<>]*", LEFT_OUT, text)
     for name in _names():
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", LEFT_OUT, text)
     return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import re
 import signal
@@ -25,7 +26,7 @@ from feather_kernels.recipes.errors import InputError
 
 CHILD = (sys.executable, "-m", "feather_kernels.gpu_report.part")
 TOTAL = 290  # seconds for all parts
-FREE_TEXT = {"text", "wrong", SKIPPED}  # in rows: what others wrote, e.g. an exception's words
+STOPPED = "stopped after"
 GRACE = 10  # seconds for a killed process to end
 
 
@@ -77,7 +78,7 @@ def make(request: Request) -> int:
     end = time.monotonic() + TOTAL * request.patience
     for part in request.parts:
         print(f"{part:20} ", end="", flush=True)
-        outcome = carry_out(part, request, min(PARTS[part].limit * request.patience, end - time.monotonic()))
+        outcome = carry_out(part, request, PARTS[part].limit * request.patience, end - time.monotonic())
         outcomes.append(outcome)
         print(f"{outcome['verdict']:8} {outcome['words']}", flush=True)
         if part == MACHINE:
@@ -93,20 +94,22 @@ def make(request: Request) -> int:
     return int(any(outcome["verdict"] == "failed" for outcome in outcomes))
 
 
-def carry_out(part: str, request: Request, limit: float) -> dict[str, Any]:
-    """Run a part; returns how it ended, with its rows."""
-    if limit <= 0:
+def carry_out(part: str, request: Request, limit: float, left: float = math.inf) -> dict[str, Any]:
+    """Run a part, for ``limit`` seconds at most and no longer than is ``left``; returns its ending and its rows."""
+    if left <= 0:
         return {"part": part, "verdict": "skipped", "words": "no time was left", "rows": []}
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         log, file = Path(folder) / "log", Path(folder) / "rows"
         options = [part, str(file), "--device", request.device, *(["--quick"] if request.quick else [])]
-        ending = _run([*request.child, *options], log, limit)
+        ending = _run([*request.child, *options], log, min(limit, left))
         rows = _read(file)
         last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1] if log.exists() else ""
     skipped = [str(row[SKIPPED]) for row in rows if SKIPPED in row]
     wrong = [row for row in rows if row.get("wrong") is not None]
-    if ending is not None:
+    if ending is not None and ending.startswith(STOPPED) and left < limit:
+        verdict, words = "skipped", "no time was left for all of it"
+    elif ending is not None:
         verdict, words = "failed", f"{ending}; last words: {anonymous(last)[:300]}"
     elif skipped:
         verdict, words, rows = "skipped", skipped[0], []
@@ -123,13 +126,14 @@ def _run(command: Sequence[str], log: Path, limit: float) -> str | None:
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("FEATHER_", "TRITON_INTERPRET"))}
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, cwd=CHECKOUT, env=variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            command, cwd=CHECKOUT if (CHECKOUT / ".git").exists() else log.parent, env=variables,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            return f"stopped after {limit:.0f} s"
+            return f"{STOPPED} {limit:.0f} s"
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -146,7 +150,7 @@ def _read(file: Path) -> list[dict[str, Any]]:
     for line in file.read_text().splitlines() if file.exists() else []:
         with suppress(json.JSONDecodeError):
             row = json.loads(line)
-            rows.append({k: anonymous(v) if k in FREE_TEXT and isinstance(v, str) else v for k, v in row.items()})
+            rows.append({k: anonymous(v) if isinstance(v, str) else v for k, v in row.items()})
     return rows
 
 

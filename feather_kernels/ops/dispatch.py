@@ -124,7 +124,14 @@ def use_backend(name: str) -> Iterator[None]:
 
 def availability(device: torch.device) -> dict[str, str | None]:
     """Every backend considered for ``device``, in order, with the reason why it is unavailable, or None."""
-    return {name: _probe(name, device) for name in ORDER.get(device.type, DEFAULT_ORDER)}
+
+    def reason(name: str) -> str | None:
+        try:
+            return _probe(name, device)
+        except RuntimeError as error:  # a full GPU, or an error of an earlier kernel: says nothing about the backend
+            return f"could not be tried now: {error}"
+
+    return {name: reason(name) for name in ORDER.get(device.type, DEFAULT_ORDER)}
 
 
 def check_name(name: str, argument: str) -> str:
