@@ -178,7 +178,10 @@ def test_folders_users_and_hosts_are_left_out(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Path, "home", lambda: Path("/home/Captain Ahab"))
     texts = {
         "File /home/x/lib/python3.12/site-packages/torch/cuda.py, line 7": "File .../cuda.py, line 7",
-        "no such file: '/home/Captain Ahab/white whale/log'": "no such file: '... whale/log'",
+        "no such file: '/home/Captain Ahab/white whale/log'": "no such file: '...'",
+        "Command '['gcc', '-I/mnt/acme/inc', '-L/mnt/acme/lib']'": "Command '['gcc', '-I...', '-L...']'",
+        "see file:///mnt/acme/x": "see file://...",
+        "'/mnt/My Project Acme/x.py' failed": "'...' failed",
         "ahab at ship7 and ship7.example.org": "... at ... and ...",
         "at /usr/lib64/libcuda.so (32/64 bits, 75%/50%)": "at .../libcuda.so (32/64 bits, 75%/50%)",
         "https://docs.example.org/a/b": "https://docs.example.org/a/b",
