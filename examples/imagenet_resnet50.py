@@ -3,14 +3,14 @@
     torchrun --nproc-per-node 8 examples/imagenet_resnet50.py /data/imagenet --sparsity 0.9 --batch-size 128
     python examples/imagenet_resnet50.py /data/imagenet --output runs/imagenet --resume
 
-This is the field's recipe for the setting in which the Feather paper (BMVC 2023) reports 76.93 % top-1 at 90 % sparsity:
-100 epochs of SGD, learning rate 0.1 per 256 images, 5 epochs of warm-up and then a cosine to 0, momentum 0.9, weight
-decay 5e-5 on the weights of layers, label smoothing 0.1, random resized crops and mirroring. It was NEVER run on
+This is the field's recipe for the setting in which the Feather paper (BMVC 2023) reports 76.93 % top-1 at 90 %
+sparsity: 100 epochs of SGD, learning rate 0.1 per 256 images, 5 epochs of warm-up and then a cosine to 0, momentum 0.9,
+weight decay 5e-5 on the weights of layers, label smoothing 0.1, random resized crops and mirroring. It was NEVER run on
 ImageNet, only on a handful of made-up images, so whether it reaches the paper's figure is not known.
 
-The data folder must hold ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``. The output folder gets ``checkpoint.pt`` after
-each epoch, from which ``--resume`` continues, and ``model.pt`` at the end: the state_dict of torchvision's ResNet-50
-with zeros in it. Needs torchvision, which ``pip install ".[train]"`` installs.
+The data folder must hold ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG``. The output folder gets ``checkpoint.pt``
+after each epoch, from which ``--resume`` continues, and ``model.pt`` at the end: the state_dict of torchvision's
+ResNet-50 with zeros in it. Needs torchvision, which ``pip install ".[train]"`` installs.
 
 Search for "sparsifier" to see all that sparse training adds to a dense training script.
 """
@@ -173,7 +173,6 @@ class Trainer:
             lr=options.lr * options.batch_size * WORLD_SIZE / 256,
             momentum=options.momentum,
         )
-        self.sparsifier.attach(self.optimizer)  # step() after each optimizer step that the scaler does not skip
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lr_factor)
         self.scaler = torch.amp.GradScaler(torch.device(self.device).type, enabled=options.dtype == "float16")
 
@@ -199,9 +198,12 @@ class Trainer:
             loss = F.cross_entropy(logits, labels, label_smoothing=self.options.label_smoothing)
             self.optimizer.zero_grad()
             self.scaler.scale(loss).backward()
+            scale = self.scaler.get_scale()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.scheduler.step()
+            if self.scaler.get_scale() >= scale:  # else the gradients were infinite and the step was skipped
+                self.scheduler.step()
+                self.sparsifier.step()
             total += loss.detach()
         mean = sum_over_processes(total).item() / (self.steps_per_epoch * WORLD_SIZE)
         if not math.isfinite(mean):
@@ -315,11 +317,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         run(options)
     except InputError as error:  # from a worker it comes with the worker's traceback; its last line is the message
-        print(f"error: {str(error).strip().rpartition('InputError: ')[2]}", file=sys.stderr)
-        raise SystemExit(2) from None
-    finally:
-        if WORLD_SIZE > 1:
-            dist.destroy_process_group()
+        print(f"error: {str(error).strip().rpartition('InputError: ')[2]}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from None  # torchrun ends the other processes
+    if WORLD_SIZE > 1:
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

