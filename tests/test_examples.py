@@ -188,7 +188,7 @@ import imagenet_resnet50 as imagenet
 train_epoch, run = imagenet.Trainer.train_epoch, imagenet.run
 
 def train_epoch_or_die(trainer):
-    if trainer.epoch == int(os.environ.get("DIE_AFTER", -1)):
+    if imagenet.RANK == 0 and trainer.epoch == int(os.environ.get("DIE_AFTER", -1)):
         os._exit(3)
     return train_epoch(trainer)
 
