@@ -229,10 +229,10 @@ def test_a_cell_runs_the_package_of_its_parent_wherever_it_is_started(tmp_path, 
     (tmp_path / "feather_kernels/__init__.py").write_text("raise SystemExit('the wrong package')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    found = subprocess.run(
-        [sys.executable, "-c", process.PROGRAM, str(ROOT), "--version"], stdin=subprocess.PIPE, capture_output=True
-    )
-    assert found.stdout.startswith(b"feather_kernels "), found.stderr.decode()
+    command = [sys.executable, "-c", process.PROGRAM, str(ROOT), "--version"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as begun:  # it ends with its input
+        assert begun.stdout is not None
+        assert begun.stdout.read().startswith(b"feather_kernels ")
 
 
 def test_a_killed_comparison_stops_its_cells_and_is_continued_bit_for_bit(tmp_path) -> None:

@@ -34,8 +34,9 @@ def make_layers(count: int, device: torch.device, grad_scale: float | None, comp
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = [part for _ in range(count) for part in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())]
-        x = torch.randn(BATCH, WIDTH).to(device).requires_grad_()
-    model, sparsifier, gradient = nn.Sequential(*parts).to(device), None, torch.ones(BATCH, WIDTH, device=device)
+        x = torch.randn(BATCH, WIDTH, dtype=torch.float32, device="cpu").to(device).requires_grad_()
+    model, sparsifier = nn.Sequential(*parts).to(device), None
+    gradient = torch.ones(BATCH, WIDTH, dtype=torch.float32, device=device)
     if grad_scale is not None:
         sparsifier = Sparsifier(model, schedule=ConstantSchedule(SPARSITY), power=POWER, grad_scale=grad_scale)
     run = model if compiler is None else torch.compile(model, fullgraph=True, backend=compiler)

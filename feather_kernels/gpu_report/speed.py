@@ -71,8 +71,11 @@ def difference(result: Tensor, wanted: Tensor, relative: float) -> str | None:
 def works(place: Place) -> Iterator[Work]:
     """The forward, the scaling of gradients, and the ops on lists of weights."""
     count, generator = place.elements, torch.Generator(place.device).manual_seed(0)
-    w, g = (torch.randn(count, generator=generator, device=place.device).mul_(DEVIATION) for _ in range(2))
-    t, scale = torch.tensor(T, device=place.device), torch.tensor(0.5, device=place.device)
+    w, g = (
+        torch.randn(count, generator=generator, dtype=torch.float32, device=place.device).mul_(DEVIATION)
+        for _ in range(2)
+    )
+    t, scale = (torch.tensor(value, dtype=torch.float32, device=place.device) for value in (T, 0.5))
     low = w.bfloat16()
     for power in (3.0, 2.0, 1.0, math.inf):
         yield _threshold(w, t, power, torch.float32)
@@ -99,7 +102,7 @@ def _threshold(w: Tensor, t: Tensor, power: float, dtype: torch.dtype) -> Work:
 
 def _on_lists(place: Place, w: Tensor, drifted: Tensor, t: Tensor) -> Iterator[Work]:
     before, now, groups = list(w.chunk(TENSORS)), list(drifted.chunk(TENSORS)), [0] * TENSORS
-    rank = torch.tensor([math.floor((w.numel() - 1) * SPARSITY)], device=place.device)
+    rank = torch.tensor([math.floor((w.numel() - 1) * SPARSITY)], dtype=torch.int64, device=place.device)
     hint = ops.magnitude_select(before, groups, rank)
     what = f"float32, {TENSORS} tensors"
     select = partial(ops.magnitude_select, now, groups, rank)

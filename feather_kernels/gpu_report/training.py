@@ -149,10 +149,10 @@ def networks(place: Place) -> dict[str, tuple[Callable[[], nn.Module], Tensor, T
     classes, generator = 10, torch.Generator().manual_seed(0)
 
     def inputs(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(place.device)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(place.device)
 
     def labels(count: int) -> Tensor:
-        return torch.randint(classes, (count,), generator=generator).to(place.device)
+        return torch.randint(classes, (count,), generator=generator, device="cpu").to(place.device)
 
     def transformer() -> nn.Module:
         with torch.random.fork_rng(devices=[]):

@@ -278,7 +278,7 @@ def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, A
 def _check_takes(model: nn.Module, config: TrainConfig, dataset: Dataset, smallest_batch: int) -> None:
     """Raise InputError unless the model can train on the smallest batch of such images: tried with a copy of it."""
     height, width, channels = dataset.image_shape
-    images = torch.zeros(smallest_batch, channels, height, width, device="cpu")
+    images = torch.zeros(smallest_batch, channels, height, width, dtype=torch.float32, device="cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             logits = copy.deepcopy(model).train()(images)
