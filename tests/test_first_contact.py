@@ -385,7 +385,7 @@ def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypa
     capturing.append(True)
     assert use() is first
     assert streams[2].waited == []
-    resident.forget("key", GPU)
+    resident._kept.pop(("key", GPU), None)
     assert use() is first, "a graph holds its address"
 
 
