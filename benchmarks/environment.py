@@ -10,7 +10,8 @@ import torch
 
 import feather_kernels as fk
 from benchmarks import backends
-from feather_kernels.gpu_report.machine import commit, version
+from feather_kernels.doctor import version
+from feather_kernels.gpu_report.machine import commit
 from feather_kernels.ops import dispatch
 
 INSTRUCTION_SETS = (

@@ -31,7 +31,7 @@ def examine() -> str:
         f"feather_kernels {__version__}",
         f"python          {platform.python_version()}",
         f"torch           {torch.__version__}",
-        f"triton          {_version('triton')}",
+        f"triton          {version('triton')}",
         f"CUDA of torch   {torch.version.cuda or 'none (built for CPU)'}",
         *_cuda_module(nvidia_driver.installed()),
         "",
@@ -73,8 +73,9 @@ def _backends(device: torch.device) -> list[str]:
     return [*lines, f"  chosen: {chosen}"]
 
 
-def _version(package: str) -> str:
+def version(package: str, missing: str = "not installed") -> str:
+    """Of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return missing

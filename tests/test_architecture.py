@@ -25,6 +25,7 @@ RANKS = {
     "autograd": 2,
     "ops": 1,
     "errors": 0,
+    "user_code": 0,
     "backends": 0,
     "_version": 0,
 }

@@ -16,6 +16,7 @@ import torch
 
 from feather_kernels import nvidia_driver
 from feather_kernels._version import __version__
+from feather_kernels.doctor import version
 
 CHECKOUT = Path(__file__).parents[2]
 DISTRIBUTION = "feather_kernels"
@@ -79,14 +80,6 @@ def _installed_commit() -> str:
     except importlib.metadata.PackageNotFoundError:
         return ""
     return str(json.loads(recorded or "{}").get("vcs_info", {}).get("commit_id", ""))[:10]
-
-
-def version(package: str, missing: str = "not installed") -> str:
-    """Of an installed package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return missing
 
 
 _BEFORE = r"(?:(?<=-I)|(?<=-L)|(?<=://)|(?<![\w./%]))"  # an absolute path

@@ -7,18 +7,14 @@ object; each layer holds a ``ThresholdBinding``, which follows the layer's weigh
 
 from __future__ import annotations
 
-import os
-import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import feather_kernels
-from feather_kernels.errors import SparsityWarning
 from feather_kernels.ops.schema import compute_dtype
+from feather_kernels.user_code import warn_user
 
 KEPT_BYTES = 1 << 30  # of P(w) of all weights together, kept for backward unless asked otherwise
 
@@ -99,11 +95,9 @@ class Thresholds:
         if torch.compiler.is_compiling() or self._warned:
             return
         self._warned = True
-        warnings.warn(
+        warn_user(
             "the thresholds of this copy of sparse layers are still those that were copied: the hook that selects them "
             "has not run. Copy the whole model and call the copy itself, or call Sparsifier.refresh(copy)",
-            SparsityWarning,
-            stacklevel=_level_of_caller(),
         )
 
     def keep_only(self, used: set[tuple[torch.device, torch.dtype]]) -> None:
@@ -118,15 +112,6 @@ class Thresholds:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)  # the vectors are wrapped anew: pickle does not keep views of them
         self._replicas = {(vectors[0].device, vectors[0].dtype): _wrap(*vectors) for vectors in state["_replicas"]}
-
-
-def _level_of_caller() -> int:
-    """How far above the function that asks the first frame is that belongs neither to this package nor to torch."""
-    inside = tuple(os.path.join(module.__path__[0], "") for module in (feather_kernels, torch))
-    level, frame = 0, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(inside):
-        level, frame = level + 1, frame.f_back
-    return level + 1
 
 
 def _wrap(thresholds: Tensor, grad_scales: Tensor) -> Replica:

@@ -18,6 +18,7 @@ from feather_kernels.sparsify.forward_ends import ForwardEnds
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
 from feather_kernels.sparsify.held_weights import checksum, has_memory
 from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
+from feather_kernels.sparsify.layers import uses_of
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition, select_at
 from feather_kernels.sparsify.selection import PrunableWeight
@@ -26,7 +27,6 @@ from feather_kernels.sparsify.training_watch import TrainingWatch
 from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")
-_NO_VALUES = "thresholds cannot be selected under FakeTensorMode, whose tensors hold no values"
 _STALE_TRACE = (
     "the weights have changed since the thresholds were selected, and a trace would hold both: call the model once, or "
     "Sparsifier.refresh(), before it is traced or exported; or finalize() a copy and export that"
@@ -76,7 +76,7 @@ class CurrentThresholds:
 
     def _reset(self) -> None:
         """Clear what depends on where the weights live; a copy finds it again."""
-        self._uses = [use for weight in self.weights for use in weight.uses]
+        self._uses = uses_of(self.weights)
         counts = itertools.accumulate(len(weight.uses) for weight in self.weights)
         self._firsts = [0, *counts][:-1]  # the first use of each weight
         self._places: Sequence[tuple[Any, ...]] = []
@@ -116,8 +116,6 @@ class CurrentThresholds:
         """
         if self.policy is None:
             raise RuntimeError("a model that was pickled with a scope that is a function cannot select thresholds")
-        if is_fake(self.weights[0].parameter):
-            raise RuntimeError(_NO_VALUES)
         self._select(self._check_places(), unseen)
 
     def _select(self, parameters: Sequence[Tensor], unseen: bool = False) -> None:
@@ -137,8 +135,6 @@ class CurrentThresholds:
         """
         self._ends.clean(sys._getframe())
         self.places.check(model)
-        if is_fake(self.weights[0].parameter):
-            raise RuntimeError(_NO_VALUES)
         parameters = self._check_places()
         if self.watch is not None and self.watch.step():
             self.stop_watching()
@@ -164,6 +160,8 @@ class CurrentThresholds:
 
     def _check_places(self) -> Sequence[Tensor]:
         """The weights; runs the full checks only if an object, address or shape has changed since the last step."""
+        if is_fake(self.weights[0].parameter):
+            raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         held = self._held()
         places = [(-1,) if w is None else (id(w), w.data_ptr(), w.shape) for w in held]
         if places != self._places:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from feather_kernels.sparsify.selection import Use
-from feather_kernels.sparsify.user_code import warn_user
 from feather_kernels.torch_private import in_transform, is_innermost
+from feather_kernels.user_code import warn_user
 
 
 class DirectReads(TorchFunctionMode):
@@ -24,7 +24,7 @@ class DirectReads(TorchFunctionMode):
         super().__init__()
         self._uses = uses
         self._found: set[int] = set()
-        self.begin()
+        self._by_parameter: dict[int, tuple[Tensor, Use]] = {}
 
     def leave(self) -> None:
         """Look no more; where another mode was entered since and not left, this one stays on the stack, blind."""

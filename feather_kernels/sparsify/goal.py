@@ -8,7 +8,7 @@ from feather_kernels.sparsify.layer_places import ADDED
 from feather_kernels.sparsify.report import Report
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 from feather_kernels.sparsify.selection import PrunableWeight, Use
-from feather_kernels.sparsify.user_code import warn_user
+from feather_kernels.user_code import warn_user
 
 
 def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | None) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
+from feather_kernels.sparsify.layers import uses_of
 from feather_kernels.sparsify.left_dense import adapter_of
 from feather_kernels.sparsify.names import canonical
 from feather_kernels.sparsify.selection import Choice, PrunableWeight, SkippedLayer, Use
@@ -26,7 +27,7 @@ class LayerPlaces:
     """
 
     def __init__(self, model: nn.Module, weights: Sequence[PrunableWeight]) -> None:
-        self._uses = [use for weight in weights for use in weight.uses]
+        self._uses = uses_of(weights)
         self._edges = _edges(model, {use.module for use in self._uses})
         self._known = WeakSet(model.modules())
 
@@ -52,17 +53,13 @@ class LayerPlaces:
 
     def check(self, model: nn.Module) -> None:
         """Raise RuntimeError if a sparse layer is no longer part of ``model``; a layer that was moved is followed."""
-        if self.intact():
+        if all(parent._modules.get(name) is child for parent, name, child in self._edges):
             return
         present = set(model.modules())
         gone = [use for use in self._uses if use.module not in present]
         if gone:
             raise RuntimeError(_describe(gone))
         self._edges = _edges(model, {use.module for use in self._uses})
-
-    def intact(self) -> bool:
-        """Whether every layer stands where it stood."""
-        return all(parent._modules.get(name) is child for parent, name, child in self._edges)
 
 
 def _edges(model: nn.Module, layers: set[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:

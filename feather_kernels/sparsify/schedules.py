@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from feather_kernels.errors import SparsityWarning
 from feather_kernels.functional import check_sparsity
 from feather_kernels.ops.schema import check_number
+from feather_kernels.user_code import warn_user
 
 __all__ = ["ConstantSchedule", "CubicSchedule", "LambdaSchedule", "Schedule"]
 
@@ -115,9 +114,7 @@ def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Sch
     final = final_sparsity(schedule)
     if total_steps is not None and final is not None and schedule.sparsity_at(total_steps) < final:
         reached = schedule.sparsity_at(total_steps)
-        warnings.warn(
-            f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps", SparsityWarning, stacklevel=3
-        )
+        warn_user(f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps")
     return schedule
 
 

@@ -115,8 +115,7 @@ class Sparsifier:
             end = last_step(self.schedule, total_steps)
             device_schedule = DeviceSchedule(self._policy, self.schedule, end, scale_at, self.weights[0].parameter)
         self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
-        self._frozen_by_choice = [weight for weight in self.weights if not weight.parameter.requires_grad]
-        self._asked_for_frozen = False  # whether weights have been frozen since
+        self._to_train = [weight for weight in self.weights if weight.parameter.requires_grad]  # until the first step
         self._ended: str | None = None
         self._final_report: Report | None = None
         self._attachment = Attachment()
@@ -158,9 +157,9 @@ class Sparsifier:
     def _advance(self, found_inf: Tensor | None = None) -> None:
         """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
         self._frozen = warn_of_thawed(self._frozen)
-        if self._current.watch is not None and not self._asked_for_frozen:
-            self._asked_for_frozen = True
-            warn_of_frozen([weight for weight in self.weights if weight not in self._frozen_by_choice])
+        if self._current.watch is not None:
+            to_train, self._to_train = self._to_train, []
+            warn_of_frozen(to_train)
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
         self._current.step(self.model, found_inf)
@@ -298,7 +297,7 @@ class Sparsifier:
         """
         self._check_live("load_state_dict")
         check_state(state, self._layer_names(), len(layers.uses_of(self.weights)))
-        warn_of_schedule(state, self.schedule, stacklevel=2)
+        warn_of_schedule(state, self.schedule)
         self._position.move_to(int(state["step"]))
         if state["step"] > 0:
             self._current.stop_watching()  # the run that is resumed has passed its check

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from feather_kernels.errors import SparsityWarning
 from feather_kernels.sparsify.names import same_layer
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
+from feather_kernels.user_code import warn_user
 
 KEYS = ("step", "thresholds", "grad_scales", "schedule", "layers")
 
@@ -40,14 +39,12 @@ def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -
             raise ValueError(f"state: {name} must be a floating-point tensor of shape ({thresholds},), got {got}")
 
 
-def warn_of_schedule(state: dict[str, Any], schedule: Schedule, stacklevel: int) -> None:
+def warn_of_schedule(state: dict[str, Any], schedule: Schedule) -> None:
     """Warn if the state was saved under another schedule than the one that goes on."""
     if state["schedule"] != repr(schedule):
         step = state["step"]
-        warnings.warn(
+        warn_user(
             f"the state was saved at step {step} under {state['schedule']}; training goes on under {schedule!r}, "
             f"now at sparsity {sparsity_at(schedule, step):.4f}. To continue as before, give the Sparsifier the same "
             "options as the saved one, total_steps too",
-            SparsityWarning,
-            stacklevel=stacklevel + 1,
         )

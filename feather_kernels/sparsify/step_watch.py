@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from feather_kernels.sparsify.attachment import Attachment
-from feather_kernels.sparsify.user_code import warn_user
+from feather_kernels.user_code import warn_user
 
 PATIENCE = 100  # training forwards; optimizers that call the model themselves take many of them for one step
 

@@ -14,7 +14,7 @@ LINE_SECONDS = 60.0  # between lines about the time left, where there is no term
 
 
 class Progress:
-    """Epochs done of all cells; the time left is by the epochs of this session."""
+    """Epochs done of all cells; the time left is by those since this command began."""
 
     def __init__(self, folder: GridFolder, cells: Sequence[Cell]) -> None:
         from rich import progress

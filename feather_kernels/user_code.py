@@ -11,9 +11,7 @@ import torch
 
 from feather_kernels.errors import SparsityWarning
 
-_LIBRARIES = tuple(
-    str(Path(str(module.__file__)).parent) + os.sep for module in (torch, sys.modules["feather_kernels"])
-)
+_LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, __file__))
 
 
 def warn_user(message: str) -> None:
