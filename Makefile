@@ -21,16 +21,16 @@ demo: $(VENV)/.installed-train
 experiments: $(VENV)/.installed-train
 	$(BIN)/feather-kernels compare docs/experiments/digits.toml --jobs 2
 
-# these run as rings 2, 5 and 6, and in check-build
-OWN_RUNS := $(addprefix --ignore=tests/test_,triton_compiled.py cuda_shim.py cuda_build.py build.py)
+# these run as evidence of their own (compiled, sanitized source, shipped build), and in check-build
+OWN_RUNS := $(addprefix --ignore=tests/,$(addprefix simulated_gpu/test_,triton_compiled.py cuda_shim.py cuda_build.py) repository/test_build.py)
 
 test: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest -m "not slow" $(OWN_RUNS); \
-	tests=$$?; $(BIN)/python tests/rings.py && exit $$tests
+	tests=$$?; $(BIN)/python -m tests.simulated_gpu.evidence && exit $$tests
 
 test-all: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest $(OWN_RUNS)
-	$(BIN)/python tests/rings.py --all
+	$(BIN)/python -m tests.simulated_gpu.evidence --all
 
 check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .
@@ -42,10 +42,10 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks bars
 
 mutants: $(VENV)/.installed-train-test-zoo-dev
-	$(BIN)/python tests/mutants.py
+	$(BIN)/python -m tests.mutation.runner
 
 gpu-check: $(VENV)/.installed-train-test-zoo-bench
-	$(BIN)/python tests/gpu_check.py $(if $(NAME),--name "$(NAME)")
+	$(BIN)/python -m tests.gpu.gpu_check $(if $(NAME),--name "$(NAME)")
 
 check-native: build/check-address build/check-thread
 
@@ -60,7 +60,7 @@ build/check-address build/check-thread: $(VENV)/.installed-train-dev
 	$(BIN)/ctest --test-dir $@ --output-on-failure
 
 check-build: $(VENV)/.installed-train-test-zoo-peers
-	$(BIN)/python -m pytest tests/test_build.py
+	$(BIN)/python -m pytest tests/repository/test_build.py
 
 format: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check --fix .

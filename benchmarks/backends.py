@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 import feather_kernels as fk
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
 
 
 def available(device: torch.device) -> list[str]:
     """Names of the backends that run on ``device``, the one that is chosen by default first."""
-    names = [dispatch.chosen_name(device)]
-    for name in dispatch.BACKENDS:
+    names = [registry.chosen_name(device)]
+    for name in registry.BACKENDS:
         with suppress(fk.BackendUnavailableError), fk.use_backend(name):
-            dispatch.backend_for(device)
+            registry.backend_for(device)
             names.append(name)
     return list(dict.fromkeys(names))
 

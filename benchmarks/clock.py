@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from feather_kernels.gpu_report.clock import CudaClock, Run
+from feather_kernels.cli.gpu_report.clock import CudaClock, Run
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 

@@ -10,9 +10,9 @@ import torch
 
 import feather_kernels as fk
 from benchmarks import backends
-from feather_kernels.doctor import version
-from feather_kernels.gpu_report.machine import commit
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from feather_kernels.cli.doctor import version
+from feather_kernels.cli.gpu_report.machine import commit
 
 INSTRUCTION_SETS = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16", "avx512_fp16"),
@@ -26,7 +26,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "package": fk.__version__,
         "commit": commit(),
-        "backend": dispatch.chosen_name(device),
+        "backend": registry.chosen_name(device),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()[0],
         "cpu": _cpu()[0],

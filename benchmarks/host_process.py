@@ -20,8 +20,8 @@ from torch.autograd.profiler import profile
 
 import feather_kernels as fk
 from benchmarks import backends, networks, stand_in
-from feather_kernels.gpu_report.layers import POWER, SPARSITY, Layers, make_layers
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from feather_kernels.cli.gpu_report.layers import POWER, SPARSITY, Layers, make_layers
 
 LAYERS, SMOKE_LAYERS = 20, 2
 RUNS = 50  # in one measurement
@@ -43,7 +43,7 @@ class Host:
         self.backend = "triton" if path == STAND_IN else backends.available(CPU)[0]
         self.launches = stand_in.activate() if path == STAND_IN else lambda: 0
         if path == STAND_IN:  # where Triton takes CPU tensors: no probe can find out, as no kernel gives a result
-            dispatch._probed["triton", CPU] = None
+            registry._probed["triton", CPU] = None
         self.layers = cache(self._layers)
 
     def time_layers(self, way: str, grad_scale: float | None) -> float:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.case import Figure, Trial, Variant
 from benchmarks.clock import Clock
-from feather_kernels.gpu_report.clock import interleaved
+from feather_kernels.cli.gpu_report.clock import interleaved
 
 FEWEST_ROUNDS = 3
 SLOW = 1.0  # seconds; a run that takes longer is not repeated for a better figure of its memory

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks import gates
 from benchmarks.case import Setting
 from benchmarks.inputs import partition_magnitudes, with_threshold
-from feather_kernels.recipes.models import make_model
+from feather_kernels.cli.train.models import make_model
 
 POWER = 3.0
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from feather_kernels import functional, nn, ops
 from feather_kernels._version import __version__
+from feather_kernels.backends.registry import use_backend
 from feather_kernels.errors import BackendUnavailableError, SparsityWarning
-from feather_kernels.ops.dispatch import use_backend
 
 if TYPE_CHECKING:
     from feather_kernels.sparsify import (

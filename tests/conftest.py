@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import samples
 import torch
 from hypothesis import settings
 
 import feather_kernels as fk
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from tests.support import samples
 
 torch.set_num_threads(1)  # small tensors: more threads only fight each other
 
@@ -42,10 +42,10 @@ class BackendUnderTest:
 
 
 CPU = torch.device("cpu")
-# rings 1 and 3 are processes of their own (tests/rings.py): Triton reads TRITON_INTERPRET when kernels are imported
+# processes of their own set these (tests/simulated_gpu/evidence.py): Triton reads TRITON_INTERPRET at import
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PTX_ARCHITECTURE = int(os.environ.get("FEATHER_PTX_ARCHITECTURE", 0))  # e.g. 90: run compiled PTX on the executor
-PTX_BACKEND = os.environ.get("FEATHER_PTX_BACKEND", "triton")  # whose: triton's (ring 3) or cuda's (ring 4)
+PTX_BACKEND = os.environ.get("FEATHER_PTX_BACKEND", "triton")  # whose kernels: triton's or cuda's
 CUDA_MODULE = os.environ.get("FEATHER_CUDA_MODULE", "")  # path of a build of _cuda that runs its kernels on the CPU
 TEST_DEVICE = os.environ.get("FEATHER_TEST_DEVICE", "")  # "cuda": the op tests on every backend of a GPU (gpu_check.py)
 SLOW_DEVICE = INTERPRETED or PTX_ARCHITECTURE > 0 or CUDA_MODULE != ""
@@ -56,11 +56,11 @@ if CUDA_MODULE or (PTX_ARCHITECTURE and PTX_BACKEND == "cuda"):
 elif SLOW_DEVICE:
     BACKENDS = [BackendUnderTest("triton", CPU, exact_bfloat16=not INTERPRETED)]
 elif TEST_DEVICE:
-    offered = dispatch.availability(torch.device(TEST_DEVICE, 0))
+    offered = registry.availability(torch.device(TEST_DEVICE, 0))
     BACKENDS = [BackendUnderTest(name, torch.device(TEST_DEVICE, 0)) for name in offered if offered[name] is None]
 else:
     BACKENDS = [BackendUnderTest("reference", CPU)]
-    if dispatch.availability(CPU).get("cpp", "unknown") is None:
+    if registry.availability(CPU).get("cpp", "unknown") is None:
         BACKENDS.append(BackendUnderTest("cpp", CPU))
 each_power = pytest.mark.parametrize(
     ("backend", "p"),
@@ -86,9 +86,9 @@ if INTERPRETED:
 
 @pytest.fixture
 def executor() -> Iterator[Any]:
-    """In rings 3 and 4 what executes PTX, whose ``launches`` has a report of each launch; else None."""
+    """What executes PTX where one was asked for, whose ``launches`` has a report of each launch; else None."""
     if PTX_ARCHITECTURE and PTX_BACKEND == "cuda":
-        from cuda_ptx import executed
+        from tests.simulated_gpu.cuda_ptx import executed
 
         chosen = executed(PTX_ARCHITECTURE)
     else:
@@ -102,11 +102,11 @@ def backend(request: pytest.FixtureRequest, executor: Any) -> Iterator[BackendUn
     chosen: BackendUnderTest = request.param
     with ExitStack() as stack:
         if CUDA_MODULE:
-            from cuda_module import cuda_on_cpu
+            from tests.simulated_gpu.cuda_module import cuda_on_cpu
 
             stack.enter_context(cuda_on_cpu(CUDA_MODULE))
         stack.enter_context(fk.use_backend(chosen.name))
-        dispatch.backend_for(chosen.device)
+        registry.backend_for(chosen.device)
         yield chosen
 
 
@@ -119,20 +119,19 @@ def ptx_executor(
     With ``noise`` approximate instructions err as PTX allows. Without ``execute`` kernels are compiled only (see
     ``simulated_gpu``). Without ``check`` nothing compares the kernels that are kept with those of Triton's own launch.
     """
-    from ptx.driver import simulated_gpu
-
-    from feather_kernels.backends.triton import table
+    from feather_kernels.backends.triton import chunks
     from feather_kernels.backends.triton.launch import Kernel
+    from tools.ptx_executor.driver import simulated_gpu
 
     with simulated_gpu(architecture, noise=noise, execute=execute) as driver, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "make_tables", exposing(driver, table.make_tables))
+        patch.setattr(chunks, "make_tables", exposing(driver, chunks.make_tables))
         if check:
             patch.setattr(Kernel, "launch", checked(Kernel.launch))
-        patch.setitem(dispatch._probed, ("triton", CPU), None)
+        patch.setitem(registry._probed, ("triton", CPU), None)
         try:
             yield driver
         finally:
-            dispatch.reset()  # that Triton takes CPU tensors holds no longer
+            registry.reset()  # that Triton takes CPU tensors holds no longer
 
 
 def checked(launch: Callable[..., None]) -> Callable[..., None]:

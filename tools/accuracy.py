@@ -1,8 +1,8 @@
 """Largest error in ulps of each op, dtype and power, on every backend that runs here, over the op tests' samples.
 
-    python tests/accuracy.py
+    python -m tools.accuracy
 
-The oracle computes in long double. ``triton, ring 3`` is the compiled PTX on the executor, its approximate
+The oracle computes in long double. ``triton, executed`` is the compiled PTX on the executor, its approximate
 instructions off by as much as PTX allows.
 """
 
@@ -15,19 +15,18 @@ import subprocess
 import sys
 from contextlib import nullcontext
 
-import oracle
-import samples
 import torch
-from conftest import BACKENDS, PTX_ARCHITECTURE, ptx_executor
 
 import feather_kernels as fk
+from tests.conftest import BACKENDS, PTX_ARCHITECTURE, ptx_executor
+from tests.support import oracle, samples
 
 ops = torch.ops.feather_kernels
 MEASURE = "--measure"
 PROCESSES = {
     "reference": {},
-    "triton, ring 1": {"TRITON_INTERPRET": "1"},
-    "triton, ring 3": {"FEATHER_PTX_ARCHITECTURE": "90"},
+    "triton, interpreted": {"TRITON_INTERPRET": "1"},
+    "triton, executed": {"FEATHER_PTX_ARCHITECTURE": "90"},
 }
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, get_num_threads
 
-from feather_kernels.backends import layouts, native
+from feather_kernels.backends import compiled_module, layouts
+from feather_kernels.backends.compiled_module import CODES
 from feather_kernels.backends.interface import Histogram, Selection
-from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cpu"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
@@ -33,7 +33,7 @@ def probe(device: torch.device) -> str | None:
     if device.type != "cpu":
         return f"runs CPU tensors only, not {device.type}"
     try:
-        _cpu = _cpu or native.load(MODULE, "cpu")
+        _cpu = _cpu or compiled_module.load(MODULE, "cpu")
     except ImportError as error:
         warnings.warn(f"feather_kernels: the C++ backend is not used: {error}", RuntimeWarning, stacklevel=2)
         return str(error)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from feather_kernels.backends import native
-from feather_kernels.backends.chunks import Table, element_count, group_elements, make_rows, make_tables
-from feather_kernels.backends.gpu import launch_problem, on_its_device
+from feather_kernels.backends import compiled_module
+from feather_kernels.backends.compiled_module import CODES
+from feather_kernels.backends.gpu.chunk_tables import Table, element_count, group_elements, make_rows, make_tables
+from feather_kernels.backends.gpu.first_launch import launch_problem, on_its_device
 from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.layouts import flatten, write_back
-from feather_kernels.backends.native import CODES
 
 MODULE = "feather_kernels._cuda"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
@@ -66,7 +66,7 @@ def load_module() -> str | None:
     """Import the module; None if it is there and of these sources, else the reason why not."""
     global _cuda
     try:
-        _cuda = _cuda or native.load(MODULE, "cuda")
+        _cuda = _cuda or compiled_module.load(MODULE, "cuda")
     except ImportError as error:
         return str(error)
     built = "was not built (no CUDA toolkit at install time, or FEATHER_BUILD=cpu)"

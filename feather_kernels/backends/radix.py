@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.device_constants import resident
 from feather_kernels.backends.interface import Histogram, Selection
-from feather_kernels.backends.resident import resident
 
 RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
 NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import torch
 
-from feather_kernels import nvidia_driver
 from feather_kernels._version import __version__
-from feather_kernels.backends import cpp, cuda
-from feather_kernels.ops import dispatch
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.backends import cpp, cuda, registry
+from feather_kernels.cli import nvidia_driver
+from feather_kernels.cli.errors import InputError
 
 
 def examine() -> str:
@@ -23,10 +22,10 @@ def examine() -> str:
         InputError: FEATHER_KERNELS_BACKEND holds a name that no backend has.
     """
     try:
-        dispatch.requested()
+        registry.requested()
     except ValueError as error:
         raise InputError(str(error)) from error
-    value = os.environ.get(dispatch.ENVIRONMENT_VARIABLE)
+    value = os.environ.get(registry.ENVIRONMENT_VARIABLE)
     lines = [
         f"feather_kernels {__version__}",
         f"python          {platform.python_version()}",
@@ -35,7 +34,7 @@ def examine() -> str:
         f"CUDA of torch   {torch.version.cuda or 'none (built for CPU)'}",
         *_cuda_module(nvidia_driver.installed()),
         "",
-        f"{dispatch.ENVIRONMENT_VARIABLE} {'is not set' if value is None else f'= {value!r}'}",
+        f"{registry.ENVIRONMENT_VARIABLE} {'is not set' if value is None else f'= {value!r}'}",
     ]
     for device, description in _devices():
         lines += ["", f"{device}: {description}", *_backends(device)]
@@ -62,11 +61,11 @@ def _devices() -> Iterator[tuple[torch.device, str]]:
 
 def _backends(device: torch.device) -> list[str]:
     try:
-        chosen = dispatch.chosen_name(device)
+        chosen = registry.chosen_name(device)
     except RuntimeError as error:
         chosen = f"none: {error}"
     lines = []
-    for name, reason in dispatch.availability(device).items():
+    for name, reason in registry.availability(device).items():
         lines.append(f"  {name}: {reason or 'available'}")
         if name == "cpp" and reason is None:
             lines += [f"    {fact}" for fact in cpp.description()]

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from feather_kernels._version import __version__
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train.options import add_compare_options, add_train_options
 from feather_kernels.errors import BackendUnavailableError
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.options import add_compare_options, add_train_options
 
 USER_ERROR, INTERRUPTED = 2, 130  # exit codes
 GPU_REPORT = "Check and measure everything on a GPU in under five minutes, into one JSON and one Markdown file."
@@ -106,7 +106,7 @@ def _train(options: argparse.Namespace) -> int:
     world_size = os.environ.get("WORLD_SIZE", "1")  # of torchrun and other launchers
     if world_size not in ("", "1"):
         raise InputError(f"train must run as one process, got WORLD_SIZE={world_size} (torchrun?): start it by itself")
-    from feather_kernels.recipes import command
+    from feather_kernels.cli.train import command
 
     given = {name: value for name, value in vars(options).items() if name != "command"}
     if "resume" not in given:
@@ -119,7 +119,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from feather_kernels.recipes.compare import command
+    from feather_kernels.cli.compare import command
 
     return command.run({name: value for name, value in vars(options).items() if name != "command"})
 
@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _warmup(options: argparse.Namespace) -> int:
     import torch
 
-    from feather_kernels import warmup
+    from feather_kernels.cli import warmup
 
     dtypes = options.dtype or warmup.DEFAULT_DTYPES
     for name in dtypes:
@@ -144,8 +144,8 @@ def _warmup(options: argparse.Namespace) -> int:
 def _selftest(options: argparse.Namespace) -> int:
     import torch
 
-    from feather_kernels import selftest
-    from feather_kernels.ops import dispatch
+    from feather_kernels.backends import registry
+    from feather_kernels.cli import selftest
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -153,8 +153,8 @@ def _selftest(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
     for backend in options.require:
-        if backend not in dispatch.BACKENDS:
-            raise InputError(f"--require must be of {', '.join(dispatch.BACKENDS)}, got {backend!r}")
+        if backend not in registry.BACKENDS:
+            raise InputError(f"--require must be of {', '.join(registry.BACKENDS)}, got {backend!r}")
     return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit), options.require)
 
 
@@ -173,7 +173,7 @@ def _file(option: str, name: str | None) -> Path | None:
 def _gpu_report(options: argparse.Namespace) -> int:
     import torch
 
-    from feather_kernels.gpu_report import machine, page, report
+    from feather_kernels.cli.gpu_report import machine, page, report
 
     if options.table is not None:
         print(page.table([Path(name) for name in options.table]), end="")
@@ -193,7 +193,7 @@ def _gpu_report(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:  # noqa: ARG001
-    from feather_kernels import doctor
+    from feather_kernels.cli import doctor
 
     print(doctor.examine())
     return 0

@@ -20,9 +20,9 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor, nn
 
-from feather_kernels import exact
 from feather_kernels._version import __version__
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from feather_kernels.cli import exact
 from feather_kernels.ops.schema import WEIGHT_DTYPES, compute_dtype
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
 
@@ -77,7 +77,7 @@ def run(
     Returns:
         The exit code: 1 if a check failed, nothing ran, or a ``required`` backend cannot run.
     """
-    offered = dispatch.availability(device)
+    offered = registry.availability(device)
     offered |= {name: f"is not for {device.type} devices" for name in required if name not in offered}
     checks: list[Check] = []
     for backend, reason in offered.items():
@@ -106,7 +106,7 @@ def examine(backend: str, device: torch.device) -> Iterator[Check]:
         for dtype in WEIGHT_DTYPES:
             begin, problem = time.perf_counter(), ""
             try:
-                with dispatch.use_backend(backend), torch.no_grad():
+                with registry.use_backend(backend), torch.no_grad():
                     values, error, bound, unit = test(dtype, device)
             except Exception as raised:  # whatever a broken kernel, driver or library makes of it is the finding
                 problem = " ".join(f"{type(raised).__name__}: {raised}".split())[:500]
@@ -160,7 +160,7 @@ Outcome = tuple[int, float, float, str]  # values compared, worst error, its bou
 
 
 def _threshold(dtype: torch.dtype, device: torch.device) -> Outcome:
-    has = dispatch.backend_for(device).POWERS
+    has = registry.backend_for(device).POWERS
     powers = [power for power in POWERS if has is None or power in has]
     narrow, wide_and_any_power = dtype in (torch.float16, torch.bfloat16), dtype == torch.float64 and has is None
     count, worst, bound = 0, 0.0, 0.55 if narrow else 5.0 if wide_and_any_power else 2.0

@@ -16,8 +16,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.registry import backend_for, use_backend
 from feather_kernels.errors import BackendUnavailableError
-from feather_kernels.ops.dispatch import backend_for, use_backend
 from feather_kernels.ops.schema import compute_dtype
 
 ops = torch.ops.feather_kernels

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from feather_kernels.backends.interface import Histogram, Selection
+from feather_kernels.backends.registry import backend_for, backend_for_threshold
 from feather_kernels.ops import schema
 from feather_kernels.ops.call_record import CallRecord
-from feather_kernels.ops.dispatch import backend_for, backend_for_threshold
 
 
 def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from feather_kernels.sparsify.selection import PrunableWeight
+from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.torch_private import outside_compilers
 
 # where wrappers keep the optimizer: accelerate and Lightning, SAM, opacus, torch's PostLocalSGDOptimizer

@@ -17,13 +17,13 @@ from feather_kernels.nn.thresholds import Thresholds
 from feather_kernels.sparsify.forward_ends import ForwardEnds
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
 from feather_kernels.sparsify.held_weights import checksum, has_memory
+from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
 from feather_kernels.sparsify.layers import uses_of
 from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition, select_at
-from feather_kernels.sparsify.selection import PrunableWeight
 from feather_kernels.sparsify.step_watch import StepWatch
-from feather_kernels.sparsify.training_watch import TrainingWatch
+from feather_kernels.sparsify.unused_layers import TrainingWatch
 from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
 
 _log = logging.getLogger("feather_kernels")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from feather_kernels.sparsify.selection import Use
+from feather_kernels.sparsify.layer_choice import Use
 from feather_kernels.torch_private import in_transform, is_innermost
 from feather_kernels.user_code import warn_user
 

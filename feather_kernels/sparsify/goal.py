@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
 from feather_kernels.sparsify.layer_places import ADDED
 from feather_kernels.sparsify.report import Report
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
-from feather_kernels.sparsify.selection import PrunableWeight, Use
 from feather_kernels.user_code import warn_user
 
 

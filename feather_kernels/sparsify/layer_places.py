@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
+from feather_kernels.sparsify.layer_choice import Choice, PrunableWeight, SkippedLayer, Use
 from feather_kernels.sparsify.layers import uses_of
 from feather_kernels.sparsify.left_dense import adapter_of
 from feather_kernels.sparsify.names import canonical
-from feather_kernels.sparsify.selection import Choice, PrunableWeight, SkippedLayer, Use
 
 ADDED = "came into the model after it was made sparse"
 

@@ -11,8 +11,8 @@ from torch.nn.utils.parametrize import is_parametrized
 from feather_kernels.nn import conversion
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.thresholds import ThresholdBinding, Thresholds
+from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
 from feather_kernels.sparsify.overrides import Override
-from feather_kernels.sparsify.selection import PrunableWeight, Use
 
 
 def uses_of(weights: Sequence[PrunableWeight]) -> list[Use]:

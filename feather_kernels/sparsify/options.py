@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 
 from feather_kernels.functional import check_grad_scale
 from feather_kernels.ops.schema import check_weight, compute_dtype
+from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.sparsify.policies import ScopeFunction
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
-from feather_kernels.sparsify.selection import PrunableWeight
 
 GradScale = float | str | Callable[[float], float]
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from feather_kernels.functional import interpolate, quantile_position
 from feather_kernels.ops.schema import compute_dtype
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
+from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.sparsify.overrides import Override, check_min_density
-from feather_kernels.sparsify.selection import PrunableWeight
 from feather_kernels.torch_private import norms_of
 
 ops = torch.ops.feather_kernels

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from feather_kernels.nn.base import SparseLayer
+from feather_kernels.sparsify.layer_choice import PrunableWeight, SkippedLayer
 from feather_kernels.sparsify.policies import Policy
-from feather_kernels.sparsify.selection import PrunableWeight, SkippedLayer
 
 COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward", "note")
 

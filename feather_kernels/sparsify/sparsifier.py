@@ -17,6 +17,7 @@ from feather_kernels.sparsify.attachment import Attachment
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.goal import warn_of_frozen, warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.layer_choice import Choice, FilterFn, select_weights
 from feather_kernels.sparsify.names import Target
 from feather_kernels.sparsify.options import (
     GradScale,
@@ -30,9 +31,8 @@ from feather_kernels.sparsify.policies import Policy, ScopeFunction
 from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.selection import Choice, FilterFn, select_weights
 from feather_kernels.sparsify.state import check_state, warn_of_schedule
-from feather_kernels.sparsify.training_watch import TrainingWatch
+from feather_kernels.sparsify.unused_layers import TrainingWatch
 from feather_kernels.torch_private import outside_compilers
 
 

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.ops.call_record import CallRecord
 from feather_kernels.sparsify.direct_reads import DirectReads
-from feather_kernels.sparsify.selection import Use
+from feather_kernels.sparsify.layer_choice import Use
 from feather_kernels.torch_private import has_compiled_parts, tracing
 
 

@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from train_runs import SHORT, process_settings, train  # noqa: F401 (fixture)
 
 from feather_kernels import cli
-from feather_kernels.recipes.compare import command, process, table
-from feather_kernels.recipes.compare.grid import make_grid, read_grid
-from feather_kernels.recipes.compare.results import FAILED, FINISHED, OPEN, Result, read_layers, read_results
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.cli.compare import command, process, table
+from feather_kernels.cli.compare.grid import make_grid, read_grid
+from feather_kernels.cli.compare.results import FAILED, FINISHED, OPEN, Result, read_layers, read_results
+from feather_kernels.cli.errors import InputError
+from tests.support.train_runs import SHORT, process_settings, train  # noqa: F401 (fixture)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 WRITTEN = {"results.csv", "layers.csv", "table.md", "accuracy.png", "layers.png"}
 CPU = ["--device", "cpu", "--epochs", "3"]
 

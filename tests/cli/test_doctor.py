@@ -13,17 +13,17 @@ import pytest
 import torch
 
 import feather_kernels
-from feather_kernels import cli, nvidia_driver
-from feather_kernels.backends import cuda
-from feather_kernels.ops import dispatch
+from feather_kernels import cli
+from feather_kernels.backends import cuda, registry
+from feather_kernels.cli import nvidia_driver
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     monkeypatch.delenv("FEATHER_KERNELS_BACKEND", raising=False)
-    dispatch.reset()
+    registry.reset()
     yield
-    dispatch.reset()
+    registry.reset()
 
 
 def doctor(capsys) -> str:
@@ -114,14 +114,14 @@ def test_doctor_says_which_driver_is_there(capsys, monkeypatch, tmp_path, cuda_m
 
 
 def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
-    monkeypatch.setitem(dispatch.BACKENDS, "abacus", "abacus_of_nowhere")
-    monkeypatch.setitem(dispatch.ORDER, "cpu", ("abacus", "reference"))
+    monkeypatch.setitem(registry.BACKENDS, "abacus", "abacus_of_nowhere")
+    monkeypatch.setitem(registry.ORDER, "cpu", ("abacus", "reference"))
     lines = section(doctor(capsys), "cpu").splitlines()
     assert lines[1].startswith("  abacus: is not installed: No module named")
     assert lines[2:] == ["  reference: available", "  chosen: reference"]
 
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "abacus")
-    dispatch.reset()
+    registry.reset()
     output = doctor(capsys)
     assert "FEATHER_KERNELS_BACKEND = 'abacus'" in output
     assert section(output, "cpu").splitlines()[-1].startswith("  chosen: none: backend 'abacus' cannot run on cpu")
@@ -130,18 +130,18 @@ def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
 def test_doctor_prints_the_variable(capsys, monkeypatch):
     assert "FEATHER_KERNELS_BACKEND is not set" in doctor(capsys)
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "reference")
-    dispatch.reset()
+    registry.reset()
     assert "FEATHER_KERNELS_BACKEND = 'reference'" in doctor(capsys)
 
 
 def test_an_unknown_backend_is_one_line(capsys, monkeypatch):
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "slide-rule")
-    dispatch.reset()
+    registry.reset()
     assert cli.main(["doctor"]) == 2
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1
-    assert f"FEATHER_KERNELS_BACKEND must be one of auto, {', '.join(dispatch.BACKENDS)}" in output.err
+    assert f"FEATHER_KERNELS_BACKEND must be one of auto, {', '.join(registry.BACKENDS)}" in output.err
     assert "got 'slide-rule'" in output.err
 
 
@@ -186,7 +186,7 @@ def test_a_wrong_command_is_one_line(capsys, arguments, words):
 def test_warmup_that_cannot_run_gives_the_reason(capsys, monkeypatch, dtypes):
     """On a CPU: Triton's own reason, and none of its modules is imported where it is not installed."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setitem(dispatch.BACKENDS, "triton", "abacus_of_nowhere")
+    monkeypatch.setitem(registry.BACKENDS, "triton", "abacus_of_nowhere")
     assert cli.main(["warmup", *dtypes]) == 1
     output = capsys.readouterr()
     assert output.out == ""

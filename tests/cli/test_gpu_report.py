@@ -14,19 +14,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import executed_gpu_report
 import pytest
 import torch
 
-from feather_kernels import cli, doctor, exact
-from feather_kernels.gpu_report import clock, machine, page, part, report, speed
-from feather_kernels.gpu_report.layers import make_layers
-from feather_kernels.gpu_report.parts import PARTS
-from feather_kernels.gpu_report.place import Place
-from feather_kernels.gpu_report.training import difference
-from feather_kernels.ops import dispatch
+from feather_kernels import cli
+from feather_kernels.backends import registry
+from feather_kernels.cli import doctor, exact
+from feather_kernels.cli.gpu_report import clock, machine, page, part, report, speed
+from feather_kernels.cli.gpu_report.layers import make_layers
+from feather_kernels.cli.gpu_report.parts import PARTS
+from feather_kernels.cli.gpu_report.place import Place
+from feather_kernels.cli.gpu_report.training import difference
+from tests.simulated_gpu import executed_gpu_report
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "gpu-results"
 FILES = ["gpu-report-ptx-sm_90.json", "gpu-report-ptx-sm_90.md"]
 CPU = torch.device("cpu")
@@ -236,7 +237,7 @@ def test_all_parts_run_on_the_executor(tmp_path: Path, monkeypatch: pytest.Monke
 
 def doctor_text(monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("FEATHER_KERNELS_BACKEND")
-    dispatch.reset()
+    registry.reset()
     return doctor.examine()
 
 

@@ -6,17 +6,17 @@ import math
 
 import pytest
 import torch
-from teacher import sorted_threshold, train_beside_teacher
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather_kernels.recipes import batches, config, models
-from feather_kernels.recipes.data import Dataset
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.methods import METHODS, hold_pruned
-from feather_kernels.recipes.models import make_model
-from feather_kernels.recipes.training import Training
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train import batches, config, models
+from feather_kernels.cli.train.data import Dataset
+from feather_kernels.cli.train.methods import METHODS, hold_pruned
+from feather_kernels.cli.train.models import make_model
+from feather_kernels.cli.train.training import Training
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
+from tests.support.teacher import sorted_threshold, train_beside_teacher
 
 IMAGES, CLASSES, BATCH, EPOCHS = 48, 4, 8, 2
 STEPS = EPOCHS * IMAGES // BATCH

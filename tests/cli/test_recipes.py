@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import make_npz, process_settings, train  # noqa: F401 (fixture)
 
-from feather_kernels.recipes import config, data, recipe_file
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.models import check_model, make_model
-from feather_kernels.recipes.recipe_file import read_recipe, recipe_names
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train import config, data, recipe_file
+from feather_kernels.cli.train.models import check_model, make_model
+from feather_kernels.cli.train.recipe_file import read_recipe, recipe_names
 from feather_kernels.sparsify import Choice, select_weights
+from tests.support.train_runs import make_npz, process_settings, train  # noqa: F401 (fixture)
 
 PAPER = ["cifar100-densenet40-24", "cifar100-mobilenetv1", "cifar100-resnet20"]
 np = pytest.importorskip("numpy")
@@ -172,7 +172,7 @@ def test_an_unknown_recipe_is_refused_with_those_that_exist(tmp_path, capsys, re
 
 
 def test_every_recipe_of_the_package_is_installed() -> None:
-    project = recipe_file.read_toml(Path(__file__).parent.parent / "pyproject.toml", "the test")
+    project = recipe_file.read_toml(Path(__file__).parents[2] / "pyproject.toml", "the test")
     assert "recipes/toml/*.toml" in project["tool"]["setuptools"]["package-data"]["feather_kernels"]
     assert {path.suffix for path in recipe_file.FOLDER.iterdir()} == {".toml"}
 

@@ -12,8 +12,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from feather_kernels import cli, exact, selftest
+from feather_kernels import cli
 from feather_kernels.backends import reference
+from feather_kernels.cli import exact, selftest
 
 CPU = torch.device("cpu")
 

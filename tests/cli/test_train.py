@@ -9,7 +9,12 @@ import sys
 
 import pytest
 import torch
-from train_runs import (
+
+from feather_kernels import cli
+from feather_kernels.cli.train import batches, data
+from feather_kernels.cli.train.models import MODELS, make_model
+from feather_kernels.sparsify import Choice, select_weights
+from tests.support.train_runs import (
     EPOCHS,
     FILES,
     STEPS,
@@ -18,11 +23,6 @@ from train_runs import (
     read_rows,
     train,
 )
-
-from feather_kernels import cli
-from feather_kernels.recipes import batches, data
-from feather_kernels.recipes.models import MODELS, make_model
-from feather_kernels.sparsify import Choice, select_weights
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 

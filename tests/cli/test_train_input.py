@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import (
+
+from feather_kernels.backends import registry
+from feather_kernels.cli.train import batches, data
+from feather_kernels.cli.train.models import make_model
+from feather_kernels.sparsify import Sparsifier
+from tests.support.train_runs import (
     FILES,
     IMAGES,
     make_npz,
     process_settings,  # noqa: F401 (fixture)
     train,
 )
-
-from feather_kernels.ops import dispatch
-from feather_kernels.recipes import batches, data
-from feather_kernels.recipes.models import make_model
-from feather_kernels.sparsify import Sparsifier
 
 np = pytest.importorskip("numpy")
 safetensors_torch = pytest.importorskip("safetensors.torch")
@@ -206,9 +206,9 @@ def test_a_missing_package_names_the_extra(capsys, tmp_path, monkeypatch, packag
 
 def test_an_unknown_backend_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "abacus")
-    dispatch.reset()
+    registry.reset()
     check_refused(capsys, tmp_path / "runs", [], "FEATHER_KERNELS_BACKEND", "'abacus'", "reference")
-    dispatch.reset()
+    registry.reset()
 
 
 @pytest.mark.parametrize("options", [[], ["--resume", "no-such-run"]], ids=str)

@@ -12,7 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_runs import (
+
+from feather_kernels import cli
+from feather_kernels.cli.train.models import make_model
+from feather_kernels.sparsify import Sparsifier
+from tests.support.train_runs import (
     EPOCHS,
     FILES,
     IMAGES,
@@ -24,10 +28,6 @@ from train_runs import (
     read_rows,
     train,
 )
-
-from feather_kernels import cli
-from feather_kernels.recipes.models import make_model
-from feather_kernels.sparsify import Sparsifier
 
 
 def assert_same_run(folder: Path, reference: Path) -> None:

@@ -1,6 +1,6 @@
 """``make gpu-check``: all that is to be known about the kernels on this machine's GPU, in one results folder.
 
-    python tests/gpu_check.py [--name NAME] [--results FOLDER] [--only STEP ...] [--list]
+    python -m tests.gpu.gpu_check [--name NAME] [--results FOLDER] [--only STEP ...] [--list]
 
 Each step is a process of its own, with its output in a log; ``summary.md`` and ``summary.json`` say how they ended.
 Exit status: 0 if all steps passed or were skipped with a reason, 1 if one failed or there is no CUDA device.
@@ -25,12 +25,12 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 RESULTS = "{results}"  # in a command: the results folder
-OP_TESTS = ("tests/test_threshold.py", "tests/test_select.py", "tests/test_schema.py")
-MARKED = ("tests/test_capturable.py", "tests/test_memory.py", "tests/test_benchmarks.py")
+OP_TESTS = ("tests/ops/test_threshold.py", "tests/ops/test_select.py", "tests/ops/test_schema.py")
+MARKED = ("tests/training/test_capturable.py", "tests/layers/test_memory.py", "tests/repository/test_benchmarks.py")
 HOUR = 3600  # seconds
 ON_THE_GPU = {"FEATHER_TEST_DEVICE": "cuda"}
 # each tensor in memory of its own, so that memcheck sees where it ends
@@ -38,8 +38,8 @@ UNCACHED = {**ON_THE_GPU, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 BACKENDS = """
 import sys, torch
-from feather_kernels.ops import dispatch
-offered = dispatch.availability(torch.device("cuda", 0))
+from feather_kernels.backends import registry
+offered = registry.availability(torch.device("cuda", 0))
 print("\\n".join(f"{name}: {reason or 'available'}" for name, reason in offered.items()))
 sys.exit(any(offered.values()))
 """
@@ -76,7 +76,8 @@ def backend(name: str) -> dict[str, str]:
 
 
 GPU_TESTS = (*PYTEST, "-m", "gpu")
-STREAMS, LARGE, EXECUTOR = (f"tests/test_gpu_{subject}.py" for subject in ("streams", "large", "executor"))
+STREAMS, LARGE, EXECUTOR = (f"tests/gpu/test_gpu_{subject}.py" for subject in ("streams", "large", "executor"))
+CONTACT = "tests/simulated_gpu/test_first_contact.py"
 CASES = ("threshold", "backward", "select", "count", "step", "train_step", "evaluation", "memory", "call")
 BENCHMARKS = (PYTHON, "-m", "benchmarks", "run", *CASES, "--device", "cuda")
 SELFTEST = (PYTHON, "-m", "feather_kernels", "selftest", "--device", "cuda", "--json", f"{RESULTS}/selftest.json")
@@ -90,13 +91,13 @@ STEPS = (
         "training-triton", "captured training step, memory, benchmarked cases", (*GPU_TESTS, *MARKED), backend("triton")
     ),
     Step("training-cuda", "the same on the CUDA C++ backend", (*GPU_TESTS, *MARKED), backend("cuda")),
-    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, "tests/test_first_contact.py")),
+    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, CONTACT)),
     Step("large", "more than 2^31 elements", (*GPU_TESTS, LARGE)),
-    Step("executor", "each kernel beside its simulation (rings 3 and 4)", (*GPU_TESTS, EXECUTOR), limit=HOUR),
+    Step("executor", "each kernel beside its simulation on the PTX executor", (*GPU_TESTS, EXECUTOR), limit=HOUR),
     Step("memcheck", "no access out of bounds", sanitizer("memcheck"), UNCACHED, no_sanitizer, HOUR),
     Step("racecheck", "no race in shared memory", sanitizer("racecheck"), ON_THE_GPU, no_sanitizer, HOUR),
     Step("benchmarks", "speed, and a copy's in the same run", (*BENCHMARKS, "--results", MEASURED), limit=HOUR),
-    Step("bandwidth", "GB/s beside that of a copy", (PYTHON, "tests/gpu_check.py", "--bandwidth", MEASURED)),
+    Step("bandwidth", "GB/s beside that of a copy", (PYTHON, "-m", "tests.gpu.gpu_check", "--bandwidth", MEASURED)),
 )
 
 
@@ -138,7 +139,7 @@ def environment(step: Step) -> dict[str, str]:
     inherited = {
         key: value for key, value in os.environ.items() if not key.startswith(("FEATHER_", "TRITON_INTERPRET"))
     }
-    return {**inherited, "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests"))), **step.variables}
+    return {**inherited, "PYTHONPATH": str(ROOT), **step.variables}
 
 
 def last_line(text: str) -> str:

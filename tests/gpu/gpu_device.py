@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BackendUnderTest
 
 import feather_kernels as fk
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from tests.conftest import BackendUnderTest
 
 GPU = torch.device("cuda", 0)
 NAMES = ("triton", "cuda")  # backends with kernels for it
@@ -25,7 +25,7 @@ def on_a_gpu(test: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def gpu_backend(name: str, device: torch.device = GPU) -> Iterator[BackendUnderTest]:
     """The named backend for all ops on a GPU; skips the test, with the reason, where it cannot run."""
-    reason = dispatch.availability(device)[name]
+    reason = registry.availability(device)[name]
     if reason is not None:
         pytest.skip(f"{name}: {reason}")
     with fk.use_backend(name):

@@ -9,13 +9,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu_check
 import pytest
 import torch
-from gpu_check import ROOT, STEPS, Step
 
 from benchmarks import results
 from benchmarks.cases import CASES
+from tests.gpu import gpu_check
+from tests.gpu.gpu_check import ROOT, STEPS, Step
 
 PASSING = Step("passing", "says good", (sys.executable, "-c", "print('all is | good')"))
 FAILING = Step("failing", "exits", (sys.executable, "-c", "import sys; print('a word'); sys.exit(3)"))
@@ -28,8 +28,8 @@ SKIPPED = Step("skipped", "cannot run", ("/nonexistent/program",), obstacle=lamb
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_it_is_one_line_and_exit_status_1(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tests" / "gpu_check.py"), "--results", str(tmp_path / "results")]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-m", "tests.gpu.gpu_check", "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.fullmatch(r"gpu-check needs a CUDA device: torch [^\n]+\n", done.stderr)
@@ -46,7 +46,9 @@ def test_every_step_names_what_is_there() -> None:
 
 def test_every_file_with_tests_for_a_gpu_belongs_to_a_step() -> None:
     marked = re.compile(r"^@(pytest\.mark\.gpu|on_a_gpu)$", re.MULTILINE)
-    files = {f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if marked.search(path.read_text())}
+    files = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*.py") if marked.search(path.read_text())
+    }
     assert files == {word for step in STEPS if "gpu" in step.command for word in step.command if word.endswith(".py")}
 
 

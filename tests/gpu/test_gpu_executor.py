@@ -1,4 +1,4 @@
-"""The simulators of rings 3 and 4 against a real GPU: the same inputs through both, kernel by kernel.
+"""The PTX executor against a real GPU: the same inputs through both, kernel by kernel.
 
 Integers, order statistics and gradients (one rounding) are equal bit for bit; values of the thresholding operator,
 whose approximate instructions may differ, are at most neighbours.
@@ -14,14 +14,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-import samples
 import torch
-from conftest import CPU, PTX_ARCHITECTURE, PTX_BACKEND, ptx_executor
-from gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
-from oracle import INTEGERS, same_bits
 from torch import Tensor
 
 import feather_kernels as fk
+from tests.conftest import CPU, PTX_ARCHITECTURE, PTX_BACKEND, ptx_executor
+from tests.gpu.gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
+from tests.support import samples
+from tests.support.oracle import INTEGERS, same_bits
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
@@ -134,7 +134,7 @@ def simulated(name: str, architecture: int) -> Iterator[Any]:
         pytest.importorskip("triton", reason="triton is not installed")
         simulator = ptx_executor(architecture, noise=False)
     else:
-        from cuda_ptx import executed
+        from tests.simulated_gpu.cuda_ptx import executed
 
         simulator = executed(architecture)
     with simulator as driver, fk.use_backend(name):
@@ -144,12 +144,12 @@ def simulated(name: str, architecture: int) -> Iterator[Any]:
 def kernels_of(name: str, driver: Any) -> set[str]:
     """Every kernel that a backend has."""
     if name == "cuda":
-        from cuda_ptx import plain_name
+        from tests.simulated_gpu.cuda_ptx import plain_name
 
         return {plain_name(entry) for entry in driver.entries}
-    from feather_kernels.backends.triton import bracket, count, elementwise, radix_passes, select
+    from feather_kernels.backends.triton import bracket, count, elementwise, radix, select
 
-    modules = (bracket, count, elementwise, radix_passes, select)
+    modules = (bracket, count, elementwise, radix, select)
     return {name for module in modules for name in vars(module) if name.endswith("_kernel")}
 
 
@@ -169,7 +169,7 @@ def test_neighbours_are_one_step_apart() -> None:
         assert steps_apart(torch.ones(1, dtype=dtype), next_to_one) == 1
 
 
-@pytest.mark.skipif(PTX_ARCHITECTURE == 0, reason="runs in rings 3 and 4")
+@pytest.mark.skipif(PTX_ARCHITECTURE == 0, reason="needs the PTX executor")
 def test_the_calls_reach_every_kernel_and_agree_with_the_reference() -> None:
     with simulated(PTX_BACKEND, PTX_ARCHITECTURE) as driver:
         results = {name: call(CPU) for name, call in {**VALUES[PTX_BACKEND], **EXACT}.items()}

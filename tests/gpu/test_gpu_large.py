@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import BackendUnderTest
-from gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
 from torch import Tensor
+
+from tests.conftest import BackendUnderTest
+from tests.gpu.gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
 
 ops = torch.ops.feather_kernels
 

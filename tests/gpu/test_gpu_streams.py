@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from conftest import BackendUnderTest
-from gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
-from oracle import same_bits
 from torch import Tensor
 
 import feather_kernels as fk
-from feather_kernels.backends import cuda
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import cuda, registry
+from tests.conftest import BackendUnderTest
+from tests.gpu.gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
+from tests.support.oracle import same_bits
 
 ops = torch.ops.feather_kernels
 
@@ -145,9 +144,9 @@ def test_tensors_on_a_device_that_is_not_the_current_one(name: str) -> None:
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """What was probed is forgotten before the test and after it."""
-    dispatch.reset()
+    registry.reset()
     yield
-    dispatch.reset()
+    registry.reset()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -162,8 +161,8 @@ def test_a_probe_without_memory_raises(name: str, forgotten: None, monkeypatch: 
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch, "tensor", no_memory)
     with pytest.raises(torch.OutOfMemoryError), fk.use_backend(name):
-        dispatch.backend_for(GPU)
-    assert (name, GPU) not in dispatch._probed
+        registry.backend_for(GPU)
+    assert (name, GPU) not in registry._probed
 
 
 @on_a_gpu
@@ -171,7 +170,7 @@ def test_a_probe_without_memory_raises(name: str, forgotten: None, monkeypatch: 
 def test_no_memory_is_not_remembered_as_no_backend(name: str, forgotten: None) -> None:
     with gpu_backend(name):
         pass
-    dispatch.reset()
+    registry.reset()
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     held: list[Tensor] = []
@@ -180,8 +179,8 @@ def test_no_memory_is_not_remembered_as_no_backend(name: str, forgotten: None) -
         with pytest.raises(torch.OutOfMemoryError):
             held.extend(torch.empty(1, device=GPU) for _ in range(100_000))  # until not even the smallest has room
         with pytest.raises(torch.OutOfMemoryError), fk.use_backend(name):
-            dispatch.backend_for(GPU)
+            registry.backend_for(GPU)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
         held.clear()
-    assert dispatch.availability(GPU)[name] is None
+    assert registry.availability(GPU)[name] is None

@@ -10,12 +10,12 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
 
 import feather_kernels as fk
+from tests.support import nets
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),

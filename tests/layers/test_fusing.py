@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch.fx.experimental.optimization import fuse
 from torch.nn.utils import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 import feather_kernels as fk
+from tests.support import nets
 
 REPLACED = r"weight of this copy of a sparse \w+ was replaced .*: finalize a copy of the model first"
 

@@ -7,7 +7,6 @@ import math
 import threading
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
+from tests.support import nets
 
 
 class Calls(TorchDispatchMode):

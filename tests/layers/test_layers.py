@@ -10,7 +10,6 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import nets
 import pytest
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ import feather_kernels as fk
 from feather_kernels.autograd import autocast_dtype
 from feather_kernels.nn import SparseLayer
 from feather_kernels.nn.thresholds import ThresholdBinding
+from tests.support import nets
 
 
 def sparsified(model: nn.Module, t: float = 0.05, grad_scale: float = 0.5) -> fk.Sparsifier:

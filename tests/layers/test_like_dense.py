@@ -9,13 +9,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
 
 import feather_kernels as fk
 from feather_kernels.nn import SparseLayer
+from tests.support import nets
 
 MODES = pytest.mark.parametrize("recompute", [None, True], ids=["kept", "recomputed"])
 

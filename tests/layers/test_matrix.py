@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family
-from nets import through_pickle, through_torch_save
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
@@ -18,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
 from feather_kernels.nn import SparseLayer
+from tests.support.families import FAMILIES, Family
+from tests.support.nets import through_pickle, through_torch_save
 
 SPARSITY = 0.6
 

@@ -8,7 +8,6 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import feather_kernels as fk
+from tests.support import nets
 
 LOST = r"Feather\w+\.\w*weight would be lost.*layer\.latent\('\w*weight'\)"
 

@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import samples
 import torch
-from cuda_ptx import plain_name
-from ptx.execution import LaunchReport
+
+from tests.simulated_gpu.cuda_ptx import plain_name
+from tests.support import samples
+from tools.ptx_executor.execution import LaunchReport
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = samples.DTYPES
 NAN, INF = math.nan, math.inf

@@ -8,10 +8,10 @@ from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
-import oracle
-import samples
 import torch
-from mutant_cases import (
+from torch import Tensor
+
+from tests.mutation.cases import (
     BFLOAT16,
     CPU,
     FLOAT16,
@@ -24,8 +24,8 @@ from mutant_cases import (
     most_bytes,
     whole_blocks_are_wide,
 )
-from ptx.execution import LaunchReport
-from torch import Tensor
+from tests.support import oracle, samples
+from tools.ptx_executor.execution import LaunchReport
 
 ops = torch.ops.feather_kernels
 LENGTH = 2501  # more than one block of any kernel, the last one not full

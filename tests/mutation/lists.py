@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, partial
 
-import oracle
-import samples
 import torch
-from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, TAILS, Case, most_bytes
-from ptx.execution import LaunchReport
 from torch import Tensor
+
+from tests.mutation.cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, TAILS, Case, most_bytes
+from tests.support import oracle, samples
+from tools.ptx_executor.execution import LaunchReport
 
 ops = torch.ops.feather_kernels
 

@@ -1,11 +1,11 @@
-"""Mutation test of the GPU kernels: how much of what could be wrong in the compiled code do the rings' checks see?
+"""Mutation test of the GPU kernels: how much of what could be wrong in the compiled code do the tests see?
 
-    python tests/mutants.py [triton] [cuda] [sources-cpu] [sources-cuda] [--each N] [--only TEXT] [--csv FILE]
+    python -m tests.mutation.runner [triton] [cuda] [sources-cpu] [sources-cuda] [--each N] [--only TEXT] [--csv FILE]
 
 ``triton`` and ``cuda``: one-instruction mutants of the compiled PTX (``ptx/mutation.py``), N of each kernel, drawn with
 a fixed seed from all the forms in which it is compiled; each runs through the checks (``CASES``) that execute the
 instruction until one fails.
-``sources-...``: changes of csrc by hand (``source_mutants.py``). A mutant on which no check fails is a survivor. Exit
+``sources-...``: changes of csrc by hand (``sources.py``). A mutant on which no check fails is a survivor. Exit
 status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu.md.
 """
 
@@ -25,24 +25,21 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest import mock
 
-import mutant_elementwise
-import mutant_lists
-import mutant_selection
-import ptx.execution
 import pytest
 import torch
-from conftest import ptx_executor
-from cuda_ptx import plain_name
-from cuda_shim import Change
-from mutant_cases import Case, one_atomic_a_warp
-from ptx import PtxError, UnknownInstructionError
-from ptx.execution import LaunchReport, Program
-from ptx.mutation import Mutation, mutations, planted
 
 import feather_kernels as fk
+from tests.conftest import ptx_executor
+from tests.mutation import elementwise, lists, selection
+from tests.mutation.cases import Case, one_atomic_a_warp
+from tests.simulated_gpu.cuda_ptx import plain_name
+from tests.simulated_gpu.cuda_shim import Change
+from tools.ptx_executor import PtxError, UnknownInstructionError, execution
+from tools.ptx_executor.execution import LaunchReport, Program
+from tools.ptx_executor.mutation import Mutation, mutations, planted
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "gpu.md"
-CASES = [*mutant_elementwise.CASES, *mutant_lists.CASES, *mutant_selection.CASES]
+DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
+CASES = [*elementwise.CASES, *lists.CASES, *selection.CASES]
 ARCHITECTURE = 90
 EACH = 25  # mutants of a kernel
 SEED = 2023
@@ -89,19 +86,19 @@ def recorded() -> Iterator[tuple[list[LaunchReport], list[tuple[Program, LaunchR
 
 @contextmanager
 def executor(kind: str, *build: Any) -> Iterator[None]:
-    """The backend on the PTX executor, rings 3 and 4. A launch of many more steps than any needs counts as endless."""
+    """The backend on the PTX executor. A launch of many more steps than any needs counts as endless."""
     if kind == "cuda":
-        from cuda_ptx import executed
+        from tests.simulated_gpu.cuda_ptx import executed
 
         chosen = executed(ARCHITECTURE, *build)
     else:
         chosen = ptx_executor(ARCHITECTURE)
-    with mock.patch.object(ptx.execution, "MAX_STEPS", MOST_STEPS), chosen, fk.use_backend(kind):
+    with mock.patch.object(execution, "MAX_STEPS", MOST_STEPS), chosen, fk.use_backend(kind):
         yield
 
 
 def error_of(case: Case, reports: list[LaunchReport]) -> Exception | None:
-    """The error by which a ring reports that a case fails, or None. Others, of our tools, are raised."""
+    """The error by which a case fails, or None. Others, of our tools, are raised."""
     reports.clear()
     try:
         case.check(reports)
@@ -176,19 +173,19 @@ def killed_by(cases: Iterable[Case], reports: list[LaunchReport]) -> tuple[str, 
 
 def source_results(kind: str, each: int, only: str) -> Iterator[Result]:
     """Run the mutants of sources, each compiled, for one processor."""
-    import source_mutants
+    from tests.mutation import sources
 
     if kind == "sources-cpu":
-        outcomes = source_mutants.cpu_outcomes([c for c in source_mutants.CPU if only in c.path])
+        outcomes = sources.cpu_outcomes([c for c in sources.CPU if only in c.path])
     else:
-        outcomes = cuda_outcomes([c for c in source_mutants.CUDA if only in c.path])
+        outcomes = cuda_outcomes([c for c in sources.CUDA if only in c.path])
     for change, case, how in outcomes:
         yield Result(kind, change.path, " ".join(change.old.split()), " ".join(change.new.split()), case, how)
 
 
 def cuda_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
-    """Each change with the case that fails on it in ring 4, and how; empty for a survivor."""
-    import cuda_build
+    """Each change with the case that fails on it on the PTX executor, and how; empty for a survivor."""
+    from tests.simulated_gpu import cuda_build
 
     with executor("cuda"), recorded() as (reports, _):
         check_unchanged(cases_for("cuda"), reports)

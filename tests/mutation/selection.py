@@ -13,15 +13,26 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import oracle
-import samples
 import torch
-from cuda_ptx import plain_name
-from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, INF, NAN, ROOM, Case, most_bytes, whole_blocks_are_wide
-from mutant_lists import seeded
-from ptx.execution import LaunchReport, Program
-from selection_inputs import SELECTIONS, selection
 from torch import Tensor
+
+from tests.mutation.cases import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    FLOAT64,
+    INF,
+    NAN,
+    ROOM,
+    Case,
+    most_bytes,
+    whole_blocks_are_wide,
+)
+from tests.mutation.lists import seeded
+from tests.mutation.selection_inputs import SELECTIONS, selection
+from tests.simulated_gpu.cuda_ptx import plain_name
+from tests.support import oracle, samples
+from tools.ptx_executor.execution import LaunchReport, Program
 
 ops = torch.ops.feather_kernels
 

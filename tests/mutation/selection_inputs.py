@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
-import oracle
-import samples
 import torch
-from mutant_cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
-from mutant_lists import seeded, weight_list
 from torch import Tensor
+
+from tests.mutation.cases import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+from tests.mutation.lists import seeded, weight_list
+from tests.support import oracle, samples
 
 ops = torch.ops.feather_kernels
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import os
 
-import mutant_cases
-import mutants
 import pytest
-import source_mutants
 import torch
-from mutants import Result
+
+from tests.mutation import cases, runner, sources
+from tests.mutation.runner import Result
 
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
@@ -32,7 +31,7 @@ EXPLANATION = "| count_kernel | `add.s32 a, b, 1` | `add.s32 a, b, 2` | nobody r
     ids=["all killed", "one explained", "one not explained", "too few"],
 )
 def test_what_is_good_enough(results: list[Result], document: str, good: bool) -> None:
-    lines, enough = mutants.summary(results, document)
+    lines, enough = runner.summary(results, document)
     assert enough == good
     killed = results.count(KILLED)
     assert lines[0].startswith(f"triton: {killed} of {len(results)} mutants killed")
@@ -46,8 +45,8 @@ def test_mutants_of_a_compiled_kernel_run(monkeypatch: pytest.MonkeyPatch, weak:
         counts = torch.ops.feather_kernels.count_pruned([torch.ones(40), torch.zeros(9)], [torch.tensor(0.5)] * 2)
         assert weak or counts.tolist() == [0, 9]
 
-    monkeypatch.setattr(mutants, "CASES", [mutant_cases.Case("two counts", check)])
-    results = list(mutants.ptx_results("triton", 12, "count"))
+    monkeypatch.setattr(runner, "CASES", [cases.Case("two counts", check)])
+    results = list(runner.ptx_results("triton", 12, "count"))
     assert len(results) == 12
     assert {result.kernel for result in results} == {"count_kernel"}
     wrong_values = [result for result in results if result.how == "AssertionError"]
@@ -60,12 +59,12 @@ def test_a_case_that_fails_without_a_mutant_is_an_error(monkeypatch: pytest.Monk
     def check(launches: list) -> None:
         assert torch.ops.feather_kernels.count_pruned([torch.zeros(9)], [torch.tensor(0.5)]).tolist() == [8]
 
-    monkeypatch.setattr(mutants, "CASES", [mutant_cases.Case("wrong", check)])
+    monkeypatch.setattr(runner, "CASES", [cases.Case("wrong", check)])
     with pytest.raises(AssertionError, match="wrong fails on unchanged kernels"):
-        list(mutants.ptx_results("triton", 1, ""))
+        list(runner.ptx_results("triton", 1, ""))
 
 
-@pytest.mark.parametrize("change", dict.fromkeys([*source_mutants.CPU, *source_mutants.CUDA]), ids=str)
-def test_every_change_of_a_source_still_applies(change: source_mutants.Change) -> None:
-    assert (source_mutants.ROOT / "csrc" / change.path).read_text().count(change.old) == 1
+@pytest.mark.parametrize("change", dict.fromkeys([*sources.CPU, *sources.CUDA]), ids=str)
+def test_every_change_of_a_source_still_applies(change: sources.Change) -> None:
+    assert (sources.ROOT / "csrc" / change.path).read_text().count(change.old) == 1
     assert change.old != change.new

@@ -12,19 +12,17 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-import oracle
 import pytest
-import samples
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import cpp, native, reference
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import compiled_module, cpp, reference, registry
+from tests.support import oracle, samples
 
 ops = torch.ops.feather_kernels
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parent.parent
-BUILT = dispatch.availability(CPU).get("cpp", "unknown") is None
+ROOT = Path(__file__).parents[2]
+BUILT = registry.availability(CPU).get("cpp", "unknown") is None
 needs_module = pytest.mark.skipif(not BUILT, reason="feather_kernels._cpu is not built here")
 
 
@@ -79,8 +77,8 @@ def test_every_instruction_set_and_thread_count_gives_the_same_bits(
 
 @needs_module
 def test_cpu_tensors_take_it_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    assert dispatch.backend_for(CPU) is cpp
+    monkeypatch.delenv(registry.ENVIRONMENT_VARIABLE, raising=False)
+    assert registry.backend_for(CPU) is cpp
 
 
 @needs_module
@@ -136,7 +134,7 @@ def test_a_forked_child_runs_on_one_thread() -> None:
     """OpenMP's threads do not survive a fork; a child that waited for them would hang."""
     code = """
 import os, torch
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
 w, t = torch.randn(300_000), torch.tensor(0.5)
 torch.set_num_threads(4)
 expected = torch.ops.feather_kernels.threshold(w, t, 3.0)
@@ -144,11 +142,11 @@ child = os.fork()
 if child == 0:
     torch.set_num_threads(4)
     out = torch.empty_like(w)
-    dispatch.backend_for(w.device).threshold(w, t, 3.0, out)
+    registry.backend_for(w.device).threshold(w, t, 3.0, out)
     os._exit(0 if bytes(out.numpy()) == bytes(expected.numpy()) else 1)
 assert os.waitpid(child, 0)[1] == 0
 """
-    environment = {**os.environ, dispatch.ENVIRONMENT_VARIABLE: "cpp"}
+    environment = {**os.environ, registry.ENVIRONMENT_VARIABLE: "cpp"}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120, env=environment)
 
 
@@ -178,45 +176,45 @@ def test_more_than_2_to_the_31_elements() -> None:
 def unprobed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend as before its first use."""
     monkeypatch.setattr(cpp, "_cpu", None)
-    monkeypatch.delenv(dispatch.ENVIRONMENT_VARIABLE, raising=False)
-    dispatch.reset()
+    monkeypatch.delenv(registry.ENVIRONMENT_VARIABLE, raising=False)
+    registry.reset()
     yield
-    dispatch.reset()
+    registry.reset()
 
 
 def module_with(**changes: str) -> types.ModuleType:
     module = types.ModuleType(cpp.MODULE)
-    info = {"version": fk.__version__, "source_hash": native.source_hash(ROOT), **changes}
+    info = {"version": fk.__version__, "source_hash": compiled_module.source_hash(ROOT), **changes}
     module.build_info = lambda: info  # type: ignore[attr-defined]
     return module
 
 
 def test_build_info_must_match() -> None:
-    assert native.mismatch(module_with()) is None
-    assert "was built for feather_kernels 0.0.1" in str(native.mismatch(module_with(version="0.0.1")))
-    assert "was built from other sources (0000" in str(native.mismatch(module_with(source_hash="0" * 64)))
-    assert native.mismatch(types.ModuleType("foreign")) == "is not a module of feather_kernels"
+    assert compiled_module.mismatch(module_with()) is None
+    assert "was built for feather_kernels 0.0.1" in str(compiled_module.mismatch(module_with(version="0.0.1")))
+    assert "was built from other sources (0000" in str(compiled_module.mismatch(module_with(source_hash="0" * 64)))
+    assert compiled_module.mismatch(types.ModuleType("foreign")) == "is not a module of feather_kernels"
 
 
 def test_a_wheel_has_no_sources_to_compare_with(tmp_path: Path) -> None:
-    assert native.source_hash(tmp_path) is None
+    assert compiled_module.source_hash(tmp_path) is None
 
 
 def test_the_hash_follows_every_source(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
     shutil.copy(ROOT / "CMakeLists.txt", tmp_path)
-    assert native.source_hash(tmp_path) == native.source_hash(ROOT)
+    assert compiled_module.source_hash(tmp_path) == compiled_module.source_hash(ROOT)
     with (tmp_path / "csrc" / "include" / "feather" / "math.h").open("a") as file:
         file.write("\n")
-    assert native.source_hash(tmp_path) != native.source_hash(ROOT)
+    assert compiled_module.source_hash(tmp_path) != compiled_module.source_hash(ROOT)
 
 
 @needs_module
 @pytest.mark.usefixtures("unprobed")
 def test_a_module_of_other_sources_is_refused_and_the_reference_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "source_hash", lambda *_: "f" * 64)
+    monkeypatch.setattr(compiled_module, "source_hash", lambda *_: "f" * 64)
     with pytest.warns(RuntimeWarning, match=r"other sources.*than those beside the package \(ffff.*pip install -e"):
-        assert dispatch.backend_for(CPU) is reference
+        assert registry.backend_for(CPU) is reference
     with fk.use_backend("cpp"), pytest.raises(fk.BackendUnavailableError, match="other sources"):
         ops.threshold(torch.ones(3), torch.tensor(0.5), 3.0)
 
@@ -226,8 +224,8 @@ def test_without_a_module_the_reference_serves_silently(monkeypatch: pytest.Monk
     monkeypatch.setattr(cpp, "MODULE", "feather_kernels._absent")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch.backend_for(CPU) is reference
-    assert "was not built" in str(dispatch.availability(CPU)["cpp"])
+        assert registry.backend_for(CPU) is reference
+    assert "was not built" in str(registry.availability(CPU)["cpp"])
 
 
 @pytest.mark.usefixtures("unprobed")
@@ -237,4 +235,4 @@ def test_a_foreign_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cpp, "MODULE", "_foreign_cpu")
     with pytest.warns(RuntimeWarning, match="the C\\+\\+ backend is not used"):
-        assert dispatch.backend_for(CPU) is reference
+        assert registry.backend_for(CPU) is reference

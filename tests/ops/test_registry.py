@@ -16,9 +16,8 @@ import pytest
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import cpp, reference
-from feather_kernels.backends.gpu import on_its_device
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import cpp, reference, registry
+from feather_kernels.backends.gpu.first_launch import on_its_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -31,30 +30,30 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     module = types.ModuleType("broken_backend")
     module.probe = lambda device: probes.append(str(device)) or "its kernel does not compile"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "broken_backend", module)
-    monkeypatch.setitem(dispatch.BACKENDS, "broken", "broken_backend")
-    monkeypatch.setitem(dispatch.BACKENDS, "absent", "no_such_module_anywhere")
+    monkeypatch.setitem(registry.BACKENDS, "broken", "broken_backend")
+    monkeypatch.setitem(registry.BACKENDS, "absent", "no_such_module_anywhere")
     for device in ("cpu", "cuda"):
-        monkeypatch.setitem(dispatch.ORDER, device, ("broken", "absent", "reference"))
-    dispatch.reset()
+        monkeypatch.setitem(registry.ORDER, device, ("broken", "absent", "reference"))
+    registry.reset()
     yield probes
-    dispatch.reset()
+    registry.reset()
 
 
 def test_default_is_cpp_on_a_cpu_and_the_reference_elsewhere() -> None:
-    built = dispatch.availability(CPU)["cpp"] is None
-    assert dispatch.backend_for(CPU) is (cpp if built else reference)
-    assert dispatch.backend_for(torch.device("xpu")) is reference
+    built = registry.availability(CPU)["cpp"] is None
+    assert registry.backend_for(CPU) is (cpp if built else reference)
+    assert registry.backend_for(torch.device("xpu")) is reference
 
 
 def test_nvidia_gpus_take_triton_first() -> None:
-    assert dispatch.ORDER["cuda"] == ("triton", "cuda", "reference")
+    assert registry.ORDER["cuda"] == ("triton", "cuda", "reference")
 
 
 def test_falls_to_the_next_backend_and_probes_once(broken: list[str]) -> None:
     for _ in range(3):
-        assert dispatch.backend_for(CPU) is reference
+        assert registry.backend_for(CPU) is reference
     assert broken == ["cpu"]
-    assert dispatch.availability(CPU) == {
+    assert registry.availability(CPU) == {
         "broken": "its kernel does not compile",
         "absent": "is not installed: No module named 'no_such_module_anywhere'",
         "reference": None,
@@ -76,37 +75,37 @@ def test_named_backend_that_cannot_run_raises_with_every_reason() -> None:
 
 @pytest.mark.usefixtures("broken")
 def test_chosen_name_is_that_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert dispatch.chosen_name(CPU) == "reference"
+    assert registry.chosen_name(CPU) == "reference"
     with fk.use_backend("broken"), pytest.raises(fk.BackendUnavailableError, match="'broken' cannot run on cpu"):
-        dispatch.chosen_name(CPU)
-    monkeypatch.setitem(dispatch.BACKENDS, "alias", reference.__name__)  # a second name of one module
+        registry.chosen_name(CPU)
+    monkeypatch.setitem(registry.BACKENDS, "alias", reference.__name__)  # a second name of one module
     with fk.use_backend("alias"):
-        assert dispatch.chosen_name(CPU) == "alias"
-        assert dispatch.backend_for(CPU) is reference
+        assert registry.chosen_name(CPU) == "alias"
+        assert registry.backend_for(CPU) is reference
 
 
 def test_no_backend_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(fk.BackendUnavailableError, match=r"no backend can run on meta.*have no data"):
-        dispatch.backend_for(torch.device("meta"))
+        registry.backend_for(torch.device("meta"))
 
 
 def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = f"must be one of auto, {', '.join(dispatch.BACKENDS)}, got 'refrence'"
+    expected = f"must be one of auto, {', '.join(registry.BACKENDS)}, got 'refrence'"
     with pytest.raises(ValueError, match="backend " + expected), fk.use_backend("refrence"):
         pass
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "refrence")
-    dispatch.reset()
-    with pytest.raises(ValueError, match=dispatch.ENVIRONMENT_VARIABLE + " " + expected):
+    monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "refrence")
+    registry.reset()
+    with pytest.raises(ValueError, match=registry.ENVIRONMENT_VARIABLE + " " + expected):
         torch.ops.feather_kernels.threshold(torch.ones(1), torch.tensor(0.1), 3.0)
 
 
 @pytest.mark.usefixtures("broken")
 def test_environment_names_a_backend_and_use_backend_wins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "broken")
+    monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "broken")
     with pytest.raises(fk.BackendUnavailableError):
-        dispatch.backend_for(CPU)
+        registry.backend_for(CPU)
     with fk.use_backend("auto"):
-        assert dispatch.backend_for(CPU) is reference
+        assert registry.backend_for(CPU) is reference
 
 
 def test_choice_holds_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,19 +119,19 @@ def test_choice_holds_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module.scale_pruned_grad = scale  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "counting_backend", module)
-    monkeypatch.setitem(dispatch.BACKENDS, "counting", "counting_backend")
-    dispatch.reset()
+    monkeypatch.setitem(registry.BACKENDS, "counting", "counting_backend")
+    registry.reset()
     w = torch.randn(5, requires_grad=True)
     with fk.use_backend("counting"):
         fk.functional.threshold(w, 0.5, grad_scale=0.5).sum().backward()
     assert calls == ["scale"]
-    dispatch.reset()
+    registry.reset()
 
 
 @pytest.mark.usefixtures("broken")
 def test_a_fall_past_a_backend_is_one_warning_for_each_device(caplog: pytest.LogCaptureFixture) -> None:
     for device in (CUDA, CUDA, torch.device("cuda", 1), CUDA):
-        assert dispatch.chosen_name(device) == "reference"
+        assert registry.chosen_name(device) == "reference"
     lines = [(record.name, record.levelname, record.getMessage()) for record in caplog.records]
     why = "backend 'broken' cannot run: its kernel does not compile; backend 'absent' cannot run: is not installed"
     assert [line[:2] for line in lines] == [("feather_kernels", "WARNING")] * 2
@@ -150,8 +149,8 @@ def test_what_is_no_surprise_is_no_warning(
     device: torch.device, order: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "feather_kernels")
-    monkeypatch.setitem(dispatch.ORDER, device.type, order)
-    assert dispatch.chosen_name(device) == "reference"
+    monkeypatch.setitem(registry.ORDER, device.type, order)
+    assert registry.chosen_name(device) == "reference"
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
@@ -159,18 +158,18 @@ def test_what_is_no_surprise_is_no_warning(
 def test_a_named_backend_is_no_fall_and_probes_no_other(broken: list[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "feather_kernels")
     with fk.use_backend("reference"):
-        assert dispatch.chosen_name(CUDA) == "reference"
+        assert registry.chosen_name(CUDA) == "reference"
     assert broken == []
     assert caplog.records == []
 
 
-needs_cpp = pytest.mark.skipif(dispatch.availability(CPU)["cpp"] is not None, reason="the C++ module is not built here")
+needs_cpp = pytest.mark.skipif(registry.availability(CPU)["cpp"] is not None, reason="the C++ module is not built here")
 
 
 @needs_cpp
 def test_a_power_without_a_kernel_takes_the_reference_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "feather_kernels")
-    dispatch.reset()
+    registry.reset()
     w, t, half = torch.randn(1000), torch.tensor(0.5), torch.tensor(0.5)
     out = torch.empty_like(w)
     for power in (2.5, 4):
@@ -191,16 +190,16 @@ def test_a_power_without_a_kernel_takes_the_reference_and_is_logged_once(caplog:
 @needs_cpp
 def test_powers_with_a_kernel_take_it() -> None:
     for power in (1, 2.0, 3, float("inf")):
-        assert dispatch.backend_for_threshold(CPU, power) is cpp
-    assert dispatch.backend_for_threshold(CPU, 3.5) is dispatch.backend_for_threshold(CPU, -0.5) is reference
+        assert registry.backend_for_threshold(CPU, power) is cpp
+    assert registry.backend_for_threshold(CPU, 3.5) is registry.backend_for_threshold(CPU, -0.5) is reference
 
 
 @needs_cpp
 @pytest.mark.parametrize("variable", ["environment", "use_backend"])
 def test_a_named_backend_without_the_power_raises(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if variable == "environment":
-        monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "cpp")
-    dispatch.reset()
+        monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "cpp")
+    registry.reset()
     w, t = torch.randn(9), torch.tensor(0.5)
     named = fk.use_backend("cpp") if variable == "use_backend" else contextlib.nullcontext()
     message = "cpu: backend 'cpp' has the powers 1, 2, 3, inf, not 2.5; the backends 'auto' and 'reference' run it"
@@ -212,25 +211,25 @@ def test_a_named_backend_without_the_power_raises(variable: str, monkeypatch: py
             with fk.use_backend(able):
                 torch.ops.feather_kernels.threshold(w, t, 2.5)
     monkeypatch.undo()
-    dispatch.reset()
+    registry.reset()
 
 
 def test_the_named_reference_has_every_power(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "feather_kernels")
     with fk.use_backend("reference"):
-        assert dispatch.backend_for_threshold(CPU, 2.5) is reference
-    assert dispatch.backend_for_threshold(torch.device("xpu"), 2.5) is reference
+        assert registry.backend_for_threshold(CPU, 2.5) is reference
+    assert registry.backend_for_threshold(torch.device("xpu"), 2.5) is reference
     assert caplog.records == []
 
 
 def test_a_module_that_does_not_load_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "outdated_backend.py").write_text("import math\nmath.no_such_function\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(dispatch.BACKENDS, "outdated", "outdated_backend")
-    monkeypatch.setitem(dispatch.ORDER, "cuda", ("outdated", "reference"))
-    dispatch.reset()
-    assert dispatch.availability(CUDA)["outdated"].startswith("cannot be imported: AttributeError: module 'math'")
-    dispatch.reset()
+    monkeypatch.setitem(registry.BACKENDS, "outdated", "outdated_backend")
+    monkeypatch.setitem(registry.ORDER, "cuda", ("outdated", "reference"))
+    registry.reset()
+    assert registry.availability(CUDA)["outdated"].startswith("cannot be imported: AttributeError: module 'math'")
+    registry.reset()
 
 
 @needs_triton
@@ -238,13 +237,13 @@ def test_a_module_that_does_not_load_is_a_reason(tmp_path: Path, monkeypatch: py
 def test_triton_by_name_without_a_gpu_raises_with_the_reason(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     if variable == "environment":
-        monkeypatch.setenv(dispatch.ENVIRONMENT_VARIABLE, "triton")
-    dispatch.reset()
+        monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "triton")
+    registry.reset()
     reason = r"backend 'triton' cannot run on cpu. Probed: triton: runs CPU tensors only in the interpreter"
     named = fk.use_backend("triton") if variable == "use_backend" else contextlib.nullcontext()
     with named, pytest.raises(fk.BackendUnavailableError, match=reason):
         torch.ops.feather_kernels.threshold(torch.ones(1), torch.tensor(0.1), 3.0)
-    dispatch.reset()
+    registry.reset()
 
 
 @needs_triton
@@ -265,11 +264,11 @@ class OnTheCpu(TorchFunctionMode):
             kwargs["device"] = "cpu"
         return function(*args, **kwargs)
 
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
 gpu = torch.device("cuda", 0)
 with OnTheCpu():
-    chosen = {dispatch.chosen_name(gpu) for _ in range(3)}
-print(chosen, dispatch.availability(gpu)["triton"])
+    chosen = {registry.chosen_name(gpu) for _ in range(3)}
+print(chosen, registry.availability(gpu)["triton"])
 """
     environment = {
         **os.environ,
@@ -277,7 +276,7 @@ print(chosen, dispatch.availability(gpu)["triton"])
         "TRITON_LIBCUDA_PATH": str(tmp_path),
         "TRITON_DEFAULT_BACKEND": "nvidia",
     }
-    for variable in ("TRITON_INTERPRET", dispatch.ENVIRONMENT_VARIABLE, "CC"):
+    for variable in ("TRITON_INTERPRET", registry.ENVIRONMENT_VARIABLE, "CC"):
         environment.pop(variable, None)
     environment |= {"PATH": str(tmp_path)} if compiler is None else {"CC": compiler}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

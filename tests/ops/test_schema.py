@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import BackendUnderTest
 from torch import Tensor
 
 from feather_kernels.ops import schema
+from tests.conftest import BackendUnderTest
 
 ops = torch.ops.feather_kernels
 

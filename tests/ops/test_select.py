@@ -6,19 +6,18 @@ import math
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-import samples
 import torch
-from conftest import CUDA_MODULE, SLOW_DEVICE, BackendUnderTest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
-from no_host_read import NoHostRead
 from torch import Tensor
 
 import feather_kernels as fk
 from feather_kernels.functional import interpolate, magnitude_threshold
+from tests.conftest import CUDA_MODULE, SLOW_DEVICE, BackendUnderTest
+from tests.support import oracle, samples
+from tests.support.no_host_read import NoHostRead
 
 ops = torch.ops.feather_kernels
 NAN, INF = math.nan, math.inf

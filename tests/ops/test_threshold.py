@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import oracle
 import pytest
-import samples
 import torch
-from conftest import SLOW_DEVICE, BackendUnderTest, each_power
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hypothesis_numpy
 
 from feather_kernels.ops import schema
+from tests.conftest import SLOW_DEVICE, BackendUnderTest, each_power
+from tests.support import oracle, samples
 
 ops = torch.ops.feather_kernels
 NAN = math.nan

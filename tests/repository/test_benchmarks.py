@@ -22,7 +22,7 @@ from benchmarks.cases import CASES, evaluation, host, memory, select, threshold,
 from benchmarks.clock import CpuClock, Run, clock_for
 from benchmarks.environment import describe
 from benchmarks.measure import Outcome, count_rounds, measure, rounds_for
-from feather_kernels.gpu_report.clock import is_due
+from feather_kernels.cli.gpu_report.clock import is_due
 
 SMOKE = Setting(torch.device("cpu"), smoke=True)
 

@@ -17,7 +17,7 @@ import pytest
 
 import feather_kernels as fk
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILES = ("CMakeLists.txt", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml", "setup.py")
 FOLDERS = ("csrc", "feather_kernels")
 NO_TOOLKIT = {"CUDACXX": "/nonexistent/nvcc"}

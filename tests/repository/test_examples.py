@@ -17,7 +17,7 @@ from torch import Tensor
 Image = pytest.importorskip("PIL.Image")
 resnet = pytest.importorskip("torchvision.models.resnet")
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 IMAGENET = REPOSITORY / "examples/imagenet_resnet50.py"
 SHORT = (
     *("--epochs", "2", "--warmup-epochs", "1", "--batch-size", "4", "--image-size", "32"),

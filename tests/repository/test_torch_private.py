@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "feather_kernels"
+PACKAGE = Path(__file__).parents[2] / "feather_kernels"
 NAMES = {  # in torch_private.py -> where torch has it
     "_are_functorch_transforms_active": "torch._C",
     "_current_graph_task_id": "torch._C",

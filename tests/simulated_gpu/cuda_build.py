@@ -1,4 +1,4 @@
-"""Builds of csrc/cuda with nvcc, kept under build/: the shipped module (ring 6), its objects and its PTX (ring 4)."""
+"""Builds of csrc/cuda with nvcc, kept under build/: the shipped module, its objects and its PTX."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from cuda_shim import BINDINGS, KERNELS, Change, digest, uses
 
-from feather_kernels.backends import native
+from feather_kernels.backends import compiled_module
+from tests.simulated_gpu.cuda_shim import BINDINGS, KERNELS, Change, digest, uses
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
 KEPT = ROOT / "build" / "cuda_ptx"
 
@@ -67,7 +67,7 @@ def pybind11() -> Path:
 def shipped() -> Path:
     """Folder with the module, its objects and the build's log; made once for each state of the sources."""
     compiler = nvcc()
-    folder = ROOT / "build" / f"cuda-{native.source_hash(ROOT, 'cuda')}"[:27]
+    folder = ROOT / "build" / f"cuda-{compiled_module.source_hash(ROOT, 'cuda')}"[:27]
     log = folder / "ptxas.log"
     with _alone(folder):
         if not log.exists():
@@ -79,7 +79,7 @@ def shipped() -> Path:
     return folder
 
 
-# ---------------------------------------------------------------------------------------------- ring 4
+# ---------------------------------------------------------------------------------------------- PTX
 
 
 def relinked() -> Path:

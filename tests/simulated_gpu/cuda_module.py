@@ -1,4 +1,4 @@
-"""Builds of ``feather_kernels._cuda`` that run its kernels on CPU tensors: rings 4 and 5."""
+"""Builds of ``feather_kernels._cuda`` that run its kernels on CPU tensors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from feather_kernels.backends import cuda
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import cuda, registry
 
 
 @lru_cache
@@ -33,5 +32,5 @@ def cuda_on_cpu(path: str) -> Iterator[ModuleType]:
     """The CUDA backend takes CPU tensors and the module at ``path`` in place of the shipped one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "_cuda", load(path))
-        patch.setitem(dispatch._probed, ("cuda", torch.device("cpu")), None)
+        patch.setitem(registry._probed, ("cuda", torch.device("cpu")), None)
         yield cuda._cuda

@@ -1,11 +1,11 @@
-"""Ring 4: the shipped objects of csrc/cuda on CPU tensors, every launch executed as PTX.
+"""The shipped objects of csrc/cuda on CPU tensors, every launch executed as PTX.
 
     with executed(90) as gpu, fk.use_backend("cuda"):
         torch.ops.feather_kernels.threshold(w, t, 3.0)
     assert gpu.launches[-1].bytes_read == ...
 
 From the dispatcher through the Python launcher and the module's C++ to a stand-in for the CUDA runtime
-(csrc/tests/cuda/cudart.cpp), which hands each launch, argument bytes included, to the executor of ``tests/ptx``.
+(csrc/tests/cuda/cudart.cpp), which hands each launch, argument bytes included, to tools/ptx_executor.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import cuda_build
 import pytest
 import torch
-from cuda_module import load
-from ptx.execution import LaunchReport, Options, Program
-from ptx.memory import extent
 
-from feather_kernels.backends import cuda
-from feather_kernels.backends.chunks import Table
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import cuda, registry
+from feather_kernels.backends.gpu.chunk_tables import Table
+from tests.simulated_gpu import cuda_build
+from tests.simulated_gpu.cuda_module import load
+from tools.ptx_executor.execution import LaunchReport, Options, Program
+from tools.ptx_executor.memory import extent
 
 STREAM = 0x7FA5_1234_89AB_CDE0  # of every call: wider than 32 bits, so that one passed as less is seen
 LAUNCH_FAILURE = 719
@@ -68,7 +67,7 @@ def executed(architecture: int, module: Path | None = None, ptx: Sequence[Path] 
         patch.setattr(cuda, "_address", address_of)
         patch.setattr(cuda, "_addresses", addresses_of)
         patch.setattr(cuda, "_stream", lambda device: STREAM)
-        patch.setitem(dispatch._probed, ("cuda", torch.device("cpu")), None)
+        patch.setitem(registry._probed, ("cuda", torch.device("cpu")), None)
         set_launcher(executor.launcher)
         try:
             yield executor

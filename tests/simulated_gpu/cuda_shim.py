@@ -1,4 +1,4 @@
-"""Builds of csrc/cuda for the CPU (csrc/tests/cuda/cuda_on_cpu.h): ring 5. Objects are kept under build/."""
+"""Builds of csrc/cuda for the CPU (csrc/tests/cuda/cuda_on_cpu.h), under sanitizers. Objects are kept under build/."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "cuda_on_cpu"
 KERNELS = ("cuda/elementwise.cu", "cuda/selection.cu")
 TESTS = ("tests/cuda/main.cpp", "tests/cuda/test_elementwise.cpp", "tests/cuda/test_selection.cpp")

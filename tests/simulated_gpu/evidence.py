@@ -1,8 +1,15 @@
-"""The rings that need a process of their own, and a line for each as the last lines of ``make test``.
+"""Evidence that needs a process of its own, and a line for each kind as the last lines of ``make test``.
 
-Ring 1: the op tests on the Triton backend in Triton's interpreter. Ring 2: its kernels compiled ahead of time. Ring 3:
-the compiled PTX of the op tests' launches, executed on CPU tensors: for sm_90, or with ``--all`` for four
-architectures. Rings 4 to 6 are the CUDA C++ kernels', where their test files exist. See docs/gpu.md.
+No GPU is needed. The kinds, in the order of their lines:
+
+- ``interpreter``: the op tests on the Triton backend, in Triton's interpreter.
+- ``compiled``: what Triton compiles of its kernels, ahead of time, for four architectures.
+- ``executed (triton)``, ``executed (cuda)``: the compiled PTX of the op tests' launches, executed on CPU tensors by
+  tools/ptx_executor: for sm_90, or with ``--all`` for four architectures.
+- ``sanitized source``: csrc/cuda as C++ on the CPU, under sanitizers.
+- ``shipped build``: the module as nvcc builds it for users, inspected.
+
+docs/gpu.md says what each kind proves and what it does not.
 """
 
 from __future__ import annotations
@@ -19,16 +26,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-TESTS = Path(__file__).parent
-OP_TESTS = ["test_threshold.py", "test_select.py", "test_schema.py"]
+TESTS = Path(__file__).parents[1]
+OP_TESTS = ["ops/test_threshold.py", "ops/test_select.py", "ops/test_schema.py"]
 ARCHITECTURES = (90, 80, 100, 120)  # the first alone without --all
 CUDA_ON_EXECUTOR = {"FEATHER_PTX_BACKEND": "cuda"}
+INTERPRETER, COMPILED, TRITON, CUDA, SANITIZED, SHIPPED = KINDS = (
+    *("interpreter", "compiled", "executed (triton)", "executed (cuda)", "sanitized source", "shipped build"),
+)
 
 
 class Run(NamedTuple):
-    """One pytest process of a ring; ``reason`` says why it cannot run here, "" where it can."""
+    """One pytest process of a kind; ``reason`` says why it cannot run here, "" where it can."""
 
-    ring: int
+    kind: str
     files: list[str]
     variables: dict[str, str]
     reason: str = ""
@@ -42,12 +52,12 @@ class Outcome(NamedTuple):
 
 
 def without(module: str) -> str:
-    """Why a ring that imports a module is skipped, "" where it is installed."""
+    """Why evidence that imports a module is skipped, "" where it is installed."""
     return "" if importlib.util.find_spec(module) else f"no {module}"
 
 
 def without_any(*programs: str) -> str:
-    """Why a ring that calls one of these programs is skipped, "" where one is on the path."""
+    """Why evidence that calls one of these programs is skipped, "" where one is on the path."""
     return "" if any(map(shutil.which, programs)) else f"no {programs[0]}"
 
 
@@ -57,22 +67,26 @@ def architecture(number: int) -> dict[str, str]:
 
 
 def runs(architectures: tuple[int, ...]) -> list[Run]:
-    """Every process of the files that exist, the longest first: two run at a time."""
-    both = [*OP_TESTS, "test_traffic.py", "test_executed_training.py"]
-    executed = [*both, "test_planted_bugs.py", "test_triton_compile.py"]
+    """Every process, the longest first: two run at a time."""
+    both = [*OP_TESTS, "simulated_gpu/test_traffic.py", "simulated_gpu/test_executed_training.py"]
+    executed = [*both, "simulated_gpu/test_planted_bugs.py", "simulated_gpu/test_triton_compile.py"]
     triton = without("triton")
-    listed = [
-        *(Run(3, executed, architecture(number), triton) for number in architectures),
-        Run(1, OP_TESTS, {"TRITON_INTERPRET": "1"}, triton),
-        Run(2, ["test_triton_compiled.py"], {}, triton),
+    return [
+        *(Run(TRITON, executed, architecture(number), triton) for number in architectures),
+        Run(INTERPRETER, OP_TESTS, {"TRITON_INTERPRET": "1"}, triton),
+        Run(COMPILED, ["simulated_gpu/test_triton_compiled.py"], {}, triton),
         *(
-            Run(4, [*both, "test_cuda_ptx.py"], {**CUDA_ON_EXECUTOR, **architecture(number)}, without_any("nvcc"))
+            Run(
+                CUDA,
+                [*both, "simulated_gpu/test_cuda_ptx.py"],
+                {**CUDA_ON_EXECUTOR, **architecture(number)},
+                without_any("nvcc"),
+            )
             for number in architectures
         ),
-        Run(5, ["test_cuda_shim.py"], {}, without_any("g++", "c++")),
-        Run(6, ["test_cuda_build.py"], {}, without_any("nvcc")),
+        Run(SANITIZED, ["simulated_gpu/test_cuda_shim.py"], {}, without_any("g++", "c++")),
+        Run(SHIPPED, ["simulated_gpu/test_cuda_build.py"], {}, without_any("nvcc")),
     ]
-    return [run for run in listed if all((TESTS / file).exists() for file in run.files)]
 
 
 def carry_out(run: Run) -> Outcome:
@@ -82,37 +96,37 @@ def carry_out(run: Run) -> Outcome:
     paths = [str(TESTS / file) for file in run.files]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *paths]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **run.variables}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=TESTS.parent, env=environment, capture_output=True, text=True, check=False)
     counts = Counter[str]()
     for count, word in re.findall(r"(\d+) (passed|failed|errors?|xfailed|xpassed|skipped)\b", last_line(done.stdout)):
         counts[word.removesuffix("s")] += int(count)
-    return Outcome(counts, f"ring {run.ring} {run.variables}\n{done.stdout}{done.stderr}" if done.returncode else "")
+    return Outcome(counts, f"{run.kind} {run.variables}\n{done.stdout}{done.stderr}" if done.returncode else "")
 
 
 def last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
-def line(ring: int, listed: list[Run], outcomes: list[Outcome]) -> str:
-    """What became of a ring's runs; of those on the executor, for which architectures."""
-    own = [(run, outcome) for run, outcome in zip(listed, outcomes, strict=True) if run.ring == ring]
+def line(kind: str, listed: list[Run], outcomes: list[Outcome]) -> str:
+    """What became of a kind's runs; of those on the executor, for which architectures."""
+    own = [(run, outcome) for run, outcome in zip(listed, outcomes, strict=True) if run.kind == kind]
     if reason := own[0][0].reason:
-        return f"ring {ring}: skipped ({reason})"
+        return f"{kind}: skipped ({reason})"
     total: Counter[str] = sum((outcome.counts for _, outcome in own), Counter())
     words = ", ".join(f"{count} {word}" for word, count in total.items()) or "no test ran"
     architectures = sorted(int(run.variables.get("FEATHER_PTX_ARCHITECTURE", 0)) for run, _ in own)
-    return f"ring {ring}: {words}" + (" (sm_" + ", sm_".join(map(str, architectures)) + ")") * (ring in (3, 4))
+    return f"{kind}: {words}" + (" (sm_" + ", sm_".join(map(str, architectures)) + ")") * (kind in (TRITON, CUDA))
 
 
 def main() -> int:
-    """Run the rings and print their lines; 1 if any failed."""
+    """Run everything and print a line for each kind; 1 if anything failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="rings 3 and 4 on four architectures")
+    parser.add_argument("--all", action="store_true", help="execute the PTX of four architectures")
     listed = runs(ARCHITECTURES if parser.parse_args().all else ARCHITECTURES[:1])
     with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(carry_out, listed))
     print("\n".join(outcome.failure for outcome in outcomes if outcome.failure))
-    print("\n".join(line(ring, listed, outcomes) for ring in sorted({run.ring for run in listed})))
+    print("\n".join(line(kind, listed, outcomes) for kind in KINDS))
     return int(any(outcome.failure for outcome in outcomes))
 
 

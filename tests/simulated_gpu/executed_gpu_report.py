@@ -1,9 +1,10 @@
 """``feather-kernels gpu-report`` with an executor of PTX in the place of the GPU: counts instead of times.
 
-    python tests/executed_gpu_report.py FOLDER [PART ...]
+    python -m tests.simulated_gpu.executed_gpu_report FOLDER [PART ...]
 
-writes gpu-report-ptx-sm_90.json and .md there, over those of before. Triton's kernels run as in ring 3, those of the
-CUDA C++ backend as in ring 4 where ``nvcc`` is on PATH. With the arguments of a part's process it is that process.
+writes gpu-report-ptx-sm_90.json and .md there, over those of before. It executes the PTX of
+Triton's kernels, and where ``nvcc`` is on PATH that of the CUDA C++ backend. With the arguments of a part's process it
+is that process.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import CPU, ptx_executor
 
-from feather_kernels.gpu_report import machine, page, part, report
-from feather_kernels.gpu_report.parts import PARTS
-from feather_kernels.gpu_report.place import Place
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from feather_kernels.cli.gpu_report import machine, page, part, report
+from feather_kernels.cli.gpu_report.parts import PARTS
+from feather_kernels.cli.gpu_report.place import Place
+from tests.conftest import CPU, ptx_executor
 
 ARCHITECTURE = 90
 NAME = f"ptx-sm_{ARCHITECTURE}"
-CHILD = (sys.executable, str(Path(__file__).resolve()))
+CHILD = (sys.executable, "-m", "tests.simulated_gpu.executed_gpu_report")
 SLOW = 6.0  # the executor, on a busy machine
 
 
@@ -73,7 +74,7 @@ def executor(name: str) -> Iterator[list[Any]]:
     if name.endswith("-cuda"):
         import shutil
 
-        from cuda_ptx import executed
+        from tests.simulated_gpu.cuda_ptx import executed
 
         chosen: Any = executed(ARCHITECTURE) if shutil.which("nvcc") else nullcontext()
     else:
@@ -91,7 +92,7 @@ def make(folder: Path, parts: tuple[str, ...] = tuple(PARTS)) -> int:
 def main(arguments: list[str]) -> int:
     if "--device" not in arguments:
         return make(Path(arguments[0]), tuple(arguments[1:]) or tuple(PARTS))
-    with executor(arguments[0]) as launches, dispatch.use_backend(dispatch.AUTO):
+    with executor(arguments[0]) as launches, registry.use_backend(registry.AUTO):
         return part.main(arguments, lambda device, quick: place(launches))
 
 

@@ -1,7 +1,9 @@
-"""What each Triton kernel costs by computation, as the table at the end of docs/gpu.md: ``python tests/gpu_costs.py``.
+"""Computes what each Triton kernel costs, and prints the table of docs/gpu-costs.md.
 
-Nothing here is a measured time. The kernels' PTX is executed on CPU tensors (``tests/ptx``), which counts bytes of
-global memory and instructions of all threads; registers and shared memory are those of the compiled cubin. From these
+    python -m tests.simulated_gpu.gpu_costs
+
+Nothing here is a measured time. tools/ptx_executor runs the kernels' PTX on CPU tensors and counts bytes of global
+memory and instructions of all threads; registers and shared memory are those of the compiled cubin. From these
 follow occupancy and, for each device, two bounds of the time: bytes / bandwidth and instructions / rate.
 
 Instructions are those of SASS, on the way of a whole block from entry to exit, where a kernel has one without loops;
@@ -23,12 +25,12 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-import conftest
 import torch
 import triton
 
 import feather_kernels as fk
 from feather_kernels.backends.triton import bracket
+from tests import conftest
 
 ops = torch.ops.feather_kernels
 

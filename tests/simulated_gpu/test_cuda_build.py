@@ -1,4 +1,4 @@
-"""Ring 6: feather_kernels._cuda built by nvcc for every architecture, looked into and loaded without a GPU."""
+"""feather_kernels._cuda built by nvcc for every architecture, looked into and loaded without a GPU."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-import cuda_build
 import pytest
 import torch
-from cuda_build import configure, run
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import feather_kernels as fk
 from feather_kernels._version import __version__
-from feather_kernels.backends import cuda, native
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import compiled_module, cuda, registry
+from tests.simulated_gpu import cuda_build
+from tests.simulated_gpu.cuda_build import configure, run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("75", "80", "90", "100", "120")
 VECTORISED = ("threshold_kernel", "scale_kernel")
 READING = ("histogram_kernel", "bracket_kernel", "smallest_above_kernel", "count_kernel")
@@ -129,7 +128,7 @@ def test_loads_and_reports_itself_without_a_driver(module_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     report, libraries = done.stdout.splitlines()
     version, sources, compiler, architectures = report.split("|")
-    assert (version, sources) == (__version__, native.source_hash(ROOT, "cuda"))
+    assert (version, sources) == (__version__, compiled_module.source_hash(ROOT, "cuda"))
     assert re.fullmatch(r"nvcc \d+\.\d+.*", compiler)
     assert architectures.split() == [*(f"sm_{number}" for number in ARCHITECTURES), "compute_80"]
     assert not libraries.strip(), "the runtime is linked in, and the driver not touched"
@@ -138,7 +137,7 @@ def test_loads_and_reports_itself_without_a_driver(module_path: Path) -> None:
 @pytest.fixture
 def module(module_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The built module in its place in the backend."""
-    from cuda_module import load
+    from tests.simulated_gpu.cuda_module import load
 
     loaded = load(str(module_path))
     monkeypatch.setattr(cuda, "_cuda", loaded)
@@ -190,7 +189,7 @@ def test_probe_names_a_missing_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_module_of_other_sources_is_refused() -> None:
     stranger = SimpleNamespace(build_info=lambda: {"version": __version__, "source_hash": "0" * 64})
-    assert "was built from other sources (000000000000)" in str(native.mismatch(stranger, "cuda"))
+    assert "was built from other sources (000000000000)" in str(compiled_module.mismatch(stranger, "cuda"))
 
 
 def test_named_backend_raises_where_it_cannot_run() -> None:
@@ -199,7 +198,7 @@ def test_named_backend_raises_where_it_cannot_run() -> None:
         torch.ops.feather_kernels.threshold(w, t, 3.0)
     if NO_GPU:
         with fk.use_backend("cuda"), pytest.raises(fk.BackendUnavailableError, match="backend 'cuda' cannot run"):
-            dispatch.backend_for(CUDA)
+            registry.backend_for(CUDA)
 
 
 def test_fake_cuda_tensors_need_no_gpu() -> None:

@@ -1,6 +1,6 @@
-"""Ring 4: what the stand-in for the CUDA runtime and the executor see, and bugs planted in csrc/cuda that they find.
+"""What the stand-in for the CUDA runtime and the executor see, and bugs planted in csrc/cuda that they find.
 
-Op tests run in this ring as they are (``FEATHER_PTX_BACKEND=cuda FEATHER_PTX_ARCHITECTURE=90``, tests/rings.py).
+The op tests run on it too: see evidence.py, which sets FEATHER_PTX_BACKEND=cuda and FEATHER_PTX_ARCHITECTURE=90.
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import cuda_build
-import oracle
-import ptx
 import pytest
-import samples
 import torch
-from conftest import PTX_ARCHITECTURE, PTX_BACKEND
-from cuda_module import cuda_on_cpu
-from cuda_ptx import STREAM, Executor, executed
-from cuda_shim import Change
 
 import feather_kernels as fk
 from feather_kernels.backends import cuda
+from tests.conftest import PTX_ARCHITECTURE, PTX_BACKEND
+from tests.simulated_gpu import cuda_build
+from tests.simulated_gpu.cuda_module import cuda_on_cpu
+from tests.simulated_gpu.cuda_ptx import STREAM, Executor, executed
+from tests.simulated_gpu.cuda_shim import Change
+from tests.support import oracle, samples
+from tools.ptx_executor import errors
 
-pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE or PTX_BACKEND != "cuda", reason="needs the executor of ring 4")
+pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE or PTX_BACKEND != "cuda", reason="needs the PTX executor")
 
 ops = torch.ops.feather_kernels
 T, SCALE = torch.tensor(0.5), torch.tensor(0.25)
@@ -235,7 +234,7 @@ BUGS = [
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
     module, code = cuda_build.changed(bug.change, PTX_ARCHITECTURE, tmp_path)
-    error = {"AssertionError": AssertionError, "TypeError": TypeError}.get(bug.error) or getattr(ptx, bug.error)
+    error = {"AssertionError": AssertionError, "TypeError": TypeError}.get(bug.error) or getattr(errors, bug.error)
     with executed(PTX_ARCHITECTURE, module, code) as gpu, fk.use_backend("cuda"), pytest.raises(error) as raised:
         bug.check(gpu)
     assert re.search(bug.message, str(raised.value))
@@ -269,5 +268,5 @@ def test_a_launch_that_nobody_takes_names_the_op() -> None:
 
 def test_memory_that_a_call_was_not_given_is_out_of_bounds() -> None:
     w, other = normal(), normal()
-    with executed(PTX_ARCHITECTURE) as gpu, pytest.raises(ptx.OutOfBoundsError, match="threshold_kernel"):
+    with executed(PTX_ARCHITECTURE) as gpu, pytest.raises(errors.OutOfBoundsError, match="threshold_kernel"):
         gpu.threshold(cuda._address(w), 2, other.data_ptr(), 2, TAIL, cuda._address(T), 3.0, STREAM)

@@ -1,4 +1,4 @@
-"""Ring 5: the CUDA sources as C++ on the CPU, under sanitizers; planted bugs are found. See docs/design/cuda.md."""
+"""The CUDA sources as C++ on the CPU, under sanitizers; planted bugs are found. See docs/design/cuda.md."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cuda_shim
 import pytest
-from cuda_shim import MEMORY, RACES, SHIPPED, Change
+
+from tests.simulated_gpu import cuda_shim
+from tests.simulated_gpu.cuda_shim import MEMORY, RACES, SHIPPED, Change
 
 TESTS = Path(__file__).parent
 EVERY_KERNEL_ONCE = ("elementwise_once", "select_once", "histogram", "count")  # a CUDA thread is one of the system's

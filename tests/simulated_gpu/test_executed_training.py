@@ -1,4 +1,4 @@
-"""Rings 3 and 4: a small net trains with every op executed as PTX, each step equal to an independent implementation."""
+"""A small net trains with every op executed as PTX, each step equal to an independent implementation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import nets
 import pytest
 import torch
-from conftest import PTX_ARCHITECTURE, BackendUnderTest
-from teacher import SPARSITY, train_beside_teacher
 
-pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the executor of ring 3 or 4")
+from tests.conftest import PTX_ARCHITECTURE, BackendUnderTest
+from tests.support import nets
+from tests.support.teacher import SPARSITY, train_beside_teacher
+
+pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the PTX executor")
 
 STEPS, LAYERS = 20, 5
 KERNELS = {"threshold_kernel": STEPS * LAYERS, "scale_kernel": STEPS * LAYERS, "bracket_kernel": STEPS // 2}

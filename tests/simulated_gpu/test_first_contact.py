@@ -15,17 +15,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, ptx_executor
-from gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
-from no_host_read import NoHostRead
-from oracle import same_bits
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
-from feather_kernels.backends import chunks, gpu, reference, resident
+from feather_kernels.backends import device_constants, reference, registry
+from feather_kernels.backends.gpu import chunk_tables, first_launch
 from feather_kernels.backends.interface import Histogram, Selection
-from feather_kernels.ops import dispatch
+from tests.conftest import CPU, ptx_executor
+from tests.gpu.gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
+from tests.support.no_host_read import NoHostRead
+from tests.support.oracle import same_bits
 
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
 
@@ -57,28 +57,28 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
             raise failures.pop(0)
         reference.threshold(*arguments)
 
-    module.probe = lambda _: gpu.launch_problem(threshold, CPU, str)  # type: ignore[attr-defined]
+    module.probe = lambda _: first_launch.launch_problem(threshold, CPU, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(dispatch.BACKENDS, "probed", module.__name__)
-    monkeypatch.setitem(dispatch.ORDER, "cuda", ("probed", "reference"))
-    dispatch.reset()
+    monkeypatch.setitem(registry.BACKENDS, "probed", module.__name__)
+    monkeypatch.setitem(registry.ORDER, "cuda", ("probed", "reference"))
+    registry.reset()
     yield failures
-    dispatch.reset()
+    registry.reset()
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)
 def test_a_gpu_that_is_full_when_the_module_loads_is_probed_again(error: str, probed: list[Exception]) -> None:
     probed.append(NO_MEMORY[error])
     with pytest.raises(type(NO_MEMORY[error]), match=r"(?i)out.of.memory"):
-        dispatch.chosen_name(GPU)
-    assert dispatch.chosen_name(GPU) == "probed"
+        registry.chosen_name(GPU)
+    assert registry.chosen_name(GPU) == "probed"
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
 def test_what_says_that_a_backend_cannot_run_is_remembered(error: Exception, probed: list[Exception]) -> None:
     probed.append(error)
-    assert [dispatch.chosen_name(GPU) for _ in range(3)] == ["reference"] * 3
-    assert dispatch.availability(GPU)["probed"] == f"its probe kernel failed: {error}"
+    assert [registry.chosen_name(GPU) for _ in range(3)] == ["reference"] * 3
+    assert registry.availability(GPU)["probed"] == f"its probe kernel failed: {error}"
 
 
 @compiles
@@ -98,8 +98,8 @@ def test_triton_loads_a_module_again_that_did_not_load_at_first(monkeypatch: pyt
         monkeypatch.setattr(driver.utils, "load_binary", load_when_there_is_room)
         triton.elementwise.threshold_kernel.function.device_caches.clear()
         with pytest.raises(RuntimeError, match="out of memory"):
-            gpu.launch_problem(triton.threshold, CPU, triton.describe)
-        assert gpu.launch_problem(triton.threshold, CPU, triton.describe) is None
+            first_launch.launch_problem(triton.threshold, CPU, triton.describe)
+        assert first_launch.launch_problem(triton.threshold, CPU, triton.describe) is None
         assert loads == ["threshold_kernel"] * 2
 
 
@@ -124,19 +124,19 @@ def no_launch(*_: Any) -> None:
 
 def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("probed_backend")
-    module.probe = lambda device: gpu.launch_problem(no_launch, device, str)  # type: ignore[attr-defined]
+    module.probe = lambda device: first_launch.launch_problem(no_launch, device, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(dispatch.BACKENDS, "probed", module.__name__)
-    monkeypatch.setitem(dispatch.ORDER, "cuda", ("probed", "reference"))
-    dispatch.reset()
+    monkeypatch.setitem(registry.BACKENDS, "probed", module.__name__)
+    monkeypatch.setitem(registry.ORDER, "cuda", ("probed", "reference"))
+    registry.reset()
     device = BrokenDevice(monkeypatch)
     for count in (1, 2):
         with pytest.raises(RuntimeError, match=r"cuda:0 reports an error of an earlier .*illegal memory") as e:
-            dispatch.backend_for(GPU)
+            registry.backend_for(GPU)
         assert str(e.value.__cause__) == "CUDA error: an illegal memory access was encountered"
         assert device.waited == [GPU] * count
-    assert dispatch._probed == {}
-    dispatch.reset()
+    assert registry._probed == {}
+    registry.reset()
 
 
 BROKEN = """
@@ -235,15 +235,15 @@ def test_the_reference_uploads_the_groups_of_capped_weights_once(monkeypatch: py
 
 def count_uploads(patch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """What is uploaded from now on; nothing is left of before."""
-    patch.setattr(resident, "_kept", OrderedDict())
-    patch.setattr(chunks, "_moves", OrderedDict())
-    uploads, upload = [], resident._upload
+    patch.setattr(device_constants, "_kept", OrderedDict())
+    patch.setattr(chunk_tables, "_moves", OrderedDict())
+    uploads, upload = [], device_constants._upload
 
     def counted(values: torch.Tensor, device: torch.device) -> Any:
         uploads.append(values)
         return upload(values, device)
 
-    patch.setattr(resident, "_upload", counted)
+    patch.setattr(device_constants, "_upload", counted)
     return uploads
 
 
@@ -262,10 +262,10 @@ def rows_one_by_one(weights: list[torch.Tensor], rows: list[int], chunk: int) ->
 
 def test_a_table_lists_every_chunk_of_every_tensor() -> None:
     weights = [torch.randn(n)[1:] if n == 300 else torch.randn(n) for n in (1, 64, 0, 65, 300, 128)]
-    (table,) = chunks.make_tables(weights, [3, 0, 1, 1, 2, 0], 64)
+    (table,) = chunk_tables.make_tables(weights, [3, 0, 1, 1, 2, 0], 64)
     assert table.chunks.dtype == torch.int64
     assert table.chunks.tolist() == rows_one_by_one(weights, [3, 0, 1, 1, 2, 0], 64)
-    assert chunks.make_tables([torch.empty(0)], [0], 64) == []
+    assert chunk_tables.make_tables([torch.empty(0)], [0], 64) == []
 
 
 def test_a_table_of_many_tensors_takes_no_more_operations_than_one_of_few() -> None:
@@ -273,7 +273,7 @@ def test_a_table_of_many_tensors_takes_no_more_operations_than_one_of_few() -> N
     for length in (2, 200):
         weights = [torch.randn(300) for _ in range(length)]
         with AddedTo() as mode:
-            chunks.make_tables(weights, [0] * length, 64)
+            chunk_tables.make_tables(weights, [0] * length, 64)
         counts.append(len(mode.ops))
     assert counts[0] == counts[1] <= 24
 
@@ -306,14 +306,14 @@ def test_weights_that_move_at_every_step_are_logged_once(
     count_uploads(monkeypatch)
     weights, others = [torch.randn(100), torch.randn(30)], [torch.randn(9)]
     places = []  # so that no address comes back
-    for step in range(chunks.MOVES * 3):
+    for step in range(chunk_tables.MOVES * 3):
         places.append(moved(weights))
-        chunks.make_tables(places[-1], [0, 0], 64)
-        chunks.make_tables(others, [0], 64)
-        assert len(caplog.records) == int(step + 1 >= chunks.MOVES)
+        chunk_tables.make_tables(places[-1], [0, 0], 64)
+        chunk_tables.make_tables(others, [0], 64)
+        assert len(caplog.records) == int(step + 1 >= chunk_tables.MOVES)
     message = caplog.records[0].getMessage()
-    assert message.startswith(f"cpu: the weights' memory has moved {chunks.MOVES} times in a row")
-    assert len(resident._kept) <= resident.KEPT
+    assert message.startswith(f"cpu: the weights' memory has moved {chunk_tables.MOVES} times in a row")
+    assert len(device_constants._kept) <= device_constants.KEPT
 
 
 def test_weights_that_move_now_and_then_are_not_logged(
@@ -322,10 +322,10 @@ def test_weights_that_move_now_and_then_are_not_logged(
     caplog.set_level(logging.INFO, "feather_kernels")
     count_uploads(monkeypatch)
     weights, places = [torch.randn(100), torch.randn(30)], []
-    for _ in range(chunks.MOVES * 2):
+    for _ in range(chunk_tables.MOVES * 2):
         places.append(moved(weights))
-        for _ in range(chunks.SOON + 1):
-            chunks.make_tables(places[-1], [0, 0], 64)
+        for _ in range(chunk_tables.SOON + 1):
+            chunk_tables.make_tables(places[-1], [0, 0], 64)
     assert caplog.records == []
 
 
@@ -362,8 +362,8 @@ class OnTheHost:
 
 
 def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "_kept", OrderedDict())
-    monkeypatch.setattr(resident, "_captured", {})
+    monkeypatch.setattr(device_constants, "_kept", OrderedDict())
+    monkeypatch.setattr(device_constants, "_captured", {})
     streams, log, capturing = [Stream("first")], [], [False]
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[-1])
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[-1])
@@ -371,7 +371,7 @@ def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypa
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
 
     def use() -> Any:
-        return resident.resident("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
+        return device_constants.resident("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
 
     first = use()
     assert log == ["pinned", (GPU, True), "first"]
@@ -385,7 +385,7 @@ def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypa
     capturing.append(True)
     assert use() is first
     assert streams[2].waited == []
-    resident._kept.pop(("key", GPU), None)
+    device_constants._kept.pop(("key", GPU), None)
     assert use() is first, "a graph holds its address"
 
 
@@ -463,9 +463,9 @@ def test_training_under_reduce_overhead_is_training_in_eager(power: float, name:
 
 def test_different_weights_of_one_shape_are_no_weights_that_move(caplog: pytest.LogCaptureFixture) -> None:
     weights = [torch.randn(64, 64) for _ in range(24)]
-    resident._kept.clear()
-    chunks._moves.clear()
+    device_constants._kept.clear()
+    chunk_tables._moves.clear()
     with caplog.at_level(logging.INFO, "feather_kernels"):
-        made = [[chunks.make_tables([w], [0], 1024)[0].chunks.data_ptr() for w in weights] for _ in range(3)]
+        made = [[chunk_tables.make_tables([w], [0], 1024)[0].chunks.data_ptr() for w in weights] for _ in range(3)]
     assert made[0] == made[1] == made[2], "each table is made once"
     assert not caplog.records

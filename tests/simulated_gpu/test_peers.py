@@ -1,4 +1,4 @@
-"""Triton kernels of others on the executor of ``tests/ptx``: code that nobody here wrote, with values that torch knows.
+"""The PTX executor runs Triton kernels of another library, whose values torch can check.
 
 Nine of Liger-Kernel's, forward and backward, as its own autograd functions launch them. They show that the executor
 takes more than this package's kernels, and that what it reports is there. `pip install liger-kernel --no-deps`.
@@ -28,8 +28,9 @@ from liger_kernel.ops.layer_norm import LigerLayerNormFunction
 from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 from liger_kernel.ops.softmax import LigerSoftmaxFunction
 from liger_kernel.ops.swiglu import LigerSiLUMulFunction
-from ptx.driver import simulated_gpu
-from ptx.errors import DataRaceError
+
+from tools.ptx_executor.driver import simulated_gpu
+from tools.ptx_executor.errors import DataRaceError
 
 ROWS, COLUMNS, EPS = 3, 300, 1e-5  # several elements a thread: see the last test
 ARCHITECTURES = (80, 90, 120)

@@ -1,4 +1,4 @@
-"""Ring 3: bugs planted in this package's own kernels, one textual change each, and the check that catches each one.
+"""Bugs planted in this package's own kernels, one textual change each, and the check that catches each one.
 
 A check compares an op with the oracle under the executor. It passes on an unchanged copy of the file.
 """
@@ -14,16 +14,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import oracle
 import pytest
-import samples
 import torch
-from conftest import PTX_ARCHITECTURE
 from torch import Tensor
 
 from feather_kernels.backends.interface import Histogram, Selection
+from tests.conftest import PTX_ARCHITECTURE
+from tests.support import oracle, samples
+from tools.ptx_executor import errors
 
-pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the executor of ring 3")
+pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="needs the PTX executor")
 
 BACKENDS = "feather_kernels.backends"
 Check = Callable[[ModuleType], None]
@@ -32,9 +32,9 @@ Check = Callable[[ModuleType], None]
 @pytest.fixture(autouse=True)
 def no_constants_from_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a bug leaves on the device is not for the next test."""
-    from feather_kernels.backends import resident
+    from feather_kernels.backends import device_constants
 
-    monkeypatch.setattr(resident, "_kept", OrderedDict())
+    monkeypatch.setattr(device_constants, "_kept", OrderedDict())
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Bug:
     pattern: str
     replacement: str
     check: Check
-    error: str  # a class of ptx.errors, or AssertionError: wrong values
+    error: str  # a class of ptx_executor.errors, or AssertionError: wrong values
     message: str = r"assert .* <= |different places"
 
     def __str__(self) -> str:
@@ -121,11 +121,11 @@ def count_copied(module: ModuleType) -> None:
 
 def with_tables_of(module: ModuleType, weights: Callable[[], Iterator[Tensor]]) -> None:
     """Counts over each of ``weights``, through the tables of the module ``chunks``."""
+    from feather_kernels.backends.triton import chunks
     from feather_kernels.backends.triton import count as count_module
-    from feather_kernels.backends.triton import table
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(table, "chunks", module)
+        patch.setattr(chunks, "chunks", module)
         for weight in weights():
             count(count_module, weight)
 
@@ -312,7 +312,6 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_a_planted_bug_is_caught(executor: Any, bug: Bug, tmp_path: Path) -> None:
-    import ptx
 
     def plant(text: str) -> str:
         changed, times = re.subn(bug.pattern, bug.replacement, text)
@@ -320,7 +319,7 @@ def test_a_planted_bug_is_caught(executor: Any, bug: Bug, tmp_path: Path) -> Non
         return changed
 
     planted = copy_of(bug.file, tmp_path, plant)
-    error = AssertionError if bug.error == "AssertionError" else getattr(ptx, bug.error)
+    error = AssertionError if bug.error == "AssertionError" else getattr(errors, bug.error)
     with pytest.raises(error, match=bug.message):
         bug.check(planted)
 
@@ -332,8 +331,8 @@ def test_the_check_passes_without_the_bug(executor: Any, file: str, check: Check
 
 def test_a_missing_barrier_is_a_race(executor: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sum over the warps of a program goes through shared memory; some of Triton's barriers order nothing."""
-    from ptx import DataRaceError, driver
-    from ptx.execution import Program
+    from tools.ptx_executor import DataRaceError, driver
+    from tools.ptx_executor.execution import Program
 
     def races_without(removed: int) -> bool | None:
         """None where the compiled kernel has no such barrier."""

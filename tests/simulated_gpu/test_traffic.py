@@ -1,4 +1,4 @@
-"""Rings 3 and 4: bytes of global memory that the launches of each op read and write, against the contract's minimum.
+"""Bytes of global memory that the launches of each op read and write, against the contract's minimum.
 
 The executor counts a byte once per access of a program (ptx/memory.py), so scalars and tables of chunks count as well:
 the overheads are room for them. What torch itself moves, such as zeros for counts, is not seen.
@@ -10,13 +10,14 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import oracle
 import pytest
 import torch
-from conftest import PTX_ARCHITECTURE, PTX_BACKEND, BackendUnderTest
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="bytes are counted in rings 3 and 4")
+from tests.conftest import PTX_ARCHITECTURE, PTX_BACKEND, BackendUnderTest
+from tests.support import oracle
+
+pytestmark = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="the PTX executor counts the bytes")
 
 ops = torch.ops.feather_kernels
 NUMEL = 1 << 17

@@ -1,6 +1,6 @@
 """torch.compile over the ops, on the backend of the ring: eager's bits, one graph, nothing compiled twice.
 
-In ring 3 the compiled graphs call the Triton kernels, whose PTX runs on the executor.
+On the PTX executor the compiled graphs call the Triton kernels, whose PTX runs on the executor.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import PTX_ARCHITECTURE, BackendUnderTest, ptx_executor
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor import config as inductor_config
 
 import feather_kernels as fk
 from feather_kernels import cli
-from feather_kernels.ops import dispatch, implementations
+from feather_kernels.backends import registry
+from feather_kernels.ops import implementations
+from tests.conftest import PTX_ARCHITECTURE, BackendUnderTest, ptx_executor
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 COMPILERS = ("aot_eager", "inductor")
 STEPS = 100
-ring_3 = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="counts what Triton compiles: ring 3")
+on_executor = pytest.mark.skipif(not PTX_ARCHITECTURE, reason="counts what Triton compiles: needs the PTX executor")
 
 
 def small_net(seed: int = 0) -> nn.Sequential:
@@ -139,13 +140,13 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Counter[
     module.__dict__.update({name: launched(name) for name in triton.__all__ if name != "probe"})
     module.__dict__.update(probe=lambda device: None, POWERS=triton.POWERS)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(dispatch.BACKENDS, "launching", module.__name__)
+    monkeypatch.setitem(registry.BACKENDS, "launching", module.__name__)
     with ptx_executor(execute=False) as driver, fk.use_backend("launching"):
         yield lambda: Counter(kernel.name for kernel in driver.loaded)
-    dispatch.reset()
+    registry.reset()
 
 
-@ring_3
+@on_executor
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("compiler", [None, *COMPILERS])
 def test_nothing_is_compiled_again_over_the_schedule(launching: Any, compiler: str | None, scope: str) -> None:
@@ -162,7 +163,7 @@ def test_nothing_is_compiled_again_over_the_schedule(launching: Any, compiler: s
         assert training.counter.frame_count == 1
 
 
-@ring_3
+@on_executor
 def test_sizes_and_places_are_compiled_once(launching: Any) -> None:
     """Weights of any size and thresholds at any place of their vector: Triton would compile apart what 16 divides."""
     thresholds = torch.full((8,), 0.1)
@@ -175,7 +176,7 @@ def test_sizes_and_places_are_compiled_once(launching: Any) -> None:
     assert launching() == {"threshold_kernel": 1, "scale_kernel": 1, "count_kernel": 1}
 
 
-@ring_3
+@on_executor
 @pytest.mark.parametrize("capturable", [False, True], ids=["plain", "capturable"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -221,7 +222,7 @@ def placed(size: int, dtype: torch.dtype, aligned: bool) -> torch.Tensor:
     return made[:-1] if aligned else made[1:]
 
 
-@ring_3
+@on_executor
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_after_warmup_no_size_or_address_compiles(launching: Any, dtype: torch.dtype) -> None:
     """All operands at addresses that 16 divides or does not, sizes that it divides or does not, and 1."""
@@ -252,7 +253,7 @@ def test_backward_recomputes(backend: BackendUnderTest, compiler: str, monkeypat
     class Counting:
         def __getattr__(self, name: str) -> Any:
             calls[name] += 1
-            return getattr(dispatch.backend_for(backend.device), name)
+            return getattr(registry.backend_for(backend.device), name)
 
     monkeypatch.setattr(implementations, "backend_for_threshold", lambda device, power: Counting())
     training = Training(4, compiler, recompute=True)

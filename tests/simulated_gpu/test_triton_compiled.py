@@ -1,4 +1,4 @@
-"""Ring 2: what Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
+"""What Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
 
 Gates: no spills, no local memory, at most 64 registers; no fence, and atomic updates that are relaxed and return
 nothing; in every kernel that streams weights, the 128-bit accesses of a whole block by their number. For gfx942 the
@@ -22,14 +22,14 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-import samples  # noqa: E402
-from conftest import ptx_executor  # noqa: E402
-from cuda_build import ORDERING  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 import feather_kernels as fk  # noqa: E402
 from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
 from feather_kernels.backends.triton.launch import COMPILE  # noqa: E402
+from tests.conftest import ptx_executor  # noqa: E402
+from tests.simulated_gpu.cuda_build import ORDERING  # noqa: E402
+from tests.support import samples  # noqa: E402
 
 ops = torch.ops.feather_kernels
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"

@@ -16,12 +16,11 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-import samples  # noqa: E402
-from conftest import ptx_executor  # noqa: E402
-from ptx import driver as ptx_driver  # noqa: E402
-
 import feather_kernels as fk  # noqa: E402
 from feather_kernels.backends.triton import elementwise, launch  # noqa: E402
+from tests.conftest import ptx_executor  # noqa: E402
+from tests.support import samples  # noqa: E402
+from tools.ptx_executor import driver as ptx_driver  # noqa: E402
 
 ops = torch.ops.feather_kernels
 T = torch.tensor(0.5)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from oracle import INTEGERS
 from torch import Tensor
+
+from tests.support.oracle import INTEGERS
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 POWERS = (1.0, 2.0, 3.0, math.inf)  # of every backend

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import CPU, BackendUnderTest, ptx_executor
-from no_host_read import NoHostRead
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import save_on_cpu
@@ -25,11 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import feather_kernels as fk
-from feather_kernels import selftest
-from feather_kernels.backends import resident
+from feather_kernels.backends import device_constants
+from feather_kernels.cli import selftest
 from feather_kernels.sparsify.policies import largest_below
+from tests.conftest import CPU, BackendUnderTest, ptx_executor
+from tests.support.no_host_read import NoHostRead
 
-PACKAGE = Path(__file__).parent.parent / "feather_kernels"
+PACKAGE = Path(__file__).parents[2] / "feather_kernels"
 Mode = Callable[[], AbstractContextManager[Any]]
 
 POLICIES: dict[str, dict[str, Any]] = {
@@ -306,7 +306,7 @@ ranks, caps, t = torch.tensor([700, 11]), torch.tensor([1500, 20]), torch.tensor
 
 def results() -> list[Tensor]:
     """Of every op on a list of tensors, in groups and with caps; nothing is left of earlier uploads."""
-    resident._kept.clear()
+    device_constants._kept.clear()
     ops = torch.ops.feather_kernels
     selected = ops.magnitude_select(weights, [0, 1], ranks)
     return [
@@ -323,7 +323,7 @@ def results() -> list[Tensor]:
 
 
 def uploads() -> list[Tensor]:
-    return [upload.tensor for upload in resident._kept.values()]
+    return [upload.tensor for upload in device_constants._kept.values()]
 
 
 @pytest.mark.parametrize("mode", OPS_MODES)

@@ -8,14 +8,14 @@ import gc
 import linecache
 from typing import Any
 
-import nets
 import pytest
 import torch
-from no_host_read import NoHostRead
 from torch import nn
 from torch.nn import functional as F
 
 import feather_kernels as fk
+from tests.support import nets
+from tests.support.no_host_read import NoHostRead
 
 
 def attached(**options: Any) -> tuple[nn.Module, fk.Sparsifier, torch.optim.Optimizer, Any]:

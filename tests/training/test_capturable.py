@@ -6,10 +6,8 @@ import copy
 from types import SimpleNamespace
 from typing import Any
 
-import nets
 import pytest
 import torch
-from no_host_read import NoHostRead
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +15,8 @@ import feather_kernels as fk
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.overrides import Override
 from feather_kernels.sparsify.policies import Policy
+from tests.support import nets
+from tests.support.no_host_read import NoHostRead
 
 POLICIES: dict[str, dict[str, Any]] = {
     "global": {},

@@ -7,13 +7,13 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 import feather_kernels as fk
+from tests.support import nets
 
 
 def constant(model: nn.Module, sparsity: float = 0.9, **options: Any) -> fk.Sparsifier:

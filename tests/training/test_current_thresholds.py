@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import feather_kernels as fk
 from feather_kernels.nn import SparseLayer
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds
+from tests.support import nets
 
 
 def layers_of(model: nn.Module) -> list[SparseLayer]:

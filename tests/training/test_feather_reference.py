@@ -6,7 +6,6 @@ import copy
 import math
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 import feather_kernels as fk
 from feather_kernels.integrations.feather_reference import Pruner, get_params
+from tests.support import nets
 
 SCRIPT = """
 import torch

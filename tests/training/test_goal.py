@@ -6,12 +6,12 @@ import copy
 import warnings
 from typing import Any
 
-import nets
 import pytest
 import torch
 from torch import nn
 
 import feather_kernels as fk
+from tests.support import nets
 
 
 def train(sparsifier: fk.Sparsifier, steps: int) -> None:

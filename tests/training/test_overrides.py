@@ -6,13 +6,13 @@ import copy
 import math
 from typing import Any
 
-import nets
 import pytest
 import torch
-from oracle import order_statistics, scores
 from torch import Tensor, nn
 
 import feather_kernels as fk
+from tests.support import nets
+from tests.support.oracle import order_statistics, scores
 
 
 def thresholds(sparsifier: fk.Sparsifier) -> list[Tensor]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import nets
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import order_statistics, scores
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
@@ -20,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import feather_kernels as fk
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
 from feather_kernels.sparsify.policies import largest_below
+from tests.support import nets
+from tests.support.oracle import order_statistics, scores
 
 
 def constant(model: nn.Module, sparsity: float, **options: Any) -> fk.Sparsifier:

@@ -90,7 +90,7 @@ def test_the_picture_marks_empty_layers() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
     from matplotlib.colors import to_hex
 
-    from feather_kernels.recipes.figure import TEST, TRAIN, _draw_layers
+    from feather_kernels.cli.train.figure import TEST, TRAIN, _draw_layers
 
     axes = figure.subplots()
     _draw_layers(axes, report_of(uneven()))

@@ -11,15 +11,15 @@ import math
 import warnings
 from typing import Any
 
-import nets
 import pytest
 import torch
-from no_host_read import NoHostRead
 from torch import nn
 from torch.nn import functional as F
 
 import feather_kernels as fk
 from feather_kernels.ops.call_record import CallRecord
+from tests.support import nets
+from tests.support.no_host_read import NoHostRead
 
 
 def train(

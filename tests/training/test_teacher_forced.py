@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from teacher import SPARSITY, train_beside_teacher
 
-from feather_kernels.recipes.models import make_model
+from feather_kernels.cli.train.models import make_model
+from tests.support.teacher import SPARSITY, train_beside_teacher
 
 
 @pytest.mark.parametrize("recompute", [None, True], ids=["kept", "recomputed"])

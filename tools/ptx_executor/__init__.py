@@ -1,4 +1,4 @@
-"""A PTX executor: compiled GPU code, run on CPU tensors with numpy (ring 3 of docs/gpu.md).
+"""A PTX executor: compiled GPU code, run on CPU tensors with numpy.
 
 Read in this order: ``parsing`` (text to instructions), ``memory`` and ``races`` (what an access is checked for),
 ``lanes`` (registers and threads), ``instructions`` (what each one does), ``execution`` (divergence and barriers),
@@ -8,7 +8,7 @@ It executes PTX, not SASS, and memory is sequentially consistent: a missing fenc
 not. Nothing orders two programs of one launch, so a hand-over through a flag or a counter is reported as a race.
 """
 
-from ptx.errors import (
+from tools.ptx_executor.errors import (
     BarrierDeadlockError,
     ConvergenceError,
     DataRaceError,
@@ -18,7 +18,7 @@ from ptx.errors import (
     PtxError,
     UnknownInstructionError,
 )
-from ptx.execution import LaunchReport, Options, Program
+from tools.ptx_executor.execution import LaunchReport, Options, Program
 
 __all__ = [
     "BarrierDeadlockError",

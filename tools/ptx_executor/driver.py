@@ -26,9 +26,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from ptx.execution import LaunchReport, Options, Program
-from ptx.lanes import WARP_SIZE
-from ptx.memory import extent
+from tools.ptx_executor.execution import LaunchReport, Options, Program
+from tools.ptx_executor.lanes import WARP_SIZE
+from tools.ptx_executor.memory import extent
 
 SHARED_BYTES = {80: 166912, 90: 232448, 100: 232448, 120: 101376}
 _FORMATS = {"fp16": "e", "fp32": "f", "fp64": "d"}

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from ptx.scalar_types import Array, bf16_to_f32
+from tools.ptx_executor.scalar_types import Array, bf16_to_f32
 
 FORMATS = {"f16": (11, -14, 15), "bf16": (8, -126, 127), "f32": (24, -126, 127), "f64": (53, -1022, 1023)}
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ptx import parsing as p
-from ptx.errors import BarrierDeadlockError, ConvergenceError, EndlessLoopError, UnknownInstructionError
-from ptx.instructions import Rule, link
-from ptx.instructions.control import BRANCHES, is_barrier, is_for_warp, mask_operand
-from ptx.lanes import WARP_SIZE, Geometry, Lanes, Threads
-from ptx.memory import GlobalMemory, SharedMemory
-from ptx.scalar_types import Array, bits
+from tools.ptx_executor import parsing as p
+from tools.ptx_executor.errors import BarrierDeadlockError, ConvergenceError, EndlessLoopError, UnknownInstructionError
+from tools.ptx_executor.instructions import Rule, link
+from tools.ptx_executor.instructions.control import BRANCHES, is_barrier, is_for_warp, mask_operand
+from tools.ptx_executor.lanes import WARP_SIZE, Geometry, Lanes, Threads
+from tools.ptx_executor.memory import GlobalMemory, SharedMemory
+from tools.ptx_executor.scalar_types import Array, bits
 
 MAX_THREADS_AT_ONCE = 1 << 15
 MAX_STEPS = 2_000_000

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptx import parsing as p
-from ptx.errors import DataRaceError, PtxError, UnknownInstructionError
-from ptx.memory import POISON, GlobalMemory, SharedMemory, Space
-from ptx.races import NOBODY, WARP_EPOCH_BITS, describe
-from ptx.scalar_types import FLOAT, SIGNED, UNSIGNED, Array, as_type, bits, split
+from tools.ptx_executor import parsing as p
+from tools.ptx_executor.errors import DataRaceError, PtxError, UnknownInstructionError
+from tools.ptx_executor.memory import POISON, GlobalMemory, SharedMemory, Space
+from tools.ptx_executor.races import NOBODY, WARP_EPOCH_BITS, describe
+from tools.ptx_executor.scalar_types import FLOAT, SIGNED, UNSIGNED, Array, as_type, bits, split
 
 WARP_SIZE = 32
 MAX_WARPS = 32  # of a program; the race shadow packs the warp in 6 bits

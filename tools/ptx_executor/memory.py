@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ptx.errors import MisalignedError, OutOfBoundsError
-from ptx.races import RaceShadow
-from ptx.scalar_types import UNSIGNED, Array
+from tools.ptx_executor.errors import MisalignedError, OutOfBoundsError
+from tools.ptx_executor.races import RaceShadow
+from tools.ptx_executor.scalar_types import UNSIGNED, Array
 
 if TYPE_CHECKING:
-    from ptx.lanes import Lanes
+    from tools.ptx_executor.lanes import Lanes
 
 FIRST_ADDRESS = 4096  # numpy takes a null data pointer as "allocate": start one page up
 ADDRESS_BITS = 47

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from ptx import parsing as p
-from ptx.errors import UnknownInstructionError
-from ptx.execution import Program
-from ptx.instructions.control import is_barrier
-from ptx.instructions.registry import find
-from ptx.scalar_types import bits
+from tools.ptx_executor import parsing as p
+from tools.ptx_executor.errors import UnknownInstructionError
+from tools.ptx_executor.execution import Program
+from tools.ptx_executor.instructions.control import is_barrier
+from tools.ptx_executor.instructions.registry import find
+from tools.ptx_executor.scalar_types import bits
 
 _OTHER_OPCODE = {
     "add": "sub", "sub": "add", "min": "max", "max": "min", "and": "or", "or": "and", "xor": "or", "shl": "shr",

@@ -7,8 +7,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ptx.errors import UnknownInstructionError
-from ptx.scalar_types import ALL_TYPES, bits
+from tools.ptx_executor.errors import UnknownInstructionError
+from tools.ptx_executor.scalar_types import ALL_TYPES, bits
 
 IDENTIFIER = r"%?[A-Za-z_$][\w$@]*"
 SPECIAL = re.compile(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.scalar_types import Array
+from tools.ptx_executor.scalar_types import Array
 
 NOBODY, MANY_PROGRAMS = -1, -2
 ANY_LANE, ANY_WARP_AND_LANE = 63, 0xFFF

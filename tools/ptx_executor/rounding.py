@@ -12,7 +12,7 @@ import ctypes.util
 
 import numpy as np
 
-from ptx.scalar_types import UNSIGNED, Array, f32_to_bf16
+from tools.ptx_executor.scalar_types import UNSIGNED, Array, f32_to_bf16
 
 MODES = ("rn", "rz", "rm", "rp")
 _SPLITTER = 2.0**27 + 1
@@ -43,7 +43,7 @@ def to_odd(nearest: Array, error: Array) -> Array:
 
 
 def add_odd(a: Array, b: Array) -> Array:
-    """a + b in float64, rounded to odd."""
+    """A + b in float64, rounded to odd."""
     return to_odd(*two_sum(a.astype(np.float64), b.astype(np.float64)))
 
 
@@ -79,12 +79,12 @@ def round_to_bf16(exact: Array, mode: str = "rn") -> Array:
 
 
 def fma_odd(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c of float16 or float32 values (the product is exact in float64), rounded to odd in float64."""
+    """A * b + c of float16 or float32 values (the product is exact in float64), rounded to odd in float64."""
     return add_odd(a.astype(np.float64) * b.astype(np.float64), c.astype(np.float64))
 
 
 def fma_f64(a: Array, b: Array, c: Array) -> Array:
-    """a * b + c in float64 with one rounding; extreme exponents go through the C library, one by one."""
+    """A * b + c in float64 with one rounding; extreme exponents go through the C library, one by one."""
     a, b, c = np.broadcast_arrays(a, b, c)
     # numpy's own operations round once where nothing is added, or where the product is zero or not finite
     plain = (a == 0) | (b == 0) | ~np.isfinite(a) | ~np.isfinite(b)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.execution import LaunchReport, Options, Program
-from ptx.scalar_types import UNSIGNED, Array
+from tools.ptx_executor.execution import LaunchReport, Options, Program
+from tools.ptx_executor.scalar_types import UNSIGNED, Array
 
 THREADS = 128
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.device_constants import KEPT, resident
 from feather_kernels.backends.layouts import dense
-from feather_kernels.backends.resident import KEPT, resident
 
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
 MOVES = 64  # tables of one layout, each soon after the one before and none used twice: then the tensors move

@@ -13,12 +13,12 @@ import textwrap
 import torch
 import triton
 
-from feather_kernels.backends.gpu import launch_problem, on_its_device
+from feather_kernels.backends.gpu.first_launch import launch_problem, on_its_device
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):
     raise ImportError(f"its kernels need triton 3.5 (torch 2.9) or newer, and this is {triton.__version__}")
 
-from feather_kernels.backends.triton import count, elementwise, radix_passes, select
+from feather_kernels.backends.triton import count, elementwise, radix, select
 
 __all__ = [
     "POWERS",
@@ -36,7 +36,7 @@ POWERS = frozenset({1.0, 2.0, 3.0, float("inf")})
 threshold = on_its_device(elementwise.threshold)
 scale_pruned_grad = on_its_device(elementwise.scale_pruned_grad)
 magnitude_select = on_its_device(select.magnitude_select)
-magnitude_histogram = on_its_device(radix_passes.magnitude_histogram)
+magnitude_histogram = on_its_device(radix.magnitude_histogram)
 count_pruned = on_its_device(count.count_pruned)
 
 

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.chunks import Table, group_elements
+from feather_kernels.backends.gpu.chunk_tables import Table, group_elements
 from feather_kernels.backends.interface import Selection
+from feather_kernels.backends.triton.chunks import clamp_nan, key_of, launch_chunks, load_chunk, load_keys
 from feather_kernels.backends.triton.launch import Kernel, aligned
-from feather_kernels.backends.triton.table import clamp_nan, key_of, launch_chunks, load_chunk, load_keys
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
 NARROWEST = 1 << 10

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends import chunks
-from feather_kernels.backends.chunks import Table
+from feather_kernels.backends.gpu import chunk_tables
+from feather_kernels.backends.gpu.chunk_tables import Table
 from feather_kernels.backends.triton.launch import Kernel
 
 BLOCK = 1024
@@ -80,7 +80,7 @@ def load_keys(
 
 def make_tables(weights: Sequence[Tensor], rows: Sequence[int]) -> list[Table]:
     """The tables of a list of tensors with the row of each; layouts that are not dense are copied once."""
-    return chunks.make_tables(weights, rows, CHUNK)
+    return chunk_tables.make_tables(weights, rows, CHUNK)
 
 
 def launch_chunks(kernel: Kernel, tables: Sequence[Table], form: tuple[Hashable, ...], *arguments: Any) -> None:

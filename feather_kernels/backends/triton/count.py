@@ -7,10 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.triton import table
+from feather_kernels.backends.triton import chunks
+from feather_kernels.backends.triton.chunks import launch_chunks, load_chunk, load_magnitudes
 from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.math import is_pruned
-from feather_kernels.backends.triton.table import launch_chunks, load_chunk, load_magnitudes
 
 
 @Kernel
@@ -32,5 +32,5 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     out.zero_()
     values = torch.stack(list(thresholds))  # float64 where dtypes are mixed
-    tables = table.make_tables(weights, range(len(weights)))
+    tables = chunks.make_tables(weights, range(len(weights)))
     launch_chunks(count_kernel, tables, (values.dtype,), values, out)

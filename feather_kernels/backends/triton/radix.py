@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.chunks import Table
+from feather_kernels.backends.gpu.chunk_tables import Table
 from feather_kernels.backends.interface import Histogram
-from feather_kernels.backends.triton import table
+from feather_kernels.backends.triton import chunks
+from feather_kernels.backends.triton.chunks import clamp_nan, launch_chunks, load_chunk, load_keys
 from feather_kernels.backends.triton.launch import Kernel
-from feather_kernels.backends.triton.table import clamp_nan, launch_chunks, load_chunk, load_keys
 
 DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared memory on every version of triton
 
@@ -140,7 +140,7 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
     weights, groups, prefix, shift, bits, scales = histogram
     out.zero_()
-    count_digits(table.make_tables(weights, groups), scales, prefix, shift, bits, out)
+    count_digits(chunks.make_tables(weights, groups), scales, prefix, shift, bits, out)
 
 
 def count_digits(

@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.chunks import element_count, make_rows
+from feather_kernels.backends.gpu.chunk_tables import element_count, make_rows
 from feather_kernels.backends.interface import Selection
 from feather_kernels.backends.radix import NAN_KEY
-from feather_kernels.backends.triton import table
+from feather_kernels.backends.triton import chunks
 from feather_kernels.backends.triton.bracket import bracket_keys, try_bracket
+from feather_kernels.backends.triton.chunks import launch_chunks
 from feather_kernels.backends.triton.launch import Kernel
-from feather_kernels.backends.triton.radix_passes import DIGIT_BITS, count_digits, scan_kernel, smallest_above_kernel
-from feather_kernels.backends.triton.table import launch_chunks
+from feather_kernels.backends.triton.radix import DIGIT_BITS, count_digits, scan_kernel, smallest_above_kernel
 
 KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
@@ -42,7 +42,7 @@ def magnitude_select(selection: Selection, out: Tensor) -> None:
     group_count, scaled, capped, nan_key = rank.numel(), scales is not None, caps is not None, NAN_KEY[out.dtype]
     rows = make_rows(tuple(groups), group_count, capped, rank.device)
     row_count = len(rows.groups)
-    tables = table.make_tables(weights, rows.of_tensor)
+    tables = chunks.make_tables(weights, rows.of_tensor)
     hinted = hint is not None and not capped
     bins = bracket_keys(out.dtype, group_count, element_count(weights)) if hinted else 0
     parts = [group_count * bins, 2 * group_count, *[group_count] * 2, *[row_count] * 2, row_count << DIGIT_BITS]

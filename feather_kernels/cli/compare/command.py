@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from feather_kernels.recipes import run_folder
-from feather_kernels.recipes.compare import figures, results, table
-from feather_kernels.recipes.compare.folder import GridFolder, open_folder
-from feather_kernels.recipes.compare.grid import Cell, make_grid, read_grid
-from feather_kernels.recipes.compare.progress import Progress
-from feather_kernels.recipes.compare.session import Session
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.interruption import Interrupted, Interruption
+from feather_kernels.cli.compare import figures, results, table
+from feather_kernels.cli.compare.folder import GridFolder, open_folder
+from feather_kernels.cli.compare.grid import Cell, make_grid, read_grid
+from feather_kernels.cli.compare.progress import Progress
+from feather_kernels.cli.compare.session import Session
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.interruption import Interrupted, Interruption
+from feather_kernels.cli.train import run_folder
 
 FINISHED, SOME_FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 TABLE, ACCURACY, LAYERS = "table.md", "accuracy.png", "layers.png"

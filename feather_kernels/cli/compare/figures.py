@@ -7,8 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feather_kernels.recipes.compare.results import Layer, Result
-from feather_kernels.recipes.compare.table import Entry, entries, title
+from feather_kernels.cli.compare.results import Layer, Result
+from feather_kernels.cli.compare.table import Entry, entries, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

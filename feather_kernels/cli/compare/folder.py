@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from feather_kernels.recipes import run_folder
-from feather_kernels.recipes.compare.grid import Cell
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.run_folder import RunFolder
+from feather_kernels.cli.compare.grid import Cell
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train import run_folder
+from feather_kernels.cli.train.run_folder import RunFolder
 
 GRID = "grid.json"
 CELLS, LOGS = "cells", "logs"  # folders

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import feather_kernels
-from feather_kernels.recipes.compare.folder import CELLS, GridFolder
-from feather_kernels.recipes.compare.grid import OF_THE_SESSION, Cell
+from feather_kernels.cli.compare.folder import CELLS, GridFolder
+from feather_kernels.cli.compare.grid import OF_THE_SESSION, Cell
 
 # the package of this process, wherever that is started: neither the current folder nor an installed copy of another
 # version comes before it
@@ -22,7 +22,7 @@ sys.path[:] = [sys.argv[1], *(path for path in sys.path if path)]
 import feather_kernels
 del sys.path[0]
 from feather_kernels import cli
-from feather_kernels.recipes.compare.process import end_with_parent
+from feather_kernels.cli.compare.process import end_with_parent
 end_with_parent()
 sys.exit(cli.main(sys.argv[2:]))
 """

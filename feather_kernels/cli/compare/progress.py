@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from feather_kernels.recipes import run_folder
-from feather_kernels.recipes.compare.folder import GridFolder
-from feather_kernels.recipes.compare.grid import Cell
+from feather_kernels.cli.compare.folder import GridFolder
+from feather_kernels.cli.compare.grid import Cell
+from feather_kernels.cli.train import run_folder
 
 LINE_SECONDS = 60.0  # between lines about the time left, where there is no terminal
 

@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from feather_kernels.recipes import run_folder
-from feather_kernels.recipes.compare.folder import GridFolder
-from feather_kernels.recipes.compare.grid import Cell
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.cli.compare.folder import GridFolder
+from feather_kernels.cli.compare.grid import Cell
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train import run_folder
 
 RESULTS, LAYERS = "results.csv", "layers.csv"
 FINISHED, FAILED, OPEN = "finished", "failed", "open"

@@ -6,10 +6,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from feather_kernels.recipes.compare.folder import GridFolder
-from feather_kernels.recipes.compare.grid import Cell
-from feather_kernels.recipes.compare.process import CellProcess
-from feather_kernels.recipes.compare.progress import Progress
+from feather_kernels.cli.compare.folder import GridFolder
+from feather_kernels.cli.compare.grid import Cell
+from feather_kernels.cli.compare.process import CellProcess
+from feather_kernels.cli.compare.progress import Progress
 
 TRIES = 2  # of a cell
 POLL_SECONDS = 0.2

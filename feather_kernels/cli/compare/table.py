@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from feather_kernels.recipes.compare.results import FAILED, FINISHED, Result
+from feather_kernels.cli.compare.results import FAILED, FINISHED, Result
 
 
 @dataclass(frozen=True)

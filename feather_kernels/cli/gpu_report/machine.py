@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from feather_kernels import nvidia_driver
 from feather_kernels._version import __version__
-from feather_kernels.doctor import version
+from feather_kernels.cli import nvidia_driver
+from feather_kernels.cli.doctor import version
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = Path(__file__).parents[3]
 DISTRIBUTION = "feather_kernels"
 FILES = "py|so|h|hpp|c|cpp|cu|cuh|ptx|json"  # endings of files whose names tell nothing about a person
 LEFT_OUT = "..."

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from feather_kernels.gpu_report.parts import DOCTOR, HOST, SELFTEST, SPEED, STEP
-from feather_kernels.gpu_report.speed import COPY, OURS
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.gpu_report.parts import DOCTOR, HOST, SELFTEST, SPEED, STEP
+from feather_kernels.cli.gpu_report.speed import COPY, OURS
 
 Record = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""A part of a report in a process of its own: ``python -m feather_kernels.gpu_report.part NAME ROWS ...``."""
+"""A part of a report in a process of its own: ``python -m feather_kernels.cli.gpu_report.part NAME ROWS ...``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from feather_kernels.cli.gpu_report.parts import PARTS
+from feather_kernels.cli.gpu_report.place import Place, gpu
 from feather_kernels.errors import BackendUnavailableError
-from feather_kernels.gpu_report.parts import PARTS
-from feather_kernels.gpu_report.place import Place, gpu
 
 SKIPPED = "skipped"  # key of the row that says why there are no others
 

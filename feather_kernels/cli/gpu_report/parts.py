@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import NamedTuple
 
-from feather_kernels import doctor, selftest
-from feather_kernels.gpu_report import speed, training
-from feather_kernels.gpu_report.place import Place
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from feather_kernels.cli import doctor, selftest
+from feather_kernels.cli.gpu_report import speed, training
+from feather_kernels.cli.gpu_report.place import Place
 
-BACKENDS = dispatch.ORDER["cuda"]
+BACKENDS = registry.ORDER["cuda"]
 WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
+from feather_kernels.backends import registry
+from feather_kernels.cli.gpu_report import machine
+from feather_kernels.cli.gpu_report.clock import Meter, event_meter, host_meter
 from feather_kernels.errors import BackendUnavailableError
-from feather_kernels.gpu_report import machine
-from feather_kernels.gpu_report.clock import Meter, event_meter, host_meter
-from feather_kernels.ops import dispatch
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Place:
 
     def require(self, backend: str) -> None:
         """Raise BackendUnavailableError, with the reason, where a backend cannot run here."""
-        reason = dispatch.availability(self.device).get(backend)
+        reason = registry.availability(self.device).get(backend)
         if reason is not None:
             raise BackendUnavailableError(f"{backend}: {reason}")
-        with dispatch.use_backend(backend):
-            dispatch.backend_for(self.device)
+        with registry.use_backend(backend):
+            registry.backend_for(self.device)
 
 
 def gpu(name: str, quick: bool) -> Place:
@@ -58,7 +58,7 @@ def gpu(name: str, quick: bool) -> Place:
         lambda: machine.facts(device),
         lambda: event_meter(device),
         lambda: host_meter(device),
-        backend=dispatch.AUTO,
+        backend=registry.AUTO,
         elements=1 << (20 if quick else 25),
         rounds=5 if quick else 30,
         layers=4 if quick else 10,

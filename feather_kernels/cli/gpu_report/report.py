@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from feather_kernels.gpu_report import page
-from feather_kernels.gpu_report.machine import CHECKOUT, anonymous
-from feather_kernels.gpu_report.part import SKIPPED
-from feather_kernels.gpu_report.parts import MACHINE, PARTS
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.gpu_report import page
+from feather_kernels.cli.gpu_report.machine import CHECKOUT, anonymous
+from feather_kernels.cli.gpu_report.part import SKIPPED
+from feather_kernels.cli.gpu_report.parts import MACHINE, PARTS
 
-CHILD = (sys.executable, "-m", "feather_kernels.gpu_report.part")
+CHILD = (sys.executable, "-m", "feather_kernels.cli.gpu_report.part")
 TOTAL = 290  # seconds for all parts
 STOPPED = "stopped after"
 GRACE = 10  # seconds for a killed process to end

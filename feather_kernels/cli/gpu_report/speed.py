@@ -10,10 +10,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from feather_kernels import exact
-from feather_kernels.gpu_report.clock import interleaved, spread
-from feather_kernels.gpu_report.place import Place
-from feather_kernels.ops import dispatch
+from feather_kernels.backends import registry
+from feather_kernels.cli import exact
+from feather_kernels.cli.gpu_report.clock import interleaved, spread
+from feather_kernels.cli.gpu_report.place import Place
 
 ops = torch.ops.feather_kernels
 
@@ -41,9 +41,9 @@ def rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
     with torch.no_grad():
         for work in works(place):
             row: dict[str, object] = {"backend": backend, "op": work.op, "what": work.what, "elements": place.elements}
-            with dispatch.use_backend("reference"):
+            with registry.use_backend("reference"):
                 wanted = work.run().clone()
-            with dispatch.use_backend(backend):
+            with registry.use_backend(backend):
                 wrong = difference(work.run(), wanted, work.relative)
                 if wrong is None:
                     source = torch.ones(work.moved // 2, dtype=torch.uint8, device=place.device)

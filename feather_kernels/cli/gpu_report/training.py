@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather_kernels.gpu_report.clock import interleaved, spread
-from feather_kernels.gpu_report.layers import POWER, make_layers
-from feather_kernels.gpu_report.place import Place
-from feather_kernels.ops import dispatch
-from feather_kernels.recipes.models import make_model
+from feather_kernels.backends import registry
+from feather_kernels.cli.gpu_report.clock import interleaved, spread
+from feather_kernels.cli.gpu_report.layers import POWER, make_layers
+from feather_kernels.cli.gpu_report.place import Place
+from feather_kernels.cli.train.models import make_model
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
 
 Rows = Iterator[dict[str, object]]
@@ -29,7 +29,7 @@ def host_rows(place: Place, compiled: bool) -> Rows:
     """Forward and backward of a small layer, dense and sparse; in eager also the sparsifier's step beside SGD's."""
     meter, compiler = place.on_host(), place.compiler if compiled else None
     made, wrong = {}, {}
-    with dispatch.use_backend(place.backend):
+    with registry.use_backend(place.backend):
         for name, grad_scale in VARIANTS.items():
             made[name] = make_layers(place.layers, place.device, grad_scale, compiler)
             wrong[name] = difference(made[name].both, list(made[name].model.parameters()))
@@ -57,7 +57,7 @@ def difference(run: Callable[[], Tensor], parameters: list[nn.Parameter], relati
         return [tensor.double().clone() for tensor in found]
 
     ours = results()
-    with dispatch.use_backend("reference"):
+    with registry.use_backend("reference"):
         wanted = results()
     names = ["the result", *(f"gradient {index}" for index in range(len(parameters)))]
     for name, tensor, expected in zip(names, ours, wanted, strict=True):
@@ -71,7 +71,7 @@ def step_rows(place: Place) -> Rows:
     """A training step of networks, dense and sparse: forward, backward, SGD with momentum, threshold."""
     meter = place.on_device()
     for network, (make, inputs, labels) in networks(place).items():
-        with dispatch.use_backend(place.backend):
+        with registry.use_backend(place.backend):
             trainings = {name: Training(make(), inputs, labels, grad_scale) for name, grad_scale in VARIANTS.items()}
             wrong = {name: training.wrong() for name, training in trainings.items()}
             runs = {name: partial(meter, training.step) for name, training in trainings.items()}

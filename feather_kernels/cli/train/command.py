@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from feather_kernels._version import __version__
-from feather_kernels.recipes import config as options
-from feather_kernels.recipes import data, run_folder
-from feather_kernels.recipes.config import TrainConfig
-from feather_kernels.recipes.data import Dataset
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.interruption import Interrupted, Interruption
-from feather_kernels.recipes.recipe_file import with_recipe
-from feather_kernels.recipes.run_folder import RunFolder
-from feather_kernels.recipes.training import COLUMNS, Training
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.interruption import Interrupted, Interruption
+from feather_kernels.cli.train import config as options
+from feather_kernels.cli.train import data, run_folder
+from feather_kernels.cli.train.config import TrainConfig
+from feather_kernels.cli.train.data import Dataset
+from feather_kernels.cli.train.recipe_file import with_recipe
+from feather_kernels.cli.train.run_folder import RunFolder
+from feather_kernels.cli.train.training import COLUMNS, Training
 
 FINISHED, INTERRUPTED = 0, 130  # exit codes
 PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # what every run needs of the extra ``train``
@@ -99,7 +99,7 @@ def _run(training: Training, folder: RunFolder, interruption: Interruption) -> i
 
 
 def _train_epochs(training: Training, folder: RunFolder, interruption: Interruption) -> None:
-    from feather_kernels.recipes.progress import Progress
+    from feather_kernels.cli.train.progress import Progress
 
     progress = Progress(training)
 
@@ -125,7 +125,7 @@ def _finish(training: Training, folder: RunFolder) -> None:
     """Finalize, evaluate again, and write the results; the figure, last, makes the run a finished one."""
     from safetensors.torch import save
 
-    from feather_kernels.recipes.figure import draw
+    from feather_kernels.cli.train.figure import draw
 
     before = training.rows[-1]["test_accuracy"]
     report = training.finalize()

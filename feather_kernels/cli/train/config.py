@@ -9,13 +9,13 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
+from feather_kernels.backends import registry
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train import data as data_sources
+from feather_kernels.cli.train.methods import DEFAULT_METHOD, METHODS, Method
+from feather_kernels.cli.train.models import DEFAULT_MODEL, check_model
 from feather_kernels.functional import check_grad_scale, check_sparsity
-from feather_kernels.ops import dispatch
 from feather_kernels.ops.schema import check_power
-from feather_kernels.recipes import data as data_sources
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.methods import DEFAULT_METHOD, METHODS, Method
-from feather_kernels.recipes.models import DEFAULT_MODEL, check_model
 
 DEFAULT_SPARSITY = 0.95
 MAX_THREADS = 4096
@@ -181,6 +181,6 @@ def _check_device(name: str) -> None:
         count = torch.cuda.device_count()
         _check("--device", (device.index or 0) < count, f"one of this machine's {count} CUDA devices, or cpu", name)
     try:
-        dispatch.backend_for(device)
+        registry.backend_for(device)
     except ValueError as error:  # FEATHER_KERNELS_BACKEND holds an unknown name
         raise InputError(str(error)) from error

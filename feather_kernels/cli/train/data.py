@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from feather_kernels.recipes.batches import AUGMENTED_SHAPE
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train.batches import AUGMENTED_SHAPE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

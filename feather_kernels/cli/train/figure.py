@@ -6,8 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feather_kernels.recipes.config import TrainConfig
-from feather_kernels.recipes.training import Row
+from feather_kernels.cli.train.config import TrainConfig
+from feather_kernels.cli.train.training import Row
 from feather_kernels.sparsify import Report
 
 if TYPE_CHECKING:

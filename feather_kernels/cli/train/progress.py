@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from feather_kernels.recipes.training import Row, Training
+from feather_kernels.cli.train.training import Row, Training
 
 REFRESH_SECONDS = 0.2  # reading the loss makes the host wait for the device
 

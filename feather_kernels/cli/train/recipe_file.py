@@ -7,12 +7,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from feather_kernels.recipes.config import check_type
-from feather_kernels.recipes.data import SOURCES
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.names import nearest
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import nearest
+from feather_kernels.cli.train.config import check_type
+from feather_kernels.cli.train.data import SOURCES
 
-FOLDER = Path(__file__).parent / "toml"
+FOLDER = Path(__file__).parent / "recipes"
 # what a recipe may set: names of TrainConfig; the others belong to the machine and to the one run
 KEYS = (
     *("data", "model", "method", "power", "grad_scale", "sparsity", "epochs", "batch_size"),

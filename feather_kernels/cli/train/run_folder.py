@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from feather_kernels.recipes.config import TrainConfig
-from feather_kernels.recipes.errors import InputError
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train.config import TrainConfig
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.pt"

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather_kernels.recipes import batches, methods
-from feather_kernels.recipes.config import DTYPES, TrainConfig
-from feather_kernels.recipes.data import Dataset
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.models import is_torchvision, make_model
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train import batches, methods
+from feather_kernels.cli.train.config import DTYPES, TrainConfig
+from feather_kernels.cli.train.data import Dataset
+from feather_kernels.cli.train.models import is_torchvision, make_model
 from feather_kernels.sparsify import Report, Sparsifier
 
 TEST_BATCH_SIZE = 256  # images

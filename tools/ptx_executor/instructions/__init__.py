@@ -1,6 +1,6 @@
 """What each PTX instruction does, grouped as in the PTX ISA manual."""
 
-from ptx.instructions import (
+from tools.ptx_executor.instructions import (
     approximate,
     atomic,
     comparison,
@@ -12,7 +12,7 @@ from ptx.instructions import (
     movement,
     warp,
 )
-from ptx.instructions.registry import Rule, link
+from tools.ptx_executor.instructions.registry import Rule, link
 
 __all__ = [
     "Rule",

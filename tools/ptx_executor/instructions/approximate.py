@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx.instructions.floating import compute
-from ptx.instructions.registry import instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction
-from ptx.scalar_types import Array
+from tools.ptx_executor.instructions.floating import compute
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction
+from tools.ptx_executor.scalar_types import Array
 
 ULPS = {"div": 2, "rcp": 1, "sqrt": 1, "rsqrt": 2, "ex2": 2, "tanh": 2**12}
 HALF_PRECISION_ULPS = {"ex2": 1, "tanh": 1}

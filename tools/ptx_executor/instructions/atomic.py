@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx.errors import UnknownInstructionError
-from ptx.instructions.movement import SPACES
-from ptx.instructions.registry import CACHE_HINTS, MEMORY_ORDER, instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction, Operand
-from ptx.scalar_types import UNSIGNED, Array, as_type, bits, flush_subnormals, join, split
+from tools.ptx_executor.errors import UnknownInstructionError
+from tools.ptx_executor.instructions.movement import SPACES
+from tools.ptx_executor.instructions.registry import CACHE_HINTS, MEMORY_ORDER, instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction, Operand
+from tools.ptx_executor.scalar_types import UNSIGNED, Array, as_type, bits, flush_subnormals, join, split
 
 Update = Callable[[Array, Array, Array], Array]  # (old, operand, swap value) -> new
 

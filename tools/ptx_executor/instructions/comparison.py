@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx.instructions.registry import instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction, Pair
-from ptx.scalar_types import ALL_TYPES, FLOAT_TYPES, PACKED_TYPES, Array, flush_subnormals
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction, Pair
+from tools.ptx_executor.scalar_types import ALL_TYPES, FLOAT_TYPES, PACKED_TYPES, Array, flush_subnormals
 
 COMPARE: dict[str, Callable[[Array, Array], Array]] = {
     "eq": np.equal,

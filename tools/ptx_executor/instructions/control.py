@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.errors import PtxError
-from ptx.instructions.registry import instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction, Operand
+from tools.ptx_executor.errors import PtxError
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction, Operand
 
 BRANCHES = frozenset({"bra", "ret", "exit"})
 WARP_OPCODES = frozenset({"shfl", "vote", "redux", "elect", "ldmatrix", "stmatrix", "bar"})

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx import rounding
-from ptx.instructions.registry import instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction, Register
-from ptx.scalar_types import (
+from tools.ptx_executor import rounding
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction, Register
+from tools.ptx_executor.scalar_types import (
     FLOAT,
     FLOAT_TYPES,
     INTEGER_TYPES,

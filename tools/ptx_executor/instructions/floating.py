@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx import rounding
-from ptx.instructions.registry import instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction
-from ptx.scalar_types import (
+from tools.ptx_executor import rounding
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction
+from tools.ptx_executor.scalar_types import (
     FLOAT_TYPES,
     PACKED,
     PACKED_TYPES,

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.instructions.registry import instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Immediate, Instruction
-from ptx.scalar_types import BIT_TYPES, INTEGER_TYPES, PREDICATE, SIGNED, SIGNED_TYPES, UNSIGNED, Array, bits
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Immediate, Instruction
+from tools.ptx_executor.scalar_types import (
+    BIT_TYPES,
+    INTEGER_TYPES,
+    PREDICATE,
+    SIGNED,
+    SIGNED_TYPES,
+    UNSIGNED,
+    Array,
+    bits,
+)
 
 
 def _sources(lanes: Lanes, ins: Instruction, count: int) -> list[Array]:

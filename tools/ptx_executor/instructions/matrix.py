@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.errors import ConvergenceError
-from ptx.instructions.registry import instruction
-from ptx.lanes import WARP_SIZE, Lanes
-from ptx.parsing import Instruction, Vector
-from ptx.scalar_types import Array
+from tools.ptx_executor.errors import ConvergenceError
+from tools.ptx_executor.instructions.registry import instruction
+from tools.ptx_executor.lanes import WARP_SIZE, Lanes
+from tools.ptx_executor.parsing import Instruction, Vector
+from tools.ptx_executor.scalar_types import Array
 
 MODIFIERS = {"sync", "aligned", "m8n8", "x1", "x2", "x4", "trans", "shared"}
 ROW_BYTES = 16

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.errors import DataRaceError, UnknownInstructionError
-from ptx.instructions.registry import CACHE_HINTS, MEMORY_ORDER, instruction
-from ptx.lanes import Lanes
-from ptx.parsing import Address, Immediate, Instruction, Operand, Symbol, Vector
-from ptx.scalar_types import ALL_TYPES, PREDICATE, UNSIGNED, Array, as_type, bits
+from tools.ptx_executor.errors import DataRaceError, UnknownInstructionError
+from tools.ptx_executor.instructions.registry import CACHE_HINTS, MEMORY_ORDER, instruction
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Address, Immediate, Instruction, Operand, Symbol, Vector
+from tools.ptx_executor.scalar_types import ALL_TYPES, PREDICATE, UNSIGNED, Array, as_type, bits
 
 SPACES = {"global", "shared"}
 VECTORS = {"v2", "v4", "v8"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from ptx.errors import UnknownInstructionError
-from ptx.lanes import Lanes
-from ptx.parsing import Instruction, Kernel
-from ptx.scalar_types import ALL_TYPES, Array
+from tools.ptx_executor.errors import UnknownInstructionError
+from tools.ptx_executor.lanes import Lanes
+from tools.ptx_executor.parsing import Instruction, Kernel
+from tools.ptx_executor.scalar_types import ALL_TYPES, Array
 
 Rule = Callable[[Lanes, Instruction], "Array | None"]
 

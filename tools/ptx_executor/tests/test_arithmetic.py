@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ptx import Options
-from ptx.exact import as_floats, edge_floats, round_fraction
-from ptx.scalar_types import SIGNED, UNSIGNED, Array, bf16_to_f32, bits
-from ptx.snippets import evaluate, raw_bits
+from tools.ptx_executor import Options
+from tools.ptx_executor.exact import as_floats, edge_floats, round_fraction
+from tools.ptx_executor.scalar_types import SIGNED, UNSIGNED, Array, bf16_to_f32, bits
+from tools.ptx_executor.snippets import evaluate, raw_bits
 
 COUNT = 512
 NUMPY_TYPES: dict[str, type] = {f"u{w}": t for w, t in UNSIGNED.items()} | {f"s{w}": t for w, t in SIGNED.items()}

@@ -12,12 +12,12 @@ import os
 import numpy as np
 import pytest
 
-from ptx import snippets
-from ptx.execution import Program
-from ptx.parsing import Instruction, parse
-from ptx.scalar_types import Array
-from ptx.snippets import evaluate
-from ptx.test_every_opcode import ALL, CASES, SHARED, Case, case, f32, f64, s32, u16, u32, u64
+from tools.ptx_executor import snippets
+from tools.ptx_executor.execution import Program
+from tools.ptx_executor.parsing import Instruction, parse
+from tools.ptx_executor.scalar_types import Array
+from tools.ptx_executor.snippets import evaluate
+from tools.ptx_executor.tests.test_every_opcode import ALL, CASES, SHARED, Case, case, f32, f64, s32, u16, u32, u64
 
 Form = tuple[str, frozenset[str], tuple[str, ...]]
 
@@ -273,7 +273,7 @@ def form(instruction: Instruction) -> Form:
 def test_no_compiled_form_is_left_out(architecture: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The frame around a case (``snippets``) counts too: what it loads and stores every result depends on."""
     pytest.importorskip("triton", reason="triton is not installed")
-    from test_triton_compiled import CALLS, compiled
+    from tests.simulated_gpu.test_triton_compiled import CALLS, compiled
 
     met: set[Form] = set()
 

@@ -2,7 +2,7 @@
 
 Each case is a line or two of PTX on small arrays with the result that the PTX ISA gives. Rounding, edges and random
 operands of the arithmetic: test_arithmetic.py; every form in our compiled kernels: test_compiled_forms.py; divergence,
-races and barriers: tests/test_ptx_executor.py.
+races and barriers: tools/ptx_executor/tests/test_executor.py.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ptx import Options, PtxError
-from ptx.instructions import registry
-from ptx.parsing import Instruction
-from ptx.scalar_types import Array
-from ptx.snippets import evaluate
+from tools.ptx_executor import Options, PtxError
+from tools.ptx_executor.instructions import registry
+from tools.ptx_executor.parsing import Instruction
+from tools.ptx_executor.scalar_types import Array
+from tools.ptx_executor.snippets import evaluate
 
 ALL = 2**32 - 1
 

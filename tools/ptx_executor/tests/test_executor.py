@@ -1,4 +1,4 @@
-"""The PTX executor: threads, memory, planted bugs, Triton's JIT. Its arithmetic: tests/ptx/test_arithmetic.py."""
+"""The executor itself: threads, memory, planted bugs, Triton's JIT. test_arithmetic.py has its arithmetic."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ptx import (
+
+from tools.ptx_executor import (
     BarrierDeadlockError,
     ConvergenceError,
     DataRaceError,
@@ -21,8 +22,8 @@ from ptx import (
     UnknownInstructionError,
     execution,
 )
-from ptx.exact import edge_floats
-from ptx.snippets import run_kernel
+from tools.ptx_executor.exact import edge_floats
+from tools.ptx_executor.snippets import run_kernel
 
 ARCHITECTURES = (80, 90, 100, 120)
 # -- control flow, barriers, warps -------------------------------------------------------------------------------------
@@ -391,7 +392,7 @@ needs_compiler = pytest.mark.skipif(
 
 @pytest.fixture(params=ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
 def gpu(request: pytest.FixtureRequest) -> Iterator[Any]:
-    from ptx.driver import simulated_gpu
+    from tools.ptx_executor.driver import simulated_gpu
 
     with simulated_gpu(request.param) as driver:
         yield driver
@@ -404,7 +405,7 @@ class TestTriton:
 
     @pytest.mark.parametrize("numel", [1, 127, 4096, 5001])
     def test_copy_with_a_masked_tail(self, gpu: Any, numel: int) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         source, target = torch.randn(numel), torch.full((numel,), 7.0)
         sample_kernels.copy[(-(-numel // 1024),)](source, target, numel, BLOCK=1024)
@@ -412,7 +413,7 @@ class TestTriton:
         assert (gpu.launches[-1].bytes_read, gpu.launches[-1].bytes_written) == (4 * numel, 4 * numel)
 
     def test_misaligned_views_take_the_scalar_path(self, gpu: Any) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         source, target = torch.randn(1001)[1:], torch.zeros(1003)[3:]
         sample_kernels.copy[(1,)](source, target, 1000, BLOCK=1024)
@@ -421,7 +422,7 @@ class TestTriton:
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
     def test_cast_rounds_as_torch(self, gpu: Any, dtype: torch.dtype) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         source = torch.from_numpy(edge_floats("f32", 4000, 1))
         target = torch.zeros(4000, dtype=dtype)
@@ -430,7 +431,7 @@ class TestTriton:
         assert (gpu.launches[-1].bytes_read, gpu.launches[-1].bytes_written) == (16000, 8000)
 
     def test_sum(self, gpu: Any) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         source = torch.randint(-1000, 1000, (5, 2048)).float()  # every order gives the same sum
         sums = torch.zeros(5)
@@ -439,7 +440,7 @@ class TestTriton:
         assert (gpu.launches[-1].bytes_read, gpu.launches[-1].bytes_written) == (source.numel() * 4, 20)
 
     def test_histogram(self, gpu: Any) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         source, counts = torch.randint(0, 64, (3000,), dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
         sample_kernels.histogram[(3,)](source, counts, 3000, BINS=64, BLOCK=1024)
@@ -448,7 +449,7 @@ class TestTriton:
         assert (report.bytes_read, report.bytes_written) == (12000 + 3 * 256, 3 * 256)
 
     def test_pointer_table(self, gpu: Any) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         tensors = [torch.randn(n) for n in (1, 100, 777, 1024)]
         doubled = [t * 2 for t in tensors]
@@ -466,7 +467,7 @@ class TestTriton:
             sample_kernels.double_in_table[(4,)](pointers, numels, BLOCK=256)
 
     def test_planted_bugs(self, gpu: Any) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         source = torch.rand(1000)
         with pytest.raises(OutOfBoundsError, match=r"store_without_mask: program 3 .*`.*st\.global.* writes"):
@@ -476,7 +477,7 @@ class TestTriton:
         sample_kernels.sum_without_atomic[(1,)](source, torch.zeros(1), 1000, BLOCK=1024)
 
     def test_the_driver_compiles_for_its_own_architecture(self, gpu: Any) -> None:
-        from ptx import sample_kernels
+        from tools.ptx_executor import sample_kernels
 
         compiled = sample_kernels.copy[(1,)](torch.zeros(16), torch.zeros(16), 16, BLOCK=32)
         assert f".target sm_{gpu.arch}" in compiled.asm["ptx"]
@@ -485,8 +486,8 @@ class TestTriton:
 @needs_triton
 @needs_compiler
 def test_noise_reaches_triton_kernels() -> None:
-    from ptx import sample_kernels
-    from ptx.driver import simulated_gpu
+    from tools.ptx_executor import sample_kernels
+    from tools.ptx_executor.driver import simulated_gpu
 
     a, b, exact, noisy = torch.rand(256) + 1, torch.rand(256) + 1, torch.zeros(256), torch.zeros(256)
     with simulated_gpu(90):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ptx import OutOfBoundsError, UnknownInstructionError, mutation
-from ptx.execution import Program
-from ptx.instructions.registry import Entry
-from ptx.mutation import REMOVED, mutations, planted
-from ptx.parsing import Instruction
-from ptx.snippets import KERNEL
+from tools.ptx_executor import OutOfBoundsError, UnknownInstructionError, mutation
+from tools.ptx_executor.execution import Program
+from tools.ptx_executor.instructions.registry import Entry
+from tools.ptx_executor.mutation import REMOVED, mutations, planted
+from tools.ptx_executor.parsing import Instruction
+from tools.ptx_executor.snippets import KERNEL
 
 
 def program(body: str) -> Program:

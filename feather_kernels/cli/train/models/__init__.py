@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import nn
 
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.models import zoo
-from feather_kernels.recipes.models.densenet import DenseNet40
-from feather_kernels.recipes.models.mobilenet import MobileNetV1
-from feather_kernels.recipes.models.residual import ResNet20
-from feather_kernels.recipes.models.small import SmallCNN
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.train.models import zoo
+from feather_kernels.cli.train.models.densenet import DenseNet40
+from feather_kernels.cli.train.models.mobilenet import MobileNetV1
+from feather_kernels.cli.train.models.residual import ResNet20
+from feather_kernels.cli.train.models.small import SmallCNN
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "check_model", "is_torchvision", "make_model"]
 

@@ -6,8 +6,8 @@ import importlib.util
 
 from torch import nn
 
-from feather_kernels.recipes.errors import InputError
-from feather_kernels.recipes.names import nearest
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import nearest
 
 PREFIX = "torchvision:"
 CHANNELS = 3  # that they take
