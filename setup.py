@@ -44,7 +44,7 @@ def nvcc() -> str | None:
     if named := os.environ.get("CUDACXX"):
         return named
     homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
-    folders = [*(os.path.join(home, "bin") for home in homes), None, "/usr/local/cuda/bin"]  # None: PATH
+    folders = [*(str(Path(home, "bin")) for home in homes), None, "/usr/local/cuda/bin"]  # None: PATH
     return next((found for folder in folders if (found := shutil.which("nvcc", path=folder))), None)
 
 

@@ -272,7 +272,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def say(text: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch.autograd import Function
 from torch.nn import functional as F
 
 from feather_kernels.autograd.lean import cast_like_autocast, recompute, runs_lean, weight_gradient
 from feather_kernels.autograd.threshold import SparseWeight, ops, threshold
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def lean_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> Tensor:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, get_num_threads
 
 from feather_kernels.backends import compiled_module, layouts
 from feather_kernels.backends.compiled_module import CODES
-from feather_kernels.backends.interface import Histogram, Selection
+
+if TYPE_CHECKING:
+    from feather_kernels.backends.interface import Histogram, Selection
 
 MODULE = "feather_kernels._cpu"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,10 @@ from feather_kernels.backends import compiled_module
 from feather_kernels.backends.compiled_module import CODES
 from feather_kernels.backends.gpu.chunk_tables import Table, element_count, group_elements, make_rows, make_tables
 from feather_kernels.backends.gpu.first_launch import launch_problem, on_its_device
-from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.layouts import flatten, write_back
+
+if TYPE_CHECKING:
+    from feather_kernels.backends.interface import Histogram, Selection
 
 MODULE = "feather_kernels._cuda"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})

@@ -10,14 +10,17 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from feather_kernels.backends import radix
-from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.layouts import storage_order
 from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
+
+if TYPE_CHECKING:
+    from feather_kernels.backends.interface import Histogram, Selection
 
 POWERS = None  # all
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache

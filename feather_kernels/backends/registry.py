@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
-import torch
-
-from feather_kernels.backends.interface import Backend
 from feather_kernels.errors import BackendUnavailableError
 
 if TYPE_CHECKING:  # that each module is a Backend is for the type checker to prove
+    import torch
+
     from feather_kernels.backends import cpp, cuda, reference, triton
+    from feather_kernels.backends.interface import Backend
 
     _BACKENDS: list[Backend] = [triton, cuda, cpp, reference]
 
@@ -208,4 +208,4 @@ def _import_problem(name: str) -> str | None:
 
 
 def _load(name: str) -> Backend:
-    return cast(Backend, importlib.import_module(BACKENDS[name]))
+    return cast("Backend", importlib.import_module(BACKENDS[name]))

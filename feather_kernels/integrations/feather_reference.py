@@ -22,16 +22,18 @@ script's results differ from those of the repository where its code differs from
 from __future__ import annotations
 
 import numbers
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parameter import Parameter
 
 from feather_kernels.functional import check_sparsity
 from feather_kernels.ops.schema import check_number
 from feather_kernels.sparsify import CubicSchedule, Sparsifier
+
+if TYPE_CHECKING:
+    from torch.nn.parameter import Parameter
 
 __all__ = ["Pruner", "get_params"]
 

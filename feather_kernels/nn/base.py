@@ -9,13 +9,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
 
 from feather_kernels import autograd
-from feather_kernels.nn.thresholds import ThresholdBinding
+
+if TYPE_CHECKING:
+    from feather_kernels.nn.thresholds import ThresholdBinding
 
 
 class WeightVersion(NamedTuple):
@@ -159,7 +161,7 @@ class SparseLayer(nn.Module):
             RuntimeError: the layer has lost it, because something else computes the weight now.
         """
         try:
-            return cast(Tensor, self._parameters[name])
+            return cast("Tensor", self._parameters[name])
         except KeyError:
             raise RuntimeError(
                 f"a sparse {self.feather.dense_class.__name__} has no Parameter {name!r}, from which P({name}) is "

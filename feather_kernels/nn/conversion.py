@@ -7,14 +7,18 @@ latter form too.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from feather_kernels.nn import convolution, linear, recurrent
 from feather_kernels.nn.attention import FeatherMultiheadAttention
 from feather_kernels.nn.base import LayerState, SparseLayer
-from feather_kernels.nn.thresholds import ThresholdBinding
 from feather_kernels.nn.weight_attribute import AttributeLayer, thresholded
+
+if TYPE_CHECKING:
+    from feather_kernels.nn.thresholds import ThresholdBinding
 
 TORCH = "torch.nn"  # torch.fx calls layers of modules so named as one node; a trace through ours would hold a fixed P
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

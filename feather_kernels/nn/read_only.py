@@ -97,7 +97,7 @@ class ComputedWeight(ReadOnlyTensor):
     @property
     def _parameter(self) -> Tensor:
         layer, name = self.source
-        return cast(Tensor, layer._parameters[name])
+        return cast("Tensor", layer._parameters[name])
 
     def register_hook(self, hook: Any) -> NoReturn:  # noqa: ARG002
         """Refused: the next read gives another tensor."""

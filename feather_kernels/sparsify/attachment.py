@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.torch_private import outside_compilers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
+
+    from feather_kernels.sparsify.layer_choice import PrunableWeight
 
 # where wrappers keep the optimizer: accelerate and Lightning, SAM, opacus, torch's PostLocalSGDOptimizer
 WRAPPED = ("optimizer", "base_optimizer", "original_optimizer", "optim")

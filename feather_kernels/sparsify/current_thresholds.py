@@ -7,24 +7,26 @@ import itertools
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer, WeightVersion
-from feather_kernels.nn.thresholds import Thresholds
 from feather_kernels.sparsify.forward_ends import ForwardEnds
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
 from feather_kernels.sparsify.held_weights import checksum, has_memory
-from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
 from feather_kernels.sparsify.layers import uses_of
-from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.position import SchedulePosition, select_at
 from feather_kernels.sparsify.step_watch import StepWatch
-from feather_kernels.sparsify.unused_layers import TrainingWatch
 from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
+
+if TYPE_CHECKING:
+    from feather_kernels.nn.thresholds import Thresholds
+    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.policies import Policy
+    from feather_kernels.sparsify.unused_layers import TrainingWatch
 
 _log = logging.getLogger("feather_kernels")
 _STALE_TRACE = (
@@ -171,7 +173,7 @@ class CurrentThresholds:
             self.thresholds.keep_only({use.binding.key for use in self._uses})
             self._places = places
         if len(held) == len(self.weights):
-            return cast(Sequence[Tensor], held)
+            return cast("Sequence[Tensor]", held)
         return [weight.parameter for weight in self.weights]
 
     def _held(self) -> Sequence[Tensor | None]:
@@ -320,7 +322,7 @@ class CurrentThresholds:
         """The weights that came with the thresholds, if this is part of a copy that was current when it was made."""
         if not self._copied_current:
             return []
-        copied = [cast(SparseLayer, use.module).feather.copied.get(use.parameter_name) for use in self._uses]
+        copied = [cast("SparseLayer", use.module).feather.copied.get(use.parameter_name) for use in self._uses]
         return [version for version in copied if version is not None]
 
     # ------------------------------------------------------------------------------------------------ copies

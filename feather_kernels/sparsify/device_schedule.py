@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from feather_kernels.ops.schema import compute_dtype
-from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.policies import Policy
 
 
 class DeviceSchedule:

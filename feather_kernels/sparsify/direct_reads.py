@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from feather_kernels.sparsify.layer_choice import Use
 from feather_kernels.torch_private import in_transform, is_innermost
 from feather_kernels.user_code import warn_user
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.layer_choice import Use
 
 
 class DirectReads(TorchFunctionMode):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from feather_kernels.nn.thresholds import ThresholdBinding
 from feather_kernels.torch_private import outside_transforms, without_transforms
+
+if TYPE_CHECKING:
+    from feather_kernels.nn.thresholds import ThresholdBinding
 
 
 def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
 from feather_kernels.sparsify.layer_places import ADDED
-from feather_kernels.sparsify.report import Report
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 from feather_kernels.user_code import warn_user
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
+    from feather_kernels.sparsify.report import Report
 
 
 def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | None) -> None:

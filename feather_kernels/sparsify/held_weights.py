@@ -17,7 +17,7 @@ def checksum(weights: Sequence[Tensor | None]) -> Tensor | None:
     """int64 (weights,): sums of the weights' bits, exact in any order; None where weights hold no values here."""
     if not all(map(has_memory, weights)):
         return None
-    held = cast(Sequence[Tensor], weights)
+    held = cast("Sequence[Tensor]", weights)
     if any(weight.device.type == "meta" for weight in held) or is_fake(held[0]):
         return None
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
@@ -12,10 +12,12 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import CALLED, form_of, prunable_names
-from feather_kernels.nn.thresholds import ThresholdBinding
 from feather_kernels.ops.schema import check_number
 from feather_kernels.sparsify import left_dense
 from feather_kernels.sparsify.names import ROOT, Target, canonical, check_targets, matches
+
+if TYPE_CHECKING:
+    from feather_kernels.nn.thresholds import ThresholdBinding
 
 FilterFn = Callable[[nn.Module, str], bool]
 
@@ -68,7 +70,7 @@ class Use:
     @property
     def binding(self) -> ThresholdBinding:
         """Its threshold and gradient scale, once the layer is sparse."""
-        return cast(SparseLayer, self.module).feather.thresholds[self.parameter_name]
+        return cast("SparseLayer", self.module).feather.thresholds[self.parameter_name]
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def _weights(module: nn.Module) -> dict[str, Parameter]:
     """By name the Parameters of a module that are, or could be, weights, and those that its parametrizations hold."""
     own = {key: value for key, value in module._parameters.items() if value is not None and not is_lazy(value)}
     if is_parametrized(module):
-        own.update(cast(nn.Module, module.parametrizations).named_parameters("parametrizations"))
+        own.update(cast("nn.Module", module.parametrizations).named_parameters("parametrizations"))
     prunable = prunable_names(module)  # also where a library has flattened them
     return {key: value for key, value in own.items() if value.dim() >= 2 or key in prunable}
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
-
-from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
@@ -14,6 +12,9 @@ from feather_kernels.sparsify.layer_choice import Choice, PrunableWeight, Skippe
 from feather_kernels.sparsify.layers import uses_of
 from feather_kernels.sparsify.left_dense import adapter_of
 from feather_kernels.sparsify.names import canonical
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 ADDED = "came into the model after it was made sparse"
 

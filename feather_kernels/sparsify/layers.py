@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from feather_kernels.nn import conversion
-from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.thresholds import ThresholdBinding, Thresholds
-from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
-from feather_kernels.sparsify.overrides import Override
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from feather_kernels.nn.base import SparseLayer
+    from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
+    from feather_kernels.sparsify.overrides import Override
 
 
 def uses_of(weights: Sequence[PrunableWeight]) -> list[Use]:
@@ -50,14 +53,14 @@ def make_sparse(
 def make_dense(weights: Sequence[PrunableWeight]) -> None:
     """Give the layers their dense classes back; the weights stay as they are."""
     for module in dict.fromkeys(use.module for use in uses_of(weights)):
-        conversion.make_dense(cast(SparseLayer, module))
+        conversion.make_dense(cast("SparseLayer", module))
 
 
 def write_zeros(weights: Sequence[PrunableWeight]) -> None:
     """Write P(w) into every weight, once where it is tied."""
     for weight in weights:
         use = weight.uses[0]
-        conversion.finalize_weight(cast(SparseLayer, use.module), use.parameter_name)
+        conversion.finalize_weight(cast("SparseLayer", use.module), use.parameter_name)
 
 
 def check_not_parametrized(weights: Sequence[PrunableWeight]) -> None:

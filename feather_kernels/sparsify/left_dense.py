@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from torch import nn
-from torch.nn.parameter import Parameter
+from typing import TYPE_CHECKING
 
 from feather_kernels.sparsify.names import steps
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.nn.parameter import Parameter
 
 FROZEN = "frozen (requires_grad=False): taken only if targets names it"
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import nn
 from torch.optim import Optimizer
 
 from feather_kernels.functional import check_grad_scale
 from feather_kernels.ops.schema import check_weight, compute_dtype
-from feather_kernels.sparsify.layer_choice import PrunableWeight
-from feather_kernels.sparsify.policies import ScopeFunction
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.policies import ScopeFunction
 
 GradScale = float | str | Callable[[float], float]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feather_kernels.functional import check_grad_scale, check_sparsity
 from feather_kernels.ops.schema import check_number, check_power
-from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.sparsify.names import Target, check_entry, matches
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.layer_choice import PrunableWeight
 
 
 @dataclass(frozen=True)

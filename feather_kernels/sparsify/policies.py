@@ -10,7 +10,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,11 @@ from torch import Tensor
 from feather_kernels.functional import interpolate, quantile_position
 from feather_kernels.ops.schema import compute_dtype
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
-from feather_kernels.sparsify.layer_choice import PrunableWeight
 from feather_kernels.sparsify.overrides import Override, check_min_density
 from feather_kernels.torch_private import norms_of
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.layer_choice import PrunableWeight
 
 ops = torch.ops.feather_kernels
 

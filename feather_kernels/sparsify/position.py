@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-import torch
-from torch import Tensor
-
-from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.options import ConstantScale
-from feather_kernels.sparsify.policies import Policy
 from feather_kernels.sparsify.schedules import ConstantSchedule, Schedule, sparsity_at
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from feather_kernels.sparsify.device_schedule import DeviceSchedule
+    from feather_kernels.sparsify.policies import Policy
 
 
 class SchedulePosition:

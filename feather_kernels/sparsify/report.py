@@ -6,14 +6,15 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from feather_kernels.nn.base import SparseLayer
-from feather_kernels.sparsify.layer_choice import PrunableWeight, SkippedLayer
-from feather_kernels.sparsify.policies import Policy
+if TYPE_CHECKING:
+    from feather_kernels.nn.base import SparseLayer
+    from feather_kernels.sparsify.layer_choice import PrunableWeight, SkippedLayer
+    from feather_kernels.sparsify.policies import Policy
 
 COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward", "note")
 
@@ -223,7 +224,7 @@ def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: 
 
 def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool]:
     """``LayerReport``'s backward, kept_bytes and lean."""
-    can = [cast(SparseLayer, use.module).lean_form for use in weight.uses]
+    can = [cast("SparseLayer", use.module).lean_form for use in weight.uses]
     kept = [not (lean and use.binding.recomputes(parameter, None)) for lean, use in zip(can, weight.uses, strict=True)]
     size = parameter.numel() * parameter.element_size()
     return "keeps" if any(kept) else "recomputes", sum(kept) * size, all(can)

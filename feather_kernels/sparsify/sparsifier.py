@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.ops.schema import check_power
 from feather_kernels.sparsify import layers
@@ -18,7 +17,6 @@ from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
 from feather_kernels.sparsify.goal import warn_of_frozen, warn_of_thawed, warn_unless_reached
 from feather_kernels.sparsify.layer_choice import Choice, FilterFn, select_weights
-from feather_kernels.sparsify.names import Target
 from feather_kernels.sparsify.options import (
     GradScale,
     check_dtypes,
@@ -34,6 +32,11 @@ from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_st
 from feather_kernels.sparsify.state import check_state, warn_of_schedule
 from feather_kernels.sparsify.unused_layers import TrainingWatch
 from feather_kernels.torch_private import outside_compilers
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from feather_kernels.sparsify.names import Target
 
 
 class Sparsifier:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from feather_kernels.sparsify.attachment import Attachment
+from typing import TYPE_CHECKING
+
 from feather_kernels.user_code import warn_user
+
+if TYPE_CHECKING:
+    from feather_kernels.sparsify.attachment import Attachment
 
 PATIENCE = 100  # training forwards; optimizers that call the model themselves take many of them for one step
 

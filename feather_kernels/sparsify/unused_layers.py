@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from feather_kernels.ops.call_record import CallRecord
 from feather_kernels.sparsify.direct_reads import DirectReads
-from feather_kernels.sparsify.layer_choice import Use
 from feather_kernels.torch_private import has_compiled_parts, tracing
+
+if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
+
+    from feather_kernels.sparsify.layer_choice import Use
 
 
 class TrainingWatch:

@@ -173,7 +173,7 @@ def test_an_unknown_recipe_is_refused_with_those_that_exist(tmp_path, capsys, re
 
 def test_every_recipe_of_the_package_is_installed() -> None:
     project = recipe_file.read_toml(Path(__file__).parents[2] / "pyproject.toml", "the test")
-    assert "recipes/toml/*.toml" in project["tool"]["setuptools"]["package-data"]["feather_kernels"]
+    assert "cli/train/recipes/*.toml" in project["tool"]["setuptools"]["package-data"]["feather_kernels"]
     assert {path.suffix for path in recipe_file.FOLDER.iterdir()} == {".toml"}
 
 

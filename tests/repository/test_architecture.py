@@ -65,7 +65,7 @@ def target(imported: Import) -> str:
 
 def part(module: str) -> str:
     """Its name below the package: "sparsify" for feather_kernels.sparsify.report."""
-    return (module.split(".") + [""])[1]
+    return ([*module.split("."), ""])[1]
 
 
 def test_every_part_has_a_rank() -> None:

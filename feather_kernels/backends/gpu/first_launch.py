@@ -20,7 +20,7 @@ def on_its_device(op: Callable[Parameters, None]) -> Callable[Parameters, None]:
 
     @wraps(op)
     def run(*arguments: Parameters.args, **named: Parameters.kwargs) -> None:
-        device = cast(Any, arguments[-1]).device
+        device = cast("Any", arguments[-1]).device
         if device.type == "cuda" and device.index != torch.cuda.current_device():
             with torch.cuda.device(device):
                 op(*arguments, **named)

@@ -10,7 +10,6 @@ import os
 import subprocess
 import textwrap
 
-import torch
 import triton
 
 from feather_kernels.backends.gpu.first_launch import launch_problem, on_its_device
@@ -18,7 +17,12 @@ from feather_kernels.backends.gpu.first_launch import launch_problem, on_its_dev
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):
     raise ImportError(f"its kernels need triton 3.5 (torch 2.9) or newer, and this is {triton.__version__}")
 
+from typing import TYPE_CHECKING
+
 from feather_kernels.backends.triton import count, elementwise, radix, select
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "POWERS",

@@ -6,11 +6,13 @@ Triton's own launch looks at every argument and option to find the compiled kern
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import triton.compiler
-from torch import Tensor
 from triton.runtime import driver
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COMPILE: dict[str, Any] = {"enable_fp_fusion": True}
 """Of every compilation: the bounds hold with a * b + c fused, which triton 3.10 leaves off unless asked."""

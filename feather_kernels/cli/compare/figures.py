@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feather_kernels.cli.compare.results import Layer, Result
 from feather_kernels.cli.compare.table import Entry, entries, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from feather_kernels.cli.compare.results import Layer, Result
 
 # colours of Paul Tol's "bright" scheme, which tell apart in any colour vision
 COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#33bbee", "#bbbbbb")

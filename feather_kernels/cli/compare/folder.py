@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from feather_kernels.cli.compare.grid import Cell
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import run_folder
 from feather_kernels.cli.train.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.compare.grid import Cell
 
 GRID = "grid.json"
 CELLS, LOGS = "cells", "logs"  # folders

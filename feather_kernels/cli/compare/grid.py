@@ -6,13 +6,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import config
-from feather_kernels.cli.train.config import TrainConfig
 from feather_kernels.cli.train.methods import METHODS
 from feather_kernels.cli.train.recipe_file import KEYS, check_keys, check_options, read_recipe, read_toml, recipe_names
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.train.config import TrainConfig
 
 AXES = {"methods": "method", "sparsities": "sparsity", "seeds": "seed"}  # lists of a block -> the option of each cell
 COMMON_KEYS = tuple(key for key in KEYS if key not in AXES.values())

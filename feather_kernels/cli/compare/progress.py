@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from feather_kernels.cli.compare.folder import GridFolder
-from feather_kernels.cli.compare.grid import Cell
 from feather_kernels.cli.train import run_folder
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.compare.folder import GridFolder
+    from feather_kernels.cli.compare.grid import Cell
 
 LINE_SECONDS = 60.0  # between lines about the time left, where there is no terminal
 

@@ -7,12 +7,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from feather_kernels.cli.compare.folder import GridFolder
-from feather_kernels.cli.compare.grid import Cell
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import run_folder
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.compare.folder import GridFolder
+    from feather_kernels.cli.compare.grid import Cell
 
 RESULTS, LAYERS = "results.csv", "layers.csv"
 FINISHED, FAILED, OPEN = "finished", "failed", "open"

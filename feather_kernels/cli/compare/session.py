@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from feather_kernels.cli.compare.folder import GridFolder
-from feather_kernels.cli.compare.grid import Cell
 from feather_kernels.cli.compare.process import CellProcess
-from feather_kernels.cli.compare.progress import Progress
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.compare.folder import GridFolder
+    from feather_kernels.cli.compare.grid import Cell
+    from feather_kernels.cli.compare.progress import Progress
 
 TRIES = 2  # of a cell
 POLL_SECONDS = 0.2

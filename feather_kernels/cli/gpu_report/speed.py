@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from torch import Tensor
 from feather_kernels.backends import registry
 from feather_kernels.cli import exact
 from feather_kernels.cli.gpu_report.clock import interleaved, spread
-from feather_kernels.cli.gpu_report.place import Place
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.gpu_report.place import Place
 
 ops = torch.ops.feather_kernels
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,11 @@ from torch.nn import functional as F
 from feather_kernels.backends import registry
 from feather_kernels.cli.gpu_report.clock import interleaved, spread
 from feather_kernels.cli.gpu_report.layers import POWER, make_layers
-from feather_kernels.cli.gpu_report.place import Place
 from feather_kernels.cli.train.models import make_model
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.gpu_report.place import Place
 
 Rows = Iterator[dict[str, object]]
 

@@ -8,7 +8,7 @@ import platform
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,11 +17,13 @@ from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.interruption import Interrupted, Interruption
 from feather_kernels.cli.train import config as options
 from feather_kernels.cli.train import data, run_folder
-from feather_kernels.cli.train.config import TrainConfig
-from feather_kernels.cli.train.data import Dataset
 from feather_kernels.cli.train.recipe_file import with_recipe
 from feather_kernels.cli.train.run_folder import RunFolder
 from feather_kernels.cli.train.training import COLUMNS, Training
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.train.config import TrainConfig
+    from feather_kernels.cli.train.data import Dataset
 
 FINISHED, INTERRUPTED = 0, 130  # exit codes
 PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # what every run needs of the extra ``train``

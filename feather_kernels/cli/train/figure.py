@@ -6,12 +6,12 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feather_kernels.cli.train.config import TrainConfig
-from feather_kernels.cli.train.training import Row
-from feather_kernels.sparsify import Report
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from feather_kernels.cli.train.config import TrainConfig
+    from feather_kernels.cli.train.training import Row
+    from feather_kernels.sparsify import Report
 
 TRAIN, TEST, NEUTRAL = "#4477aa", "#cc3311", "#555555"
 

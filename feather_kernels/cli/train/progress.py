@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
-from feather_kernels.cli.train.training import Row, Training
+if TYPE_CHECKING:
+    from feather_kernels.cli.train.training import Row, Training
 
 REFRESH_SECONDS = 0.2  # reading the loss makes the host wait for the device
 

@@ -16,12 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from feather_kernels.cli.errors import InputError
-from feather_kernels.cli.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.train.config import TrainConfig
 
 CONFIG = "config.json"
 CHECKPOINT = "checkpoint.pt"
@@ -107,7 +109,7 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def check_free(config: TrainConfig) -> None:
@@ -155,7 +157,7 @@ def _numbered(name: str) -> Iterator[str]:
 def _rename_to_free(source: Path, target: Path) -> bool:
     """Rename a folder unless the target exists (an empty folder may); whether it was done."""
     try:
-        os.rename(source, target)
+        source.rename(target)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             return False

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,11 @@ from torch.nn import functional as F
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import batches, methods
 from feather_kernels.cli.train.config import DTYPES, TrainConfig
-from feather_kernels.cli.train.data import Dataset
 from feather_kernels.cli.train.models import is_torchvision, make_model
 from feather_kernels.sparsify import Report, Sparsifier
+
+if TYPE_CHECKING:
+    from feather_kernels.cli.train.data import Dataset
 
 TEST_BATCH_SIZE = 256  # images
 

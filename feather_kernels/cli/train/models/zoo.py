@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.near_names import nearest
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PREFIX = "torchvision:"
 CHANNELS = 3  # that they take
