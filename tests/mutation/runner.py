@@ -6,7 +6,7 @@
 a fixed seed from all the forms in which it is compiled; each runs through the checks (``CASES``) that execute the
 instruction until one fails.
 ``sources-...``: changes of csrc by hand (``sources.py``). A mutant on which no check fails is a survivor. Exit
-status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu.md.
+status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu-mutants.md.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tools.ptx_executor import PtxError, UnknownInstructionError, execution
 from tools.ptx_executor.execution import LaunchReport, Program
 from tools.ptx_executor.mutation import Mutation, mutations, planted
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu-mutants.md"
 CASES = [*elementwise.CASES, *lists.CASES, *selection.CASES]
 ARCHITECTURE = 90
 EACH = 25  # mutants of a kernel
@@ -202,7 +202,7 @@ def summary(results: list[Result], explained: str) -> tuple[list[str], bool]:
     unexplained = [result for result in results if survived(result) and row(result) not in explained]
     lines = [f"{results[0].kind}: {killed} of {len(results)} mutants killed ({killed / len(results):.1%})"]
     lines += [f"  {count:5} by {how}" for how, count in Counter(r.how for r in results if r.how).most_common()]
-    lines += [f"  not explained in docs/gpu.md: {row(result)}" for result in unexplained]
+    lines += [f"  not explained in docs/gpu-mutants.md: {row(result)}" for result in unexplained]
     return lines, killed >= WANTED * len(results) and not unexplained
 
 
@@ -211,7 +211,7 @@ def survived(result: Result) -> bool:
 
 
 def row(result: Result) -> str:
-    """A survivor as docs/gpu.md names it."""
+    """A survivor as docs/gpu-mutants.md names it."""
     cells = (result.kernel, f"`{result.before}`", f"`{result.after}`")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
