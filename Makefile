@@ -5,7 +5,7 @@
 # make bench  measures every case on the CPU (about 25 minutes) and checks the bars; see benchmarks/README.md
 # make check-build   installs in scratch environments, with and without a compiler
 # make experiments   feather, its rivals and dense training on the digits, in about ten minutes; see docs/experiments
-# make mutants   mutation test of the GPU kernels and of csrc; see docs/gpu.md
+# make mutants   mutation test of the GPU kernels and of csrc; see docs/gpu-mutants.md
 # make gpu-check     everything that needs a GPU, into results/gpu-DATE-NAME; see docs/gpu-check.md
 # Each target makes .venv first and installs what it needs there; python3 is all that must be present.
 

@@ -1,4 +1,4 @@
-"""The README's table of measured figures, generated from results between two markers."""
+"""The table of measured figures of docs/performance.md, generated from results between two markers."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_table(rows: Sequence[Row], path: str) -> str:
             "",
             "```bash",
             f"python -m benchmarks run {cases} --device {last['device']} --threads {last['threads']} --results {path}",
-            f"python -m benchmarks table --results {path} --readme README.md",
+            f"python -m benchmarks table --results {path} --readme docs/performance.md",
             "```",
         ]
     )

@@ -25,7 +25,7 @@ GPU_REPORT = "Check and measure everything on a GPU in under five minutes, into 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line (default: of this process) and return the exit code."""
     try:
-        options = _make_parser().parse_args(arguments)
+        options = make_parser().parse_args(arguments)
         return options.command(options)
     except (InputError, OSError, BackendUnavailableError) as error:
         print(f"feather-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="feather-kernels", description="Sparse training with Feather.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"feather_kernels {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
