@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     run.set_defaults(command=run_cases)
     check = commands.add_parser("bars", help="check results against the bars; exit status 1 if one fails")
     check.set_defaults(command=check_bars)
-    make = commands.add_parser("table", help="print the table of docs/performance.md, or put it between the markers of a file")
+    make = commands.add_parser("table", help="print the measured table, or put it between the markers of a file")
     make.add_argument("--readme", type=Path, help="the file to write to")
     make.set_defaults(command=make_table)
     for command in (check, make):

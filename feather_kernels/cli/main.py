@@ -43,6 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; its options carry the function that runs them as ``command``."""
     parser = _Parser(prog="feather-kernels", description="Sparse training with Feather.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"feather_kernels {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
