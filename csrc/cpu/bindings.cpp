@@ -1,5 +1,5 @@
-// feather_kernels._cpu: the ops over addresses. The caller (feather_kernels/backends/cpp.py) answers for what they point
-// to; C++ exceptions become Python's (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
+// feather_kernels._cpu: the ops over addresses. The caller (feather_kernels/backends/cpp.py) answers for what they
+// point to; C++ exceptions become Python's (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
 #include "feather/binding.h"
 
 #include "cpu/arrays.h"

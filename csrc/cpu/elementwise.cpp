@@ -43,7 +43,8 @@ void count_pruned(const std::vector<Array>& weights, const std::vector<double>& 
   const Kernels& table = kernels();
   run_on_threads(parts, [&](int part) {
     for_each_piece(weights, part_of(total, part, parts), [&](size_t l, const void* w, int64_t n) {
-      found[l].fetch_add(table.count_pruned[index_of(weights[l].dtype)](w, n, thresholds[l]), std::memory_order_relaxed);
+      found[l].fetch_add(table.count_pruned[index_of(weights[l].dtype)](w, n, thresholds[l]),
+                         std::memory_order_relaxed);
     });
   });
   for (size_t l = 0; l < weights.size(); ++l) counts[l] = found[l].load(std::memory_order_relaxed);

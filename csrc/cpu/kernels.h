@@ -48,10 +48,10 @@ struct Kernels {
   void (*keys[kDTypes][2])(const void* w, int64_t n, double scale, void* keys);
 };
 
-#define FEATHER_FILLED_BY(isa)               \
-  namespace isa {                            \
-  void fill_elementwise(Kernels& kernels);   \
-  void fill_selection(Kernels& kernels);     \
+#define FEATHER_FILLED_BY(isa)             \
+  namespace isa {                          \
+  void fill_elementwise(Kernels& kernels); \
+  void fill_selection(Kernels& kernels);   \
   }
 FEATHER_FILLED_BY(baseline)
 FEATHER_FILLED_BY(avx2)

@@ -23,7 +23,8 @@ bool is_wide(DType dtype);  // computed in float64
 // The number that a 0-dim tensor of the compute dtype of `weight` holds.
 double read_scalar(const void* scalar, DType weight);
 
-// out[i] = P(w[i]); p: 1, 2, 3 or infinite. out may be w's data where the dtypes agree; otherwise they must not overlap.
+// out[i] = P(w[i]); p: 1, 2, 3 or infinite. out may be w's data where the dtypes agree; otherwise they must not
+// overlap.
 void threshold(const Array& w, double t, double p, void* out, DType out_dtype, int threads);
 
 // out[i] = g[i], times grad_scale where w[i] is pruned.

@@ -17,10 +17,10 @@ namespace feather {
 namespace {
 
 constexpr int64_t kBufferBytes = 3 << 20;
-constexpr int64_t kCollectAll = 1 << 15;           // elements up to which all keys are collected
-constexpr double kDeviations = 4.0;                // half width of a sample's bracket, in standard deviations
-constexpr int64_t kHintWidth = 1 << 13;            // float keys on either side of a hint: 2^-11 to 2^-10 of its value
-constexpr int64_t kHintReach = int64_t{1} << 26;   // elements from which the bracket of a hint narrows
+constexpr int64_t kCollectAll = 1 << 15;          // elements up to which all keys are collected
+constexpr double kDeviations = 4.0;               // half width of a sample's bracket, in standard deviations
+constexpr int64_t kHintWidth = 1 << 13;           // float keys on either side of a hint: 2^-11 to 2^-10 of its value
+constexpr int64_t kHintReach = int64_t{1} << 26;  // elements from which the bracket of a hint narrows
 
 template <class T>
 struct Bracket {
@@ -91,8 +91,8 @@ class Selection {
       for_each_piece(row.arrays, part_of(row.n, part, parts), [&](size_t index, const void* data, int64_t n) {
         if (mine.overflow) return;
         const auto scan = table.scan_bracket[index_of(row.arrays[index].dtype)][row.scaled()];
-        const BracketCount piece = scan(data, n, row.scale(index), bracket.low, bracket.high, keys + mine.inside,
-                                        room - 1 - mine.inside);
+        const BracketCount piece =
+            scan(data, n, row.scale(index), bracket.low, bracket.high, keys + mine.inside, room - 1 - mine.inside);
         mine.below += piece.below;
         mine.inside += piece.inside;
         mine.overflow = piece.overflow;

@@ -11,8 +11,8 @@
 
 namespace feather::cuda {
 
-constexpr int kBracketRow = 2 * kThreads;                    // keys whose counts are summed, to find a place in two steps
-constexpr int kWidestBracket = kBracketRow * kThreads;       // 2^17 keys: 0.4 % to 0.8 % of the hint to both sides
+constexpr int kBracketRow = 2 * kThreads;               // keys whose counts are summed, to find a place in two steps
+constexpr int kWidestBracket = kBracketRow * kThreads;  // 2^17 keys: 0.4 % to 0.8 % of the hint to both sides
 constexpr int64_t kNarrowestBracket = 1 << 10;
 constexpr int64_t kElementsAKey = 16;  // at least, in a bracket that is wider than the narrowest
 constexpr int64_t kBracketBudget = 4 * int64_t{kWidestBracket};  // keys of all groups: 4 MB of counts

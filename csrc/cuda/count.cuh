@@ -5,7 +5,8 @@
 
 namespace feather::cuda {
 
-// counts[l] += pruned elements of a chunk of array l; Bound: dtype of thresholds, which hold values of the compute type.
+// counts[l] += pruned elements of a chunk of array l; Bound: dtype of thresholds, which hold values of the compute
+// type.
 template <class W, class Bound>
 __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     count_kernel(const int64_t* chunks, const Bound* thresholds, int64_t* counts) {

@@ -28,7 +28,7 @@ constexpr int kThreadsOnProcessor = 1024;  // all that it holds
 constexpr int kThreadsOnProcessor = 1536;  // at least: no kernel may take more than 40 registers
 #endif
 constexpr int kBlocksOnProcessor = kThreadsOnProcessor / kThreads;
-constexpr int kAccess = 16;                          // bytes of the widest access to memory
+constexpr int kAccess = 16;  // bytes of the widest access to memory
 constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
 // N elements that are read and written in accesses of 16 bytes; they must fill these.

@@ -115,8 +115,7 @@ __device__ __forceinline__ void extend_row(const Scan& scan, int64_t row, int64_
 // After the last pass (LAST) keys hold what was found; where the neighbour lies under another prefix its place holds
 // nan_key and prefixes keep the whole key.
 template <int BITS, bool LAST>
-__global__ void __launch_bounds__(kThreads, 1024 / kThreads)
-    scan_kernel(Scan scan, bool first, int64_t nan_key) {
+__global__ void __launch_bounds__(kThreads, 1024 / kThreads) scan_kernel(Scan scan, bool first, int64_t nan_key) {
   constexpr int kBins = 1 << BITS, kEach = kBins / kThreads;
   FEATHER_SHARED(int64_t, warp_sums, kWarps);
   FEATHER_SHARED(int64_t, at_digit, 1);

@@ -33,8 +33,8 @@ void with_type(DType dtype, const F& f) {
   fail("dtype code of chunks must be in [0, ", kDTypes, "), got ", static_cast<int>(dtype));
 }
 
-void count_digits(const char* op, const std::vector<Chunks>& all, const void* scales, const int64_t* prefixes, int shift,
-                  int bits, int64_t* counts, void* stream) {
+void count_digits(const char* op, const std::vector<Chunks>& all, const void* scales, const int64_t* prefixes,
+                  int shift, int bits, int64_t* counts, void* stream) {
   for (const Chunks& chunks : all) {
     with_type(chunks.dtype, [&](auto weight) {
       using W = decltype(weight);
@@ -87,8 +87,9 @@ void try_bracket(const Selection& s, const Scratch& scratch, void* stream) {
   }
   launch(kSelect, s.groups * bins / kBracketRow, stream, bracket_sum_kernel, scratch.bracket_counts,
          scratch.bracket_sums);
-  const BracketEnd end{s.rank,  s.elements, hint, scratch.bracket_below, scratch.bracket_counts, scratch.bracket_sums,
-                       bins, scratch.prefixes, scratch.keys};
+  const BracketEnd end{
+      s.rank, s.elements,       hint,        scratch.bracket_below, scratch.bracket_counts, scratch.bracket_sums,
+      bins,   scratch.prefixes, scratch.keys};
   launch(kSelect, s.groups, stream, bracket_end_kernel, end);
 }
 

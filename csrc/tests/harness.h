@@ -41,20 +41,20 @@ int run_all(const Test (&tests)[N]) {
 }  // namespace feather_tests
 
 // CHECK(condition, parts of a message ...)
-#define CHECK(condition, ...)                                                                                   \
-  do {                                                                                                          \
-    if (!(condition))                                                                                           \
+#define CHECK(condition, ...)                                                                                  \
+  do {                                                                                                         \
+    if (!(condition))                                                                                          \
       ::feather_tests::report(__FILE__, __LINE__, ::feather_tests::text("not " #condition ": ", __VA_ARGS__)); \
   } while (false)
 
 // The expression throws std::invalid_argument whose message contains `words`.
-#define CHECK_REFUSED(expression, words)                                                                 \
-  do {                                                                                                   \
-    std::string message = "nothing";                                                                     \
-    try {                                                                                                \
-      expression;                                                                                        \
-    } catch (const std::invalid_argument& error) {                                                       \
-      message = error.what();                                                                            \
-    }                                                                                                    \
-    CHECK(message.find(words) != std::string::npos, "expected \"", words, "\" in \"", message, "\"");     \
+#define CHECK_REFUSED(expression, words)                                                              \
+  do {                                                                                                \
+    std::string message = "nothing";                                                                  \
+    try {                                                                                             \
+      expression;                                                                                     \
+    } catch (const std::invalid_argument& error) {                                                    \
+      message = error.what();                                                                         \
+    }                                                                                                 \
+    CHECK(message.find(words) != std::string::npos, "expected \"", words, "\" in \"", message, "\""); \
   } while (false)

@@ -70,8 +70,9 @@ void sixteen_bit_results_are_rounded_to_nearest_even() {
   }
 }
 
-constexpr float kThresholds[] = {0.0123f, 0.3f,  1.0f,   1.9999f, 7.7f,            1e-6f,           1e-30f, 1e30f,
-                                 3e38f,   1e-38f, 1e-42f, 1e6f,    9.5367431640625e-7f, 1.17549435e-38f};
+constexpr float kThresholds[] = {
+    0.0123f,        0.3f, 1.0f, 1.9999f, 7.7f, 1e-6f, 1e-30f, 1e30f, 3e38f, 1e-38f, 1e-42f, 1e6f, 9.5367431640625e-7f,
+    1.17549435e-38f};
 
 template <int P>
 double power_of() {
@@ -113,7 +114,8 @@ void threshold_is_within_two_ulps() {
 
 void doubles_beyond_floats_range() {
   for (const double t : {1e-300, 1e-60, 1e60, 1e300, 5e-324}) {
-    for (const double factor : {1.0, 1 + 1e-15, 1.5, 1e3, 5e5, 6e5, 1e12, 8e12, 1e13, 1.4e13, 2e13, 1e15, 1e40, 1e200}) {
+    for (const double factor :
+         {1.0, 1 + 1e-15, 1.5, 1e3, 5e5, 6e5, 1e12, 8e12, 1e13, 1.4e13, 2e13, 1e15, 1e40, 1e200}) {
       const double w = -t * factor;
       if (std::isinf(w)) continue;
       const double y = threshold_value<3>(w, make_threshold(t));

@@ -132,7 +132,8 @@ void gradients_have_the_bits_of_the_formula() {
         for (const std::string& name : available_instruction_sets()) {
           use_instruction_set(name);
           Buffer out(out_dtype, w.n);
-          scale_pruned_grad(g.array(), w.array(), static_cast<double>(kT), static_cast<double>(0.3f), out.data(), out_dtype, 2);
+          scale_pruned_grad(g.array(), w.array(), static_cast<double>(kT), static_cast<double>(0.3f), out.data(),
+                            out_dtype, 2);
           for (int64_t i = 0; i < w.n; ++i) {
             CHECK(equal(out.get(i), expected.get(i)), name, " g=", g.get(i), " w=", w.get(i), " gives ", out.get(i),
                   " instead of ", expected.get(i));
@@ -174,7 +175,8 @@ void bad_arguments_are_refused() {
     CHECK_REFUSED(threshold(one, 1.0, p, &value, DType::kFloat32, 1), "power must be 1, 2, 3 or inf, got ");
   }
   CHECK_REFUSED(threshold(one, 1.0, 3.0, &value, static_cast<DType>(9), 1), "dtype code must be in [0, 4), got 9");
-  CHECK_REFUSED(scale_pruned_grad(Array{&value, 2, DType::kFloat32}, one, 1, 1, &value, DType::kFloat32, 1), "g must have");
+  CHECK_REFUSED(scale_pruned_grad(Array{&value, 2, DType::kFloat32}, one, 1, 1, &value, DType::kFloat32, 1),
+                "g must have");
   CHECK_REFUSED(count_pruned({one}, {}, nullptr, 1), "thresholds must be one per weight (1), got 0");
   CHECK_REFUSED(use_instruction_set("mmx"), "instruction set must be one of");
 }

@@ -46,8 +46,8 @@ void check(const Weights& weights, const float* scales, const int64_t* caps, con
   for (const std::string& name : available_instruction_sets()) {
     use_instruction_set(name);
     for (const int threads : {1, 3}) {
-      for (const int64_t rank : {int64_t{-1}, int64_t{0}, size / 10, size / 2 - 1, size / 2, size * 98 / 100, size - 2,
-                                 size - 1, size}) {
+      for (const int64_t rank :
+           {int64_t{-1}, int64_t{0}, size / 10, size / 2 - 1, size / 2, size * 98 / 100, size - 2, size - 1, size}) {
         float found[2] = {-1, -1};
         magnitude_select(scores, &rank, hint.empty() ? nullptr : hint.data(), found, threads);
         for (const int64_t i : {int64_t{0}, int64_t{1}}) {
@@ -90,8 +90,14 @@ void hints_right_and_wrong() {
   const Weights weights = normal_weights({100000, 20000}, 5);
   const std::vector<uint32_t> keys = expected_keys(weights, nullptr, nullptr);
   const float middle = value_of_key<float>(keys[keys.size() / 2]);
-  for (const std::vector<float>& hint : {std::vector<float>{middle, middle}, {0.0f, 0.0f}, {kNan, kNan}, {1e9f, 1e9f},
-                                         {2.0f, 1.0f}, {0.0f, 1e9f}, {-1.0f, -1.0f}, {kInfinity, kInfinity}}) {
+  for (const std::vector<float>& hint : {std::vector<float>{middle, middle},
+                                         {0.0f, 0.0f},
+                                         {kNan, kNan},
+                                         {1e9f, 1e9f},
+                                         {2.0f, 1.0f},
+                                         {0.0f, 1e9f},
+                                         {-1.0f, -1.0f},
+                                         {kInfinity, kInfinity}}) {
     check(weights, nullptr, nullptr, hint);
   }
 }
@@ -164,8 +170,8 @@ void float64_and_16_bits() {
     for (const Half w : halves) narrow.push_back(std::fabs(to_float(w)));
     std::sort(narrow.begin(), narrow.end());
     float found_half[2];
-    magnitude_select({{Array{halves.data(), 100000, DType::kFloat16}}, {0}, 1, nullptr, nullptr}, &rank, nullptr, found_half,
-                     threads);
+    magnitude_select({{Array{halves.data(), 100000, DType::kFloat16}}, {0}, 1, nullptr, nullptr}, &rank, nullptr,
+                     found_half, threads);
     CHECK(found_half[0] == narrow[77777] && found_half[1] == narrow[77778], "float16");
   }
 }
@@ -203,7 +209,8 @@ void bad_arguments_are_refused() {
                 "all float64 or none, at index 1");
   CHECK_REFUSED(magnitude_select({{narrow_array}, {1}, 1, nullptr, nullptr}, &rank, nullptr, out, 1),
                 "groups must be in [0, 1), got 1");
-  CHECK_REFUSED(magnitude_select({{narrow_array}, {}, 1, nullptr, nullptr}, &rank, nullptr, out, 1), "one per weight (1)");
+  CHECK_REFUSED(magnitude_select({{narrow_array}, {}, 1, nullptr, nullptr}, &rank, nullptr, out, 1),
+                "one per weight (1)");
 }
 
 }  // namespace

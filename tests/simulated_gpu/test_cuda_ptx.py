@@ -127,8 +127,8 @@ BUGS = [
         "members of a struct swapped in a launch of the bracket",
         Change(
             "cuda/selection.cu",
-            "s.elements, hint, scratch.bracket_below, scratch.bracket_counts,",
-            "s.elements, hint, scratch.bracket_counts, scratch.bracket_below,",
+            "scratch.bracket_below, scratch.bracket_counts, scratch.bracket_sums",
+            "scratch.bracket_counts, scratch.bracket_below, scratch.bracket_sums",
         ),
         steady_select,
         "AssertionError",

@@ -18,8 +18,8 @@ template <class... Parts>
 }  // namespace feather
 
 // Throws std::invalid_argument, which Python sees as ValueError, with the parts after the condition as its message.
-#define FEATHER_CHECK(condition, ...)            \
-  do {                                           \
+#define FEATHER_CHECK(condition, ...)               \
+  do {                                              \
     if (!(condition)) ::feather::fail(__VA_ARGS__); \
   } while (false)
 

@@ -128,7 +128,8 @@ FEATHER_HOST_DEVICE float one_minus_product(float y, float t) {
 }
 
 // z^(1/3) = y c^(-2/3) with y = z t^2 and c = z t^3, for normal z > 0. With d = 1 - c the power is 1 + d q(d), q
-// minimax of degree 4 (relative error 1.4e-8). Of the roundings in y a third is left, since c has them too. No division.
+// minimax of degree 4 (relative error 1.4e-8). Of the roundings in y a third is left, since c has them too. No
+// division.
 FEATHER_HOST_DEVICE float cube_root(float z) {
   const float t = inverse_cube_root_seed(z);
   const float y = z * (t * t);

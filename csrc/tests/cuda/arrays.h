@@ -79,8 +79,8 @@ void fill(const Array<W>& w, double t, unsigned seed) {
   std::mt19937 chance(seed);
   std::normal_distribution<double> normal;
   const double eps = sizeof(W) == 8 ? 0x1p-52 : sizeof(W) == 4 ? 0x1p-23 : std::is_same_v<W, Half> ? 0x1p-10 : 0x1p-7;
-  const double special[] = {t,           t * (1 + eps), t * (1 - eps), t * (1 + 2 * eps), 0.0, -0.0, INFINITY, NAN,
-                            t * 1.5,     t * 1000,      t * 100000,    1e-40,             1.0, 6e-8};
+  const double special[] = {t,   t * (1 + eps), t * (1 - eps), t * (1 + 2 * eps), 0.0,   -0.0, INFINITY,
+                            NAN, t * 1.5,       t * 1000,      t * 100000,        1e-40, 1.0,  6e-8};
   for (int64_t i = 0; i < w.size(); ++i) {
     const unsigned kind = chance() % 4;
     double value = kind == 0 ? special[chance() % 14] : normal(chance) * std::fabs(t) * (kind == 1 ? 1.1 : 3);

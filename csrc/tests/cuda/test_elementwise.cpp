@@ -1,12 +1,11 @@
 // Thresholding and gradient scaling against formulas in long double: dtypes, powers, tails, alignments, in place.
-#include "tests/cuda/tests.h"
-
 #include <string.h>
 
 #include <stdexcept>
 
 #include "cuda/ops.h"
 #include "tests/cuda/arrays.h"
+#include "tests/cuda/tests.h"
 
 namespace feather {
 namespace {
@@ -49,8 +48,14 @@ void check_value(W w, Out out, double t, double p, int64_t i) {
   }
   constexpr bool kRounded = sizeof(Out) < sizeof(T);  // from the compute type
   const long double ulp = kRounded ? ulp_at<Out>(wanted) : ulp_at<T>(wanted);
-  long double bound = t > 0 && !isinf(p) ? (sizeof(Out) == 2 ? 0.55L : kRounded ? 0.55L : 2.0L) : kRounded ? 0.5L : 0.0L;
-  const long double most = std::is_same_v<Out, Half> ? 65504.0L : sizeof(T) == 4 || sizeof(Out) < 8 ? 3.4e38L : 1.7e308L;
+  long double bound = t > 0 && !isinf(p) ? (sizeof(Out) == 2 ? 0.55L
+                                            : kRounded       ? 0.55L
+                                                             : 2.0L)
+                      : kRounded         ? 0.5L
+                                         : 0.0L;
+  const long double most = std::is_same_v<Out, Half>           ? 65504.0L
+                           : sizeof(T) == 4 || sizeof(Out) < 8 ? 3.4e38L
+                                                               : 1.7e308L;
   if (fabsl(wanted) > most) {  // where rounding decides between the largest number and infinity
     expect(fabs(y) >= most * 0.99L, "threshold %s -> %s: P(%a) = %a", from, to, weight, y);
     return;

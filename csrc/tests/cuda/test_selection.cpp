@@ -1,12 +1,11 @@
 // Selection against sorting, bit for bit; histograms and counts against plain loops.
-#include "tests/cuda/tests.h"
-
 #include <string.h>
 
 #include <algorithm>
 
 #include "cuda/ops.h"
 #include "tests/cuda/arrays.h"
+#include "tests/cuda/tests.h"
 
 namespace feather {
 namespace {
@@ -124,10 +123,21 @@ void check_select(const char* name, const List& list, const std::vector<int64_t>
   std::vector<std::vector<int64_t>> memory;
   const std::vector<char> scales = list.scales();
   std::vector<T> out(2 * rank.size());
-  cuda::Selection s{list.chunks(rows, memory), list.wide(), groups, static_cast<int64_t>(group_of_row.size()),
-                    all_elements, rank.data(), starts.data(), group_of_row.data(), array_of_row.data(), elements.data(),
-                    scaled ? scales.data() : nullptr, caps == nullptr ? nullptr : caps->data(),
-                    hint == nullptr ? nullptr : hint->data(), nullptr, out.data()};
+  cuda::Selection s{list.chunks(rows, memory),
+                    list.wide(),
+                    groups,
+                    static_cast<int64_t>(group_of_row.size()),
+                    all_elements,
+                    rank.data(),
+                    starts.data(),
+                    group_of_row.data(),
+                    array_of_row.data(),
+                    elements.data(),
+                    scaled ? scales.data() : nullptr,
+                    caps == nullptr ? nullptr : caps->data(),
+                    hint == nullptr ? nullptr : hint->data(),
+                    nullptr,
+                    out.data()};
   std::vector<int64_t> scratch(static_cast<size_t>(cuda::scratch_size(s)));
   s.scratch = scratch.data();
   cuda::magnitude_select(s, nullptr);
