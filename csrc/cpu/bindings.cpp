@@ -3,7 +3,7 @@
 #include "feather/binding.h"
 
 #include "cpu/arrays.h"
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 
 namespace {

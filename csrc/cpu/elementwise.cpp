@@ -2,7 +2,7 @@
 #include <atomic>
 
 #include "cpu/arrays.h"
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 
 namespace feather {
 bool is_wide(DType dtype) { return dtype == DType::kFloat64; }

@@ -11,7 +11,7 @@
 #include <cmath>
 #include <memory>
 
-#include "cpu/groups.h"
+#include "cpu/selection_groups.h"
 
 namespace feather {
 namespace {

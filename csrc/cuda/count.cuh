@@ -1,7 +1,7 @@
 // Counts of pruned elements.
 #pragma once
 
-#include "cuda/chunks.cuh"
+#include "cuda/chunk_table.cuh"
 
 namespace feather::cuda {
 

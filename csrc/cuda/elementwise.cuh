@@ -4,7 +4,7 @@
 // aligned, in accesses of 16 bytes. Arrays that are never aligned at the same element have head = n.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/launch.cuh"
 
 namespace feather::cuda {
 

@@ -27,7 +27,7 @@ void scale_pruned_grad(const void* g, DType g_dtype, const void* w, DType w_dtyp
                        const void* grad_scale, void* out, DType out_dtype, int64_t n, void* stream);
 
 // The elements of arrays of one dtype in chunks of at most kChunk, one block each: `count` entries of kChunkColumns
-// numbers (see Chunk in chunks.cuh), made by feather_kernels/backends/gpu/chunk_tables.py.
+// numbers (see Chunk in chunk_table.cuh), made by feather_kernels/backends/gpu/chunk_tables.py.
 constexpr int64_t kChunk = 1 << 14;
 constexpr int kChunkColumns = 5;
 

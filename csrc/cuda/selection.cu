@@ -2,9 +2,9 @@
 #include <algorithm>
 #include <iterator>
 
-#include "cuda/bracket.cuh"
+#include "cuda/bracket_select.cuh"
 #include "cuda/count.cuh"
-#include "cuda/radix.cuh"
+#include "cuda/radix_select.cuh"
 #include "feather/check.h"
 
 namespace feather::cuda {

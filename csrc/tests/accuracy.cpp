@@ -8,7 +8,7 @@
 #include <cstring>
 #include <string>
 
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/parallel.h"
 #include "feather/math.h"
 #include "harness.h"

@@ -1,7 +1,7 @@
 // Selection and histograms against sorting, by every route: collected whole, hinted, sampled, radix.
 #include <algorithm>
 
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 #include "feather/math.h"
 #include "harness.h"

@@ -7,7 +7,7 @@
 
 #include <algorithm>
 
-#include "cuda/chunks.cuh"
+#include "cuda/chunk_table.cuh"
 
 namespace feather::cuda {
 

@@ -1,4 +1,4 @@
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 
 #include <atomic>
 

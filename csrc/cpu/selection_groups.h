@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "cpu/arrays.h"
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 #include "feather/math.h"
 

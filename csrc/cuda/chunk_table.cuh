@@ -1,7 +1,7 @@
 // How a block reads its chunk of a list of arrays: in accesses of 16 bytes where the address allows.
 #pragma once
 
-#include "cuda/block.cuh"
+#include "cuda/block_reduce.cuh"
 #include "cuda/ops.h"
 
 namespace feather::cuda {

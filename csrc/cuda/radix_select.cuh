@@ -4,7 +4,7 @@
 // on the order of threads. Counts, keys and prefixes are int64.
 #pragma once
 
-#include "cuda/chunks.cuh"
+#include "cuda/chunk_table.cuh"
 
 namespace feather::cuda {
 

@@ -1,6 +1,6 @@
 // The elementwise ops: every instruction set, dtype and number of threads gives the bits of the scalar formulas. Built
 // twice where only some instruction sets fuse multiply_add: each program tests those that are as it is itself.
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 #include "feather/math.h"
 #include "harness.h"

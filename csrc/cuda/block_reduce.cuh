@@ -1,7 +1,7 @@
 // Sums and minima over the threads of a warp and of a block. Every thread of it must take part.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/launch.cuh"
 
 namespace feather::cuda {
 

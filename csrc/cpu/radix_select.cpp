@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <atomic>
 
-#include "cpu/groups.h"
+#include "cpu/selection_groups.h"
 
 namespace feather {
 namespace {
