@@ -1,11 +1,10 @@
-// Thresholding, gradient scaling and counts: arguments and threads.
+// The ops threshold, scale_pruned_grad and count_pruned: argument checks, choice of the kernel, threads.
 #include <atomic>
 
 #include "cpu/arrays.h"
 #include "cpu/instruction_set.h"
 
 namespace feather {
-bool is_wide(DType dtype) { return dtype == DType::kFloat64; }
 
 double read_scalar(const void* scalar, DType weight) {
   return is_wide(weight) ? *static_cast<const double*>(scalar)

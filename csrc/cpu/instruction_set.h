@@ -1,4 +1,4 @@
-// The instruction sets this build has kernels for, and the choice among them at run time.
+// Which instruction set's kernels are in use: the choice at run time among those compiled in.
 #pragma once
 
 #include <string>
@@ -8,15 +8,17 @@
 
 namespace feather {
 
-// Names of the instruction sets that were compiled in and that this machine has, the narrowest first.
+// Names of the instruction sets that were compiled in and that this machine has, from narrow to wide.
 std::vector<std::string> available_instruction_sets();
 
-// Name of the one in use: the widest available one, unless another was chosen.
+// Name of the one in use: the widest available, unless use_instruction_set chose another.
 std::string instruction_set();
 
-// Use another available one from now on, in every thread. For tests and measurements: results do not depend on it.
+// Uses another available one from now on, in every thread. For tests and measurements: the choice changes no result,
+// except for the last bit of P(w) with p = 3 between sets that fuse and the one that does not (Kernels::fused).
 void use_instruction_set(const std::string& name);
 
+// Its kernels.
 const Kernels& kernels();
 
 }  // namespace feather

@@ -1,4 +1,4 @@
-// Selection and histograms against sorting, by every route: collected whole, hinted, sampled, radix.
+// Selection and histograms against sorting, on every path: all keys collected, hint, sample, radix passes.
 #include <algorithm>
 
 #include "cpu/instruction_set.h"
@@ -27,7 +27,7 @@ std::vector<uint32_t> sorted_keys(const std::vector<float>& weights, float scale
   return keys;
 }
 
-// Keys of the union of the caps[l] smallest of each array, sorted.
+// The keys of the caps[l] smallest scores of each array together, sorted.
 std::vector<uint32_t> expected_keys(const Weights& weights, const float* scales, const int64_t* caps) {
   std::vector<uint32_t> all;
   for (size_t l = 0; l < weights.size(); ++l) {
@@ -102,13 +102,13 @@ void hints_right_and_wrong() {
   }
 }
 
-// What is wanted is the last key in the bracket of the hint, and its neighbour lies beyond.
+// The wanted key is the last one in the bracket of the hint, and the next lies outside.
 void neighbours_outside_the_bracket() {
   Weights weights = {std::vector<float>(50000, 0.25f), std::vector<float>(50000, 2.0f)};
   check(weights, nullptr, nullptr, {0.25f, 0.25f});  // tries rank 49,999 too
 }
 
-// More keys inside any bracket than the buffer holds.
+// Any bracket holds more keys than the buffer.
 void ties_take_radix_passes() {
   Weights weights = {std::vector<float>(900000, 0.25f), std::vector<float>(400000, -0.5f)};
   weights[0][17] = 0.125f;
@@ -128,7 +128,7 @@ void caps_and_scales() {
   Weights ties = {std::vector<float>(900000, 0.25f), std::vector<float>(1000, 0.25f), {0.1f, 0.3f}, {}};
   check(ties, nullptr, std::vector<int64_t>{850000, 10, 2, 0}.data(), {});
   ties = {std::vector<float>(900000, 0.25f), {10.0f}};
-  ties[0].push_back(3.0f);  // beyond the cap: not the neighbour of the last 0.25
+  ties[0].push_back(3.0f);  // beyond the cap, so not the key after the last 0.25
   check(ties, nullptr, std::vector<int64_t>{900000, 1}.data(), {});
 }
 

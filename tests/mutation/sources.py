@@ -25,8 +25,8 @@ PREDICATE = [
     Change(MATH, "return magnitude(w) <= (t > 0 ? t", "return magnitude(w) <= (t >= 0 ? t"),
 ]
 VALUES = [
-    Change(MATH, "return threshold.t <= 0 ? w : threshold.t;", "return w;"),
-    Change(MATH, "with_sign(a - threshold.t, w)", "a - threshold.t"),
+    Change(MATH, "return threshold.value <= 0 ? w : threshold.value;", "return w;"),
+    Change(MATH, "with_sign(a - threshold.value, w)", "a - threshold.value"),
     Change(MATH, "exponent < 1 ? 1", "exponent < 0 ? 0"),
     Change(MATH, "kFarDouble = 524288.0", "kFarDouble = 1024.0"),
     Change(MATH, "y = bits_of(y) < bits_of(a) ? y : a;", ""),
@@ -52,11 +52,11 @@ CPU = [
     Change(ELEMENTWISE, "end = n - start < kStride ? n :", "end = n - start < kStride ? n - 1 :"),
     Change(ELEMENTWISE, "total += count;", "total = count;"),
     Change(ELEMENTWISE, "? scaled : gradient", "? gradient : scaled"),
-    Change(ELEMENTWISE, "scale_pruned_grad<decltype(gradient), W, Out>", "scale_pruned_grad<Half, W, Out>"),
+    Change(ELEMENTWISE, "scale_kernel<decltype(gradient), W, Out>", "scale_kernel<Half, W, Out>"),
     Change(SELECTION, "(key >= low ? 1 : 0)", "(key > low ? 1 : 0)"),
     Change(SELECTION, "up_to_high += key <= high", "up_to_high += key < high"),
     Change(SELECTION, "below += key < low ? 1 : 0;", "below += key <= low ? 1 : 0;"),
-    Change(SELECTION, "Scaled ? a * scale : a", "a"),
+    Change(SELECTION, "kScaled ? a * scale : a", "a"),
     Change("cpu/select.cpp", "below += std::min(row_below, row.cap);", "below += row_below;"),
     Change("cpu/select.cpp", "(kept, inside, row.cap - row_below)", "(kept, inside, row.cap)"),
     Change("cpu/select.cpp", "rank_ + (has_next ? 1 : 0) >= below + kept", "rank_ >= below + kept"),
@@ -80,7 +80,7 @@ CUDA = [
            "is_pruned(load<T>(weight), bound) ? value : value * scale;\n  };"),
     Change("cuda/chunk_table.cuh", "magnitude_key(scale * w)", "magnitude_key(w)"),
     Change("cuda/chunk_table.cuh", "scales[chunk.array]", "scales[chunk.row]"),
-    Change("cuda/count.cuh", "thresholds[chunk.array]", "thresholds[chunk.row]"),
+    Change("cuda/count.cu", "thresholds[chunk.array]", "thresholds[chunk.row]"),
     Change(REDUCE, "lane >= distance", "lane > distance"),
     Change(REDUCE, "int distance = 16; distance > 0", "int distance = 16; distance > 1"),
     Change(REDUCE, "i < warp ? warp_sums[i]", "i <= warp ? warp_sums[i]"),
@@ -98,7 +98,8 @@ CUDA = [
     Change(BRACKET, "smaller += place < 0;", "smaller += place <= 0;"),
     Change(BRACKET, "(next == kBracketRow)", "(false)"),
     Change("cuda/selection.cu", "scan, bits == begin", "scan, true"),
-    Change("cuda/selection.cu", "sizeof(T) == sizeof(double) ? 63 : 31;", "sizeof(T) == sizeof(double) ? 62 : 31;"),
+    Change("cuda/selection.cu", "int shift = FloatFormat<T>::kKeyBits;",
+           "int shift = FloatFormat<T>::kKeyBits - (sizeof(T) == sizeof(double) ? 1 : 0);"),
 ]  # fmt: skip
 
 

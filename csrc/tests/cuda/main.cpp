@@ -1,4 +1,4 @@
-// Runs the tests named as arguments, or all of them; exit status 1 if one failed.
+// Runs the tests named as arguments, or all without arguments. The exit status is 1 if one failed.
 #include <stdio.h>
 #include <string.h>
 
