@@ -1,6 +1,6 @@
 # make demo   train a small network to 95 % sparsity and write its report
 # make test   the tests (make test-all: the slow ones too)
-# make check  lint, format, types
+# make check  lint, format, types (make format: apply the fixes)
 # make check-native  the C++ kernels' own tests under AddressSanitizer, UBSan and ThreadSanitizer
 # make bench  measures every case on the CPU (about 25 minutes) and checks the bars; see benchmarks/README.md
 # make check-build   installs in scratch environments, with and without a compiler
@@ -12,6 +12,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+
+CXX_SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu')
 
 .PHONY: demo experiments test test-all check check-native check-build bench mutants gpu-check format clean
 
@@ -35,6 +37,7 @@ test-all: $(VENV)/.installed-train-test-zoo-peers
 check: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-bench
@@ -65,6 +68,7 @@ check-build: $(VENV)/.installed-train-test-zoo-peers
 format: $(VENV)/.installed-train-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

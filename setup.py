@@ -1,9 +1,13 @@
-"""Native part of the build: CMake (CMakeLists.txt) makes the modules; all else is declared in pyproject.toml.
+"""The native part of the build: runs CMake for the compiled modules. pyproject.toml declares everything else.
 
-FEATHER_BUILD says what to build: ``none``; ``cpu`` (feather_kernels._cpu); ``cuda`` (feather_kernels._cuda); ``all``:
-both. These fail with the compiler's words. ``auto`` (default) builds what this machine can and never fails an install:
-_cpu, and _cuda where there is an nvcc; a line says what was left out and why. A wheel without a module is pure
-(py3-none-any).
+The environment variable FEATHER_BUILD chooses the modules:
+
+- ``auto`` (default): feather_kernels._cpu, and feather_kernels._cuda if there is an nvcc. A module that cannot be built
+  is left out with a line that says why; the install never fails.
+- ``cpu``, ``cuda`` or ``all`` (both): the install fails with the compiler's message if a module cannot be built.
+- ``none``: no module.
+
+A wheel without a compiled module is pure (py3-none-any).
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ FALLBACK = {CPU: "the reference serves CPU tensors", CUDA: "NVIDIA GPUs are serv
 
 
 def choice() -> str:
-    """The value of FEATHER_BUILD; exits where it is none of CHOICES."""
+    """The value of FEATHER_BUILD; exits if it is none of CHOICES."""
     value = os.environ.get("FEATHER_BUILD") or "auto"
     if value not in CHOICES:
         sys.exit(f"FEATHER_BUILD must be one of {', '.join(CHOICES)}, got {value!r}")
@@ -34,13 +38,13 @@ def choice() -> str:
 
 
 def extensions() -> list[Extension]:
-    """The modules to try; in auto none that needs a toolkit of which there is no trace."""
+    """The modules to build; ``auto`` leaves out _cuda without trying if there is no nvcc."""
     names = [name for name in CHOICES[choice()] if name == CPU or choice() != "auto" or nvcc() is not None]
     return [Extension(name, sources=[]) for name in names]
 
 
 def nvcc() -> str | None:
-    """The CUDA compiler: $CUDACXX if set, else of $CUDA_HOME or $CUDA_PATH, on PATH, in /usr/local/cuda; or None."""
+    """The CUDA compiler, or None: $CUDACXX, or nvcc from $CUDA_HOME, $CUDA_PATH, PATH or /usr/local/cuda, in order."""
     if named := os.environ.get("CUDACXX"):
         return named
     homes = [home for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")) if home]
@@ -49,7 +53,7 @@ def nvcc() -> str | None:
 
 
 class BuildError(Exception):
-    """A step of the native build failed: why, in one line, and the output of the step."""
+    """A failed step of the native build: the reason in one line, and ``output``, all that the step printed."""
 
     def __init__(self, reason: str, output: str = "") -> None:
         super().__init__(reason)
@@ -57,16 +61,16 @@ class BuildError(Exception):
 
 
 class CMakeBuild(build_ext):
-    """Runs CMake and Ninja for each module; in auto, a module that cannot be built is left out with the reason."""
+    """Builds each module with CMake and Ninja; ``auto`` leaves out a module that fails and says why."""
 
     def build_extensions(self) -> None:
-        """Build the modules, and drop from the distribution those that were left out."""
+        """Build the modules and remove those that were left out from the distribution."""
         super().build_extensions()
         self.extensions = [ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()]
         self.distribution.ext_modules = self.extensions or None
 
     def build_extension(self, ext: Extension) -> None:
-        """Configure and build one target, and put the module where setuptools expects it."""
+        """Build one module and put it where setuptools expects it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.unlink(missing_ok=True)
         try:
@@ -81,7 +85,7 @@ class CMakeBuild(build_ext):
         target.chmod(0o755)
 
     def build_module(self, name: str) -> Path:
-        """Path of the module that CMake built. Each has a build folder of its own: a failure of one stops no other."""
+        """Build one module with CMake, in a folder of its own, so that a failure leaves the others alone; its path."""
         try:
             import pybind11
         except ImportError as error:
@@ -99,7 +103,7 @@ class CMakeBuild(build_ext):
             if (compiler := nvcc()) is None:
                 raise BuildError("no nvcc: put the CUDA toolkit's on PATH, or set CUDA_HOME or CUDACXX")
             definitions |= {"FEATHER_CUDA": "ON", "FEATHER_NVCC": compiler}
-        if ninja := shutil.which("ninja"):  # its path is another one in each isolated build
+        if ninja := shutil.which("ninja"):  # its path changes with each isolated build
             definitions["CMAKE_MAKE_PROGRAM"] = ninja
         for stale in folder.glob(f"{target}.*"):
             stale.unlink()
@@ -110,17 +114,17 @@ class CMakeBuild(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """A wheel whose tag follows from what was built."""
+    """A wheel whose tag says whether it holds a compiled module."""
 
     def run(self) -> None:
-        """Build the modules first: without one the wheel is pure."""
+        """Build the modules before the tag is chosen: without one the wheel is pure."""
         self.run_command("build_ext")
         self.root_is_pure = not self.distribution.has_ext_modules()
         super().run()
 
 
 def run(command: list[str | Path]) -> None:
-    """Run a command and print its output; raises BuildError with it."""
+    """Run a command and print its output; raises BuildError if it fails."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
@@ -132,7 +136,7 @@ def run(command: list[str | Path]) -> None:
 
 
 def reason(output: str) -> str:
-    """One line out of a failed step's: CMake's first error message, else the first line with "error", else the last."""
+    """One line of a failed step's output: CMake's first error, else the first line with "error", else the last line."""
     if found := re.search(r"CMake Error[^\n]*:\n((?:[ \t]+\S[^\n]*\n|\n)+)", output):
         return " ".join(found[1].split())[:400]
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]

@@ -1,4 +1,4 @@
-// Arrays of several dtypes seen as one row of elements, and its division among threads.
+// Element addresses by dtype code, and a list of arrays walked as one sequence of elements.
 #pragma once
 
 #include <stdint.h>
@@ -11,26 +11,30 @@
 
 namespace feather {
 
-constexpr int64_t kParallel = 1 << 15;  // elements from which a second thread pays
+constexpr int64_t kParallel = 1 << 15;  // elements from which a second thread pays off
 
+// The index of a dtype in kernel tables. Fails for a code that is no dtype's.
 inline int index_of(DType dtype) {
   const int index = static_cast<int>(dtype);
   FEATHER_CHECK(index >= 0 && index < kDTypes, "dtype code must be in [0, ", kDTypes, "), got ", index);
   return index;
 }
 
+// Size of an element.
 inline int64_t bytes_of(DType dtype) {
   constexpr int64_t kBytes[kDTypes] = {2, 2, 4, 8};
   return kBytes[index_of(dtype)];
 }
 
+// Address of element `index` of an array.
 inline const void* at(const void* data, int64_t index, DType dtype) {
   return static_cast<const char*>(data) + index * bytes_of(dtype);
 }
 
 inline void* at(void* data, int64_t index, DType dtype) { return static_cast<char*>(data) + index * bytes_of(dtype); }
 
-// Calls f(array, data, n) for the pieces of the arrays in the range of the elements of all of them, counted through.
+// Calls f(index, data, n) for the part of each array that lies in `range`, which counts the elements of all arrays as
+// if they stood end to end.
 template <class F>
 void for_each_piece(const std::vector<Array>& arrays, Range range, const F& f) {
   int64_t start = 0;

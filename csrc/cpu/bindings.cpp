@@ -1,17 +1,19 @@
-// feather_kernels._cpu: the ops over addresses. The caller (feather_kernels/backends/cpp.py) answers for what they point
-// to; C++ exceptions become Python's (std::invalid_argument: ValueError, std::bad_alloc: MemoryError).
+// The Python module feather_kernels._cpu: the ops of cpu/ops.h over addresses, sizes and dtype codes.
+//
+// The caller, feather_kernels/backends/cpp.py, makes sure that the addresses are valid. std::invalid_argument becomes
+// ValueError, std::bad_alloc MemoryError.
 #include "feather/binding.h"
 
 #include "cpu/arrays.h"
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 
 namespace {
 
 using feather::Address;
 using feather::Array;
+using feather::ArrayTuples;
 using feather::DType;
-using feather::Tables;
 
 Array array_of(Address data, int64_t n, DType dtype) {
   FEATHER_CHECK(n >= 0, "number of elements must not be negative, got ", n);
@@ -19,14 +21,14 @@ Array array_of(Address data, int64_t n, DType dtype) {
   return Array{data, n, dtype};
 }
 
-std::vector<Array> arrays_of(const Tables& weights) {
+std::vector<Array> arrays_of(const ArrayTuples& weights) {
   std::vector<Array> arrays;
   arrays.reserve(weights.size());
   for (const auto& [data, n, dtype] : weights) arrays.push_back(array_of(data, n, dtype));
   return arrays;
 }
 
-// Python's other threads run meanwhile where the work outweighs letting them.
+// Runs f, and releases the GIL for it if there is enough work to pay for that.
 template <class F>
 void without_gil(int64_t elements, const F& f) {
   if (elements < feather::kParallel) {
@@ -52,7 +54,7 @@ void scale_pruned_grad(Address g, DType g_dtype, Address w, DType w_dtype, Addre
   without_gil(n, [&] { feather::scale_pruned_grad(gradient, weight, value, scale, out, out_dtype, threads); });
 }
 
-void count_pruned(const Tables& weights, const std::vector<Address>& thresholds, Address counts, int threads) {
+void count_pruned(const ArrayTuples& weights, const std::vector<Address>& thresholds, Address counts, int threads) {
   const std::vector<Array> arrays = arrays_of(weights);
   FEATHER_CHECK(thresholds.size() == arrays.size(), "thresholds must be one per weight (", arrays.size(), "), got ",
                 thresholds.size());
@@ -61,15 +63,15 @@ void count_pruned(const Tables& weights, const std::vector<Address>& thresholds,
   without_gil(feather::total_elements(arrays), [&] { feather::count_pruned(arrays, values, counts, threads); });
 }
 
-void magnitude_select(const Tables& weights, const std::vector<int64_t>& groups, int64_t group_count, Address rank,
+void magnitude_select(const ArrayTuples& weights, const std::vector<int64_t>& groups, int64_t group_count, Address rank,
                       Address scales, Address caps, Address hint, Address out, int threads) {
   const feather::Scores scores{arrays_of(weights), groups, group_count, scales, caps};
   without_gil(feather::total_elements(scores.weights),
               [&] { feather::magnitude_select(scores, rank, hint, out, threads); });
 }
 
-void magnitude_histogram(const Tables& weights, const std::vector<int64_t>& groups, int64_t group_count, Address prefix,
-                         int shift, int bits, Address scales, Address out, int threads) {
+void magnitude_histogram(const ArrayTuples& weights, const std::vector<int64_t>& groups, int64_t group_count,
+                         Address prefix, int shift, int bits, Address scales, Address out, int threads) {
   const feather::Scores scores{arrays_of(weights), groups, group_count, scales, nullptr};
   without_gil(feather::total_elements(scores.weights),
               [&] { feather::magnitude_histogram(scores, prefix, shift, bits, out, threads); });

@@ -1,11 +1,10 @@
-// Thresholding, gradient scaling and counts: arguments and threads.
+// The ops threshold, scale_pruned_grad and count_pruned: argument checks, choice of the kernel, threads.
 #include <atomic>
 
 #include "cpu/arrays.h"
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 
 namespace feather {
-bool is_wide(DType dtype) { return dtype == DType::kFloat64; }
 
 double read_scalar(const void* scalar, DType weight) {
   return is_wide(weight) ? *static_cast<const double*>(scalar)
@@ -43,7 +42,8 @@ void count_pruned(const std::vector<Array>& weights, const std::vector<double>& 
   const Kernels& table = kernels();
   run_on_threads(parts, [&](int part) {
     for_each_piece(weights, part_of(total, part, parts), [&](size_t l, const void* w, int64_t n) {
-      found[l].fetch_add(table.count_pruned[index_of(weights[l].dtype)](w, n, thresholds[l]), std::memory_order_relaxed);
+      found[l].fetch_add(table.count_pruned[index_of(weights[l].dtype)](w, n, thresholds[l]),
+                         std::memory_order_relaxed);
     });
   });
   for (size_t l = 0; l < weights.size(); ++l) counts[l] = found[l].load(std::memory_order_relaxed);

@@ -1,7 +1,7 @@
-// Thresholding, gradient scaling and counting, one element at a time: loops for the compiler to vectorise.
+// Kernels of threshold, scale_pruned_grad and count_pruned: loops that the compiler vectorises.
 //
-// Compiled once for each instruction set, with FEATHER_ISA naming its namespace. It includes no C++ library header:
-// their inline functions, compiled here with wider instructions, could be the copies that the linker keeps for all.
+// Compiled once for each instruction set, in a namespace that FEATHER_ISA names. No header of the C++ library may be
+// included here: the linker keeps one copy of each inline function, and could keep the one with wide instructions.
 #include "cpu/kernels.h"
 #include "feather/math.h"
 
@@ -13,19 +13,19 @@ namespace feather {
 namespace FEATHER_ISA {
 namespace {
 
-// Iterations are independent even where out is the input itself.
+// Tells the compiler that iterations are independent, as they are even where out is the input itself.
 #define FEATHER_SIMD _Pragma("omp simd")
 
 constexpr int64_t kStride = 512;  // elements between prefetches
 
-// Asks for the kStride elements from `next` on, to be read or written. The loops with much arithmetic hold too few
-// elements in flight to hide the way to memory where the machine's own prefetcher is weak (seen on a virtual machine:
-// 2.6 ns instead of 1.1 for an element).
-template <int Write, class W>
+// Prefetches the kStride elements from `next` on, to be read or written. Loops with much arithmetic keep too few
+// elements in flight to hide memory latency where the machine's own prefetcher is weak: 2.6 ns an element instead
+// of 1.1 on a virtual machine.
+template <int kWrite, class W>
 FEATHER_HOST_DEVICE void prefetch(const W* data, int64_t next, int64_t n) {
   constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(W));
   if (n - next < kStride) return;
-  for (int64_t i = 0; i < kStride; i += kLine) __builtin_prefetch(data + next + i, Write);
+  for (int64_t i = 0; i < kStride; i += kLine) __builtin_prefetch(data + next + i, kWrite);
 }
 
 template <class W, class Out>
@@ -34,7 +34,7 @@ void convert(const W* w, Out* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(out[i], load<Compute<W>>(w[i]));
 }
 
-// Conversion of floats none of which is denormal.
+// Converts floats none of which is denormal.
 template <class Out>
 void convert_normal(const float* values, Out* out, int64_t n) {
   convert(values, out, n);
@@ -45,7 +45,7 @@ template <>
 void convert_normal(const float* values, BFloat16* out, int64_t n) {
   constexpr int64_t kLanes = 16;
   int64_t i = 0;
-  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {  // the instruction takes denormals for zero
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {  // the instruction reads denormals as zero
     const auto both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(values + i + kLanes), _mm512_loadu_ps(values + i));
     memcpy(out + i, &both, sizeof(both));
   }
@@ -53,26 +53,26 @@ void convert_normal(const float* values, BFloat16* out, int64_t n) {
 }
 #endif
 
-// P(w) of up to kStride weights. Results of 16 bits are computed as floats first: converted in the same loop, they cost
-// a quarter more, since the vectoriser must then handle twice as many weights at once as a register holds.
+// P(w) of up to kStride weights. 16-bit results are first computed as floats. Converting them in the same loop takes a
+// quarter longer, because the vectoriser must then handle twice as many weights as fit in a register.
 template <int P, bool kScaled, class W, class Out>
-void threshold_block(const W* w, Out* out, int64_t n, const Threshold<Compute<W>>& threshold) {
+void threshold_block(const W* w, Out* out, int64_t n, const ScaledThreshold<Compute<W>>& threshold) {
   using T = Compute<W>;
   if constexpr (sizeof(T) == sizeof(float) && sizeof(Out) == sizeof(uint16_t)) {
     alignas(64) float values[kStride];
     FEATHER_SIMD
-    for (int64_t i = 0; i < n; ++i) values[i] = threshold_positive<P, kScaled>(load<T>(w[i]), threshold);
-    constexpr bool kNormal = !kScaled;  // T >= 2^-20 and P = 2 or 3: kept weights are far enough from T
+    for (int64_t i = 0; i < n; ++i) values[i] = apply_positive_threshold<P, kScaled>(load<T>(w[i]), threshold);
+    constexpr bool kNormal = !kScaled;  // then T >= 2^-20 and P is 2 or 3: no P(w) is denormal
     if (kNormal) return convert_normal(values, out, n);
     convert(values, out, n);
   } else {
     FEATHER_SIMD
-    for (int64_t i = 0; i < n; ++i) store(out[i], threshold_positive<P, kScaled>(load<T>(w[i]), threshold));
+    for (int64_t i = 0; i < n; ++i) store(out[i], apply_positive_threshold<P, kScaled>(load<T>(w[i]), threshold));
   }
 }
 
 template <int P, bool kScaled, class W, class Out>
-void threshold_loop(const W* w, Out* out, int64_t n, const Threshold<Compute<W>>& threshold) {
+void threshold_loop(const W* w, Out* out, int64_t n, const ScaledThreshold<Compute<W>>& threshold) {
   for (int64_t start = 0; start < n; start += kStride) {
     const int64_t end = n - start < kStride ? n : start + kStride;
     prefetch<0>(w, end, n);
@@ -82,7 +82,7 @@ void threshold_loop(const W* w, Out* out, int64_t n, const Threshold<Compute<W>>
 }
 
 template <class W, class Out, int P>
-void threshold(const void* w_data, void* out_data, int64_t n, double t_wide) {
+void threshold_kernel(const void* w_data, void* out_data, int64_t n, double t_wide) {
   using T = Compute<W>;
   const W* w = static_cast<const W*>(w_data);
   Out* out = static_cast<Out*>(out_data);
@@ -92,15 +92,15 @@ void threshold(const void* w_data, void* out_data, int64_t n, double t_wide) {
     for (int64_t i = 0; i < n; ++i) store(out[i], t);
     return;
   }
-  const Threshold<T> constants = make_threshold(t);
+  const ScaledThreshold<T> scaled = scale_threshold(t);
   if constexpr (sizeof(T) == sizeof(float) && (P == 2 || P == 3)) {
-    if (!needs_scaling(t)) return threshold_loop<P, false>(w, out, n, constants);
+    if (!needs_scaling(t)) return threshold_loop<P, false>(w, out, n, scaled);
   }
-  threshold_loop<P, true>(w, out, n, constants);
+  threshold_loop<P, true>(w, out, n, scaled);
 }
 
 template <class G, class W, class Out>
-void scale_pruned_grad(const void* g_data, const void* w_data, void* out_data, int64_t n, double t_wide, double scale) {
+void scale_kernel(const void* g_data, const void* w_data, void* out_data, int64_t n, double t_wide, double scale) {
   using T = Compute<W>;
   using Product = decltype(Compute<G>() * T());
   const G* g = static_cast<const G*>(g_data);
@@ -117,8 +117,8 @@ void scale_pruned_grad(const void* g_data, const void* w_data, void* out_data, i
 }
 
 template <class W>
-int64_t count_pruned(const void* w_data, int64_t n, double t_wide) {
-  constexpr int64_t kBlock = 1 << 20;  // counts of a block fit in 32 bits, whose lanes are many
+int64_t count_kernel(const void* w_data, int64_t n, double t_wide) {
+  constexpr int64_t kBlock = 1 << 20;  // the count of a block fits in 32 bits, of which a register holds many
   using T = Compute<W>;
   const W* w = static_cast<const W*>(w_data);
   const T t = static_cast<T>(t_wide);
@@ -139,15 +139,15 @@ void fill_elementwise(Kernels& kernels) {
   kernels.fused = kFused;
   for_each_type([&](auto weight, int w) {
     using W = decltype(weight);
-    kernels.count_pruned[w] = count_pruned<W>;
+    kernels.count_pruned[w] = count_kernel<W>;
     for_each_type([&](auto result, int out) {
       using Out = decltype(result);
-      kernels.threshold[w][out][kInfinitePower] = threshold<W, Out, kInfinitePower>;
-      kernels.threshold[w][out][1] = threshold<W, Out, 1>;
-      kernels.threshold[w][out][2] = threshold<W, Out, 2>;
-      kernels.threshold[w][out][3] = threshold<W, Out, 3>;
+      kernels.threshold[w][out][kInfinitePower] = threshold_kernel<W, Out, kInfinitePower>;
+      kernels.threshold[w][out][1] = threshold_kernel<W, Out, 1>;
+      kernels.threshold[w][out][2] = threshold_kernel<W, Out, 2>;
+      kernels.threshold[w][out][3] = threshold_kernel<W, Out, 3>;
       for_each_type([&](auto gradient, int g) {
-        kernels.scale_pruned_grad[g][w][out] = scale_pruned_grad<decltype(gradient), W, Out>;
+        kernels.scale_pruned_grad[g][w][out] = scale_kernel<decltype(gradient), W, Out>;
       });
     });
   });

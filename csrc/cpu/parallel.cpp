@@ -9,7 +9,7 @@ namespace {
 
 std::atomic<bool> forked{false};
 
-// Registered when the library is loaded, before any thread of ours exists.
+// Set up when the library is loaded, before it has started a thread.
 const int registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 
 }  // namespace

@@ -1,5 +1,5 @@
-// Work on several threads: OpenMP where the build has it, std::thread where not (and under ThreadSanitizer, which
-// cannot see into OpenMP's runtime).
+// Running a function on several threads, and dividing elements among them. The threads are OpenMP's where the build has
+// it, else std::thread's (also under ThreadSanitizer, which cannot see into OpenMP's runtime).
 #pragma once
 
 #include <stdint.h>
@@ -11,11 +11,11 @@
 
 namespace feather {
 
-// How many threads to use where the caller allows `wanted`: 1 below `minimum` elements, where waking threads costs
-// more than the work, and 1 in a forked child, in which OpenMP's threads no longer exist and would be waited for.
+// How many of the `wanted` threads to use: 1 below `minimum` elements, where waking threads costs more than the work,
+// and 1 in a forked child, which would wait forever for OpenMP's threads, since they do not survive a fork.
 int usable_threads(int wanted, int64_t elements, int64_t minimum);
 
-// Calls f(index) for index in [0, threads), each on a thread of its own; f must not throw.
+// Calls f(index) for each index in [0, threads), each on a thread of its own, and waits for all. f must not throw.
 template <class F>
 void run_on_threads(int threads, const F& f) {
   if (threads <= 1) {
@@ -38,7 +38,8 @@ struct Range {
   int64_t end;
 };
 
-// Part `index` of [0, n) cut into `parts` at multiples of a cache line's elements, whatever the dtype.
+// Part `index` of [0, n) cut into `parts`. Cuts are at multiples of 64 elements, so that two threads never write to the
+// same cache line of an array that starts at one, whatever the dtype.
 inline Range part_of(int64_t n, int index, int parts) {
   constexpr int64_t kAligned = 64;
   const int64_t blocks = (n + kAligned - 1) / kAligned;

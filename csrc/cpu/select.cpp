@@ -1,40 +1,44 @@
-// Exact order statistics of magnitudes: one read of the weights where a bracket of keys is known that holds the answer.
+// The op magnitude_select: exact order statistics of magnitudes, usually from a single read of the weights.
 //
-// 1. Bracket: around the hint (the result of an earlier step), or the whole range where there are few elements, or from
-//    the order statistics of a sample.
-// 2. One scan counts the keys below the bracket and collects the few inside; the answer is an order statistic of these.
-// 3. Where the answer lies outside, or too many keys inside: the next kind of bracket, and at last radix passes.
+// 1. Guess a bracket of keys that holds the answer: around the hint (the result of an earlier step); for few elements,
+//    the whole range; otherwise from the order statistics of a sample.
+// 2. Scan the weights once: count the keys below the bracket and collect the few inside. The answer is an order
+//    statistic of those.
+// 3. If the answer lies outside, or too many keys lie inside, try the next kind of bracket, and finally radix passes.
 //
-// A bracket costs time where it is wrong and never changes the result. Groups are handled one after the other, so that
-// one buffer of kBufferBytes serves them all.
+// A wrong bracket costs time and never changes the result. Groups are handled one after the other, so that one buffer
+// of kBufferBytes serves them all.
 #include <algorithm>
 #include <cmath>
 #include <memory>
 
-#include "cpu/groups.h"
+#include "cpu/radix_select.h"
+#include "cpu/selection_groups.h"
 
 namespace feather {
 namespace {
 
-constexpr int64_t kBufferBytes = 3 << 20;
-constexpr int64_t kCollectAll = 1 << 15;           // elements up to which all keys are collected
-constexpr double kDeviations = 4.0;                // half width of a sample's bracket, in standard deviations
-constexpr int64_t kHintWidth = 1 << 13;            // float keys on either side of a hint: 2^-11 to 2^-10 of its value
-constexpr int64_t kHintReach = int64_t{1} << 26;   // elements from which the bracket of a hint narrows
+constexpr int64_t kBufferBytes = 3 << 20;         // of the keys that a scan collects
+constexpr int64_t kCollectAll = 1 << 15;          // elements up to which all keys are collected
+constexpr double kDeviations = 4.0;               // half the width of a sample's bracket, in standard deviations
+constexpr int64_t kHintWidth = 1 << 13;           // float keys on either side of a hint: 2^-11 to 2^-10 of its value
+constexpr int64_t kHintReach = int64_t{1} << 26;  // elements from which the bracket of a hint narrows
 
+// The keys from low to high, both included.
 template <class T>
 struct Bracket {
   Key<T> low;
   Key<T> high;
 };
 
+// Selects from one group. `buffer` has room for kCapacity keys.
 template <class T>
-class Selection {
+class GroupSelector {
  public:
-  Selection(const Group& group, int64_t rank, int threads, Key<T>* buffer)
+  GroupSelector(const Group& group, int64_t rank, int threads, Key<T>* buffer)
       : group_(group), rank_(rank), size_(group.size()), threads_(threads), buffer_(buffer) {}
 
-  // Writes the rank-th key and the next.
+  // Writes the rank-th key and the next to found.
   void find(const T* hint, Key<T> found[2]) {
     const int64_t elements = group_.elements();
     if (elements <= kCollectAll) {
@@ -49,6 +53,7 @@ class Selection {
  private:
   static constexpr int64_t kCapacity = kBufferBytes / static_cast<int64_t>(sizeof(Key<T>));
 
+  // The bracket around a hint, narrower for more elements.
   static Bracket<T> around(const T* hint, int64_t elements) {
     constexpr int kMoreBits = FloatFormat<T>::kMantissa - FloatFormat<float>::kMantissa;
     Key<T> width = static_cast<Key<T>>(kHintWidth) << kMoreBits;
@@ -57,7 +62,7 @@ class Selection {
     return Bracket<T>{low > width ? low - width : 0, clamp_nan<T>(magnitude_key(hint[1]) + width)};
   }
 
-  // One scan. False if the bracket does not hold both order statistics, or too many keys.
+  // Scans all rows. False if the bracket does not hold both order statistics, or holds too many keys.
   bool search(Bracket<T> bracket, Key<T> found[2]) {
     int64_t below = 0;
     int64_t kept = 0;
@@ -78,7 +83,8 @@ class Selection {
     return true;
   }
 
-  // Puts the keys of a row that lie inside the bracket into the buffer at `start`; counts those below it.
+  // Scans a row: writes the keys inside the bracket to the buffer from `start` on and adds up those below and inside.
+  // Each thread has a part of the buffer; the parts are closed up afterwards. False if one overflows.
   bool collect(const Row& row, Bracket<T> bracket, int64_t start, int64_t& below, int64_t& inside) {
     const int parts = usable_threads(threads_, row.n, kParallel);
     const int64_t room = (kCapacity - start) / parts;
@@ -91,8 +97,8 @@ class Selection {
       for_each_piece(row.arrays, part_of(row.n, part, parts), [&](size_t index, const void* data, int64_t n) {
         if (mine.overflow) return;
         const auto scan = table.scan_bracket[index_of(row.arrays[index].dtype)][row.scaled()];
-        const BracketCount piece = scan(data, n, row.scale(index), bracket.low, bracket.high, keys + mine.inside,
-                                        room - 1 - mine.inside);
+        const BracketCount piece =
+            scan(data, n, row.scale(index), bracket.low, bracket.high, keys + mine.inside, room - 1 - mine.inside);
         mine.below += piece.below;
         mine.inside += piece.inside;
         mine.overflow = piece.overflow;
@@ -110,7 +116,7 @@ class Selection {
     return true;
   }
 
-  // Of `inside` keys at `start`, moves the `wanted` smallest to the front; returns how many are kept.
+  // Moves the `wanted` smallest of the `inside` keys at `start` to the front. Returns how many are kept.
   int64_t keep_smallest(int64_t start, int64_t inside, int64_t wanted) {
     if (wanted >= inside) return inside;
     if (wanted <= 0) return 0;
@@ -119,9 +125,10 @@ class Selection {
     return wanted;
   }
 
-  // A bracket that holds the answer but for one case in 10^4, from a sample spread evenly over every row.
+  // A bracket from a sample spread evenly over every row. It misses the answer in one case of 10^4.
   Bracket<T> from_sample(int64_t elements) {
-    const double ideal = 1.5 * std::pow(static_cast<double>(elements), 2.0 / 3.0);  // as long to sample as to collect
+    // Sampling so many takes as long as collecting those inside the bracket that they give.
+    const double ideal = 1.5 * std::pow(static_cast<double>(elements), 2.0 / 3.0);
     const int64_t wanted = std::min(static_cast<int64_t>(ideal), kCapacity / 4);
     int64_t kept = 0;
     for (const Row& row : group_.rows) {
@@ -149,8 +156,8 @@ class Selection {
     return bracket;
   }
 
-  // `count` keys of a row into the buffer at `start`: one from each of as many stretches, at a place that a hash of its
-  // number gives, so that no period of the weights meets one of the sample.
+  // Writes `count` keys of a row to the buffer from `start` on: one from each of as many equal stretches, at a position
+  // hashed from the number of the stretch, so that the sample cannot be in step with a period of the weights.
   void sample(const Row& row, int64_t start, int64_t count) {
     if (count == 0) return;
     const int parts = usable_threads(threads_, count, 1024);
@@ -158,7 +165,7 @@ class Selection {
     run_on_threads(parts, [&](int part) {
       const Range range = part_of(count, part, parts);
       size_t index = 0;
-      int64_t passed = 0;  // elements of the arrays before index
+      int64_t passed = 0;  // elements of the arrays before arrays[index]
       for (int64_t i = range.begin; i < range.end; ++i) {
         const int64_t begin = i * row.n / count;  // i and count are below 2^20
         const int64_t length = (i + 1) * row.n / count - begin;
@@ -176,17 +183,17 @@ class Selection {
   int64_t rank_;
   int64_t size_;
   int threads_;
-  Key<T>* buffer_;  // kCapacity keys
+  Key<T>* buffer_;
 };
 
 template <class T>
 void select_groups(const std::vector<Group>& groups, const int64_t* rank, const T* hint, T* out, int threads) {
-  // not a vector: pages that no key reaches are never touched
+  // A vector would zero the buffer; this way pages that no key reaches are never touched.
   const std::unique_ptr<Key<T>[]> buffer(new Key<T>[static_cast<size_t>(kBufferBytes) / sizeof(Key<T>)]);
   for (size_t g = 0; g < groups.size(); ++g) {
     Key<T> found[2] = {FloatFormat<T>::kNanKey, FloatFormat<T>::kNanKey};
     if (rank[g] >= 0 && rank[g] < groups[g].size()) {
-      Selection<T>(groups[g], rank[g], threads, buffer.get()).find(hint == nullptr ? nullptr : hint + 2 * g, found);
+      GroupSelector<T>(groups[g], rank[g], threads, buffer.get()).find(hint == nullptr ? nullptr : hint + 2 * g, found);
     }
     for (int i = 0; i < 2; ++i) out[2 * g + static_cast<size_t>(i)] = value_of_key<T>(found[i]);
   }

@@ -1,6 +1,8 @@
-// feather_kernels._cuda: the ops over addresses of a device's memory. The caller (feather_kernels/backends/cuda.py)
-// answers for what they point to, for the current device and for the stream; C++ exceptions become Python's
-// (std::invalid_argument: ValueError, std::runtime_error: RuntimeError). Importing it touches no driver.
+// The Python module feather_kernels._cuda: the ops of cuda/ops.h over addresses, sizes, dtype codes and streams.
+//
+// The caller, feather_kernels/backends/cuda.py, makes sure that the addresses are valid, and sets the current device
+// and the stream. std::invalid_argument becomes ValueError, std::runtime_error RuntimeError. Importing the module needs
+// no driver.
 #include "feather/binding.h"
 
 #include "cuda/ops.h"
@@ -10,16 +12,17 @@ namespace py = pybind11;
 namespace {
 
 using feather::Address;
+using feather::ArrayTuples;
 using feather::DType;
-using feather::Tables;
-using feather::cuda::Chunks;
+using feather::cuda::ChunkTable;
 using feather::cuda::Selection;
 
-std::vector<Chunks> chunks_of(const Tables& tables) {
-  std::vector<Chunks> all;
+// The tables that have entries.
+std::vector<ChunkTable> tables_of(const ArrayTuples& tables) {
+  std::vector<ChunkTable> all;
   all.reserve(tables.size());
   for (const auto& [entries, count, dtype] : tables) {
-    if (count > 0) all.push_back(Chunks{entries, count, dtype});
+    if (count > 0) all.push_back(ChunkTable{entries, count, dtype});
   }
   return all;
 }
@@ -33,13 +36,13 @@ void scale_pruned_grad(Address g, DType g_dtype, Address w, DType w_dtype, Addre
   feather::cuda::scale_pruned_grad(g, g_dtype, w, w_dtype, t, grad_scale, out, out_dtype, n, stream);
 }
 
-void count_pruned(const Tables& tables, Address thresholds, bool wide, Address counts, Address stream) {
-  feather::cuda::count_pruned(chunks_of(tables), thresholds, wide, counts, stream);
+void count_pruned(const ArrayTuples& tables, Address thresholds, bool wide, Address counts, Address stream) {
+  feather::cuda::count_pruned(tables_of(tables), thresholds, wide, counts, stream);
 }
 
-void magnitude_histogram(const Tables& tables, Address scales, Address prefixes, int shift, int bits, Address counts,
-                         Address stream) {
-  feather::cuda::magnitude_histogram(chunks_of(tables), scales, prefixes, shift, bits, counts, stream);
+void magnitude_histogram(const ArrayTuples& tables, Address scales, Address prefixes, int shift, int bits,
+                         Address counts, Address stream) {
+  feather::cuda::magnitude_histogram(tables_of(tables), scales, prefixes, shift, bits, counts, stream);
 }
 
 int64_t scratch_size(bool wide, int64_t groups, int64_t rows, int64_t all_elements, Address caps, Address hint) {
@@ -53,10 +56,10 @@ int64_t scratch_size(bool wide, int64_t groups, int64_t rows, int64_t all_elemen
   return feather::cuda::scratch_size(selection);
 }
 
-void magnitude_select(const Tables& tables, bool wide, int64_t groups, int64_t rows, int64_t all_elements, Address rank,
-                      Address row_starts, Address group_of_row, Address array_of_row, Address elements, Address scales,
-                      Address caps, Address hint, Address scratch, Address out, Address stream) {
-  const Selection selection{chunks_of(tables), wide,     groups, rows, all_elements, rank,    row_starts, group_of_row,
+void magnitude_select(const ArrayTuples& tables, bool wide, int64_t groups, int64_t rows, int64_t all_elements,
+                      Address rank, Address row_starts, Address group_of_row, Address array_of_row, Address elements,
+                      Address scales, Address caps, Address hint, Address scratch, Address out, Address stream) {
+  const Selection selection{tables_of(tables), wide,     groups, rows, all_elements, rank,    row_starts, group_of_row,
                             array_of_row,      elements, scales, caps, hint,         scratch, out};
   feather::cuda::magnitude_select(selection, stream);
 }

@@ -1,4 +1,4 @@
-// Launches of thresholding and gradient scaling: the kernel for the dtypes, and where accesses of 16 bytes begin.
+// The ops threshold and scale_pruned_grad: which dtypes have kernels, argument checks, launches.
 #include "cuda/elementwise.cuh"
 
 #include <algorithm>
@@ -10,11 +10,11 @@
 namespace feather::cuda {
 namespace {
 
-constexpr int64_t kMostBlocks = 1 << 13;  // enough to fill any device several times; the loop over the grid does more
+constexpr int64_t kMostBlocks = 1 << 13;  // fills any device several times over; the kernels loop over the rest
 
 int64_t blocks_for(int64_t work) { return std::min(kMostBlocks, (work + kThreads - 1) / kThreads); }
 
-// The first element at which every array is at a multiple of 16 bytes, or n where there is none.
+// The first element at which all arrays are aligned to 16 bytes, or n if there is none.
 template <int N, class... W>
 int64_t aligned_head(int64_t n, const W*... arrays) {
   for (int64_t head = 0; head < std::min<int64_t>(N, n); ++head) {
@@ -23,7 +23,7 @@ int64_t aligned_head(int64_t n, const W*... arrays) {
   return n;
 }
 
-// Threads of work: one for each pack, or for each element where there are none.
+// Threads that have work: one for each pack, or for each element if there are no packs.
 template <int N>
 int64_t threads_for(int64_t n, int64_t head) {
   return std::max<int64_t>({head, (n - head) / N, 1});
@@ -57,8 +57,8 @@ using LaunchThreshold = void (*)(const void*, const void*, void*, int64_t, void*
 using LaunchScale = void (*)(const void*, const void*, const void*, const void*, void*, int64_t, void*);
 
 struct ThresholdKernels {
-  std::array<DType, 2> dtypes;  // w, out
-  LaunchThreshold launch[kPowers];
+  std::array<DType, 2> dtypes;      // w, out
+  LaunchThreshold launch[kPowers];  // by P
 };
 
 template <class W, class Out>
@@ -78,8 +78,8 @@ constexpr ScaleKernel scale_entry() {
   return {{kDTypeOf<G>, kDTypeOf<W>, kDTypeOf<Out>}, launch_scale<G, W, Out>};
 }
 
-// What training meets: one dtype throughout, or float32 weights with a narrower result or gradient. The caller casts
-// operands of other dtypes to these.
+// The combinations that training meets: one dtype throughout, or float32 weights with a 16-bit result or gradient. For
+// others the caller casts its operands to one of these.
 constexpr ThresholdKernels kThreshold[] = {
     threshold_entry<float, float>(),       threshold_entry<float, BFloat16>(), threshold_entry<float, Half>(),
     threshold_entry<BFloat16, BFloat16>(), threshold_entry<Half, Half>(),      threshold_entry<double, double>(),
@@ -91,6 +91,7 @@ constexpr ScaleKernel kScale[] = {
     scale_entry<Half, Half, Half>(),    scale_entry<double, double, double>(),
 };
 
+// The entry of a table for some dtypes; fails if there is none.
 template <class Kernel, size_t Count>
 const Kernel& kernel_for(const decltype(Kernel::dtypes)& dtypes, const Kernel (&kernels)[Count], const char* op) {
   for (const Kernel& kernel : kernels) {

@@ -1,13 +1,18 @@
-// Kernels of thresholding and gradient scaling: one pass, each byte read and written once.
+// Kernels of threshold and scale_pruned_grad: one pass that reads and writes each byte once.
 //
-// Elements before `head` and behind the last whole pack are handled one at a time; from `head` on, where all arrays are
-// aligned, in accesses of 16 bytes. Arrays that are never aligned at the same element have head = n.
+// `head` is the first element at which all arrays are aligned to 16 bytes. From there on elements are handled in packs,
+// with accesses of 16 bytes; those before it and after the last whole pack one at a time. Arrays that are never aligned
+// at the same element have head = n.
 #pragma once
 
-#include "cuda/device.cuh"
+#include <stdint.h>
+
+#include "cuda/vectorized_access.cuh"
+#include "feather/math.h"
 
 namespace feather::cuda {
 
+// Size of the narrowest of some types.
 template <class... W>
 constexpr int narrowest() {
   int bytes = 8;
@@ -15,23 +20,25 @@ constexpr int narrowest() {
   return bytes;
 }
 
-// Elements that a thread handles at once: 16 bytes of the narrowest type.
+// Elements of a pack: 16 bytes of the narrowest type.
 template <class... W>
 constexpr int kPackOf = kAccess / narrowest<W...>();
 
-// Calls f(i) for i = first, first + step, ... below end. Not unrolled: more threads hide latency at less cost.
+// Calls f(i) for i = first, first + step, ... below end. Not unrolled: latency is hidden by more threads, which costs
+// fewer registers.
 template <class F>
 __device__ __forceinline__ void for_each(int64_t first, int64_t end, int64_t step, const F& f) {
 #pragma unroll 1
   for (int64_t i = first; i < end; i += step) f(i);
 }
 
+// The number of this thread in the grid, and the number of threads.
 __device__ __forceinline__ int64_t thread_of_grid() {
   return static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
 }
 __device__ __forceinline__ int64_t threads_of_grid() { return static_cast<int64_t>(gridDim.x) * kThreads; }
 
-// Calls one(i) for single elements and pack(i) for N elements from i on.
+// Calls pack(i) for each whole pack of N elements from i on, and one(i) for each other element of [0, n).
 template <int N, class One, class Many>
 __device__ __forceinline__ void for_each_element(int64_t n, int64_t head, const One& one, const Many& pack) {
   const int64_t thread = thread_of_grid(), threads = threads_of_grid();
@@ -40,7 +47,7 @@ __device__ __forceinline__ void for_each_element(int64_t n, int64_t head, const 
   for_each(thread, head + n - tail, threads, [&](int64_t i) { one(i < head ? i : i - head + tail); });
 }
 
-// out[i] = f(in[i]...), by element or by pack.
+// out[i] = f(in[i]...) for i in [0, n).
 template <int N, class Out, class F, class... In>
 __device__ __forceinline__ void transform(Out* out, int64_t n, int64_t head, const F& f, const In*... in) {
   const auto one = [&](int64_t i) { store(out[i], f(in[i]...)); };
@@ -53,16 +60,18 @@ __device__ __forceinline__ void transform(Out* out, int64_t n, int64_t head, con
   for_each_element<N>(n, head, one, [&](int64_t i) { many(i, load_pack<N>(in + i)...); });
 }
 
+// out[i] = P(w[i]); t points to one number.
 template <class W, class Out, int P>
 __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     threshold_kernel(const W* w, const Compute<W>* t, Out* out, int64_t n, int64_t head) {
   using T = Compute<W>;
-  const Threshold<T> threshold = make_threshold(*t);
-  const auto value = [&](W weight) { return threshold_value<P>(load<T>(weight), threshold); };
+  const ScaledThreshold<T> threshold = scale_threshold(*t);
+  const auto value = [&](W weight) { return apply_threshold<P>(load<T>(weight), threshold); };
   transform<kPackOf<W, Out>>(out, n, head, value, w);
 }
 
-// out[i] = g[i], times grad_scale where w[i] is pruned; the product in the wider of the two compute types.
+// out[i] = g[i], or g[i] grad_scale where w[i] is pruned, in the wider of the compute types of g and w; t and
+// grad_scale point to one number each.
 template <class G, class W, class Out>
 __global__ void __launch_bounds__(kThreads, kBlocksOnProcessor)
     scale_kernel(const G* g, const W* w, const Compute<W>* t, const Compute<W>* grad_scale, Out* out, int64_t n,

@@ -1,14 +1,14 @@
-// Largest error of P(w) over float32 magnitudes: `accuracy [--every N] [--threads N]`, csv on stdout.
+// Measures the largest error of P(w) over float32 magnitudes: `accuracy [--every N] [--threads N]` prints csv.
 //
-// The kernels run over the magnitudes 0, N, 2 N, ... as bit patterns, up to inf; with --every 1 that is all of them but
-// the NaNs. The exact value is computed in long double. Instruction sets that must give the same bits share a row: all
-// of them, but for p = 3 those that fuse a product and a sum and those that do not. Exits with 1 beyond 2 ulp or where
-// bits differ.
+// The kernels run over the magnitudes with the bit patterns 0, N, 2 N, ..., up to infinity; --every 1 (the default)
+// tries all of them. The exact values are computed in long double. Instruction sets that must give the same bits share
+// a row: all of them, except that for p = 3 those that fuse a product and a sum are separate from those that do not.
+// Exits with 1 if an error exceeds 2 ulp or bits differ within a row.
 #include <algorithm>
 #include <cstring>
 #include <string>
 
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/parallel.h"
 #include "feather/math.h"
 #include "harness.h"
@@ -48,8 +48,8 @@ std::vector<Group> groups_for(int power) {
   return groups;
 }
 
-// exact_threshold, faster: the difference is exact, and so nearly is the double product under a root in double with
-// one Newton step in long double.
+// exact_threshold (samples.h), but fast enough for every float: products of differences, which long double holds almost
+// exactly, and a root in double with one Newton step in long double.
 long double exact(float weight, float threshold, int power) {
   const long double a = weight;
   const long double t = threshold;
@@ -62,7 +62,7 @@ long double exact(float weight, float threshold, int power) {
   return y - (y * y * y - z) / (3 * y * y);
 }
 
-// Error of the first instruction set, and infinite if another gives other bits.
+// The largest error of the first instruction set in one part of the magnitudes; infinite if another gives other bits.
 Worst worst_of_part(const std::vector<Kernels>& sets, float t, int power, int64_t every, int64_t part, int64_t parts) {
   Worst worst;
   std::vector<float> weights(kBlock);

@@ -1,4 +1,5 @@
-// A test is a function; main lists them. A failed check prints where and what, and the program exits with 1.
+// A minimal test harness: CHECK, CHECK_REFUSED and run_all. A test is a function without arguments. The first failed
+// check prints its place and values, and ends the program with exit status 1.
 #pragma once
 
 #include <cstdio>
@@ -14,6 +15,7 @@ namespace feather_tests {
   std::exit(1);
 }
 
+// The parts, joined.
 template <class... Parts>
 std::string text(const Parts&... parts) {
   std::ostringstream stream;
@@ -27,6 +29,7 @@ struct Test {
   void (*run)();
 };
 
+// Runs tests in order; returns the exit status of the program.
 template <size_t N>
 int run_all(const Test (&tests)[N]) {
   for (const Test& test : tests) {
@@ -40,21 +43,21 @@ int run_all(const Test (&tests)[N]) {
 
 }  // namespace feather_tests
 
-// CHECK(condition, parts of a message ...)
-#define CHECK(condition, ...)                                                                                   \
-  do {                                                                                                          \
-    if (!(condition))                                                                                           \
+// The condition must hold; the other arguments are the parts of the message if it does not.
+#define CHECK(condition, ...)                                                                                  \
+  do {                                                                                                         \
+    if (!(condition))                                                                                          \
       ::feather_tests::report(__FILE__, __LINE__, ::feather_tests::text("not " #condition ": ", __VA_ARGS__)); \
   } while (false)
 
-// The expression throws std::invalid_argument whose message contains `words`.
-#define CHECK_REFUSED(expression, words)                                                                 \
-  do {                                                                                                   \
-    std::string message = "nothing";                                                                     \
-    try {                                                                                                \
-      expression;                                                                                        \
-    } catch (const std::invalid_argument& error) {                                                       \
-      message = error.what();                                                                            \
-    }                                                                                                    \
-    CHECK(message.find(words) != std::string::npos, "expected \"", words, "\" in \"", message, "\"");     \
+// The expression must throw a std::invalid_argument whose message contains `words`.
+#define CHECK_REFUSED(expression, words)                                                              \
+  do {                                                                                                \
+    std::string message = "nothing";                                                                  \
+    try {                                                                                             \
+      expression;                                                                                     \
+    } catch (const std::invalid_argument& error) {                                                    \
+      message = error.what();                                                                         \
+    }                                                                                                 \
+    CHECK(message.find(words) != std::string::npos, "expected \"", words, "\" in \"", message, "\""); \
   } while (false)

@@ -1,4 +1,4 @@
-// Inputs and reference results of the tests, written without the code under test.
+// Inputs of the tests, reference results and errors in ulps, none of which uses the code under test.
 #pragma once
 
 #include <cmath>
@@ -15,7 +15,7 @@ namespace feather_tests {
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Normal values in front, then every kind of boundary of the threshold, special values, and powers of two.
+// `normal` values of a normal distribution, then the neighbours of T and -T, powers of two, and special values.
 inline std::vector<float> weights_around(float t, size_t normal, uint32_t seed) {
   std::mt19937 generator(seed);
   std::normal_distribution<float> distribution(0.0f, 2 * (t > 0 && t < 1e30f ? t : 1.0f));
@@ -35,11 +35,11 @@ inline std::vector<float> weights_around(float t, size_t normal, uint32_t seed) 
   for (const float special : {0.0f, -0.0f, kInfinity, -kInfinity, kNan, -kNan, std::numeric_limits<float>::max()}) {
     weights.push_back(special);
   }
-  weights.push_back(feather::float_of(0x7FFFFFFFu));  // the NaN that plain rounding to 16 bits would make a zero
+  weights.push_back(feather::float_of(0x7FFFFFFFu));  // a NaN that integer rounding to 16 bits would turn into zero
   return weights;
 }
 
-// P(w) in long double; T > 0.
+// P(w) in long double, for T > 0.
 inline long double exact_threshold(long double w, long double t, double p) {
   const long double a = std::fabs(w);
   if (a <= t) return 0.0L;
@@ -55,7 +55,8 @@ inline long double exact_threshold(long double w, long double t, double p) {
   return std::copysign(y, w);
 }
 
-// Error of `value` in units of the last place of `exact`, for a format of so many mantissa bits and least exponent.
+// The error of `value` in units in the last place of `exact`, in a format with this many mantissa bits and this least
+// exponent.
 inline double ulps(long double value, long double exact, int mantissa_bits, int least_exponent) {
   if (std::isnan(exact)) return std::isnan(value) ? 0 : 1e9;
   if (value == exact) return 0;

@@ -1,4 +1,4 @@
-// math.h and dtype.h against long double and against tables of every 16-bit value.
+// The formulas of math.h against long double, and the conversions of dtype.h for every 16-bit value.
 #include "feather/math.h"
 #include "harness.h"
 #include "samples.h"
@@ -8,7 +8,7 @@ namespace {
 
 using namespace feather;
 
-// The value of a half by its definition.
+// The value of a half, from the definition of the format.
 double half_value(uint16_t bits) {
   const int exponent = (bits >> 10) & 31;
   const int mantissa = bits & 1023;
@@ -39,7 +39,8 @@ void every_16_bit_value_converts_and_back() {
   }
 }
 
-// Between neighbours a < b of the 16-bit format: what lies nearer to a gives a, the middle gives the even one.
+// For each pair of neighbours a < b in a 16-bit format: floats nearer to a must round to a, those nearer to b to b, and
+// the middle to the even one.
 template <class Convert, class Value>
 void check_rounding(uint16_t last_finite, Convert convert, Value value) {
   for (uint16_t low = 0; low < last_finite; ++low) {
@@ -70,8 +71,9 @@ void sixteen_bit_results_are_rounded_to_nearest_even() {
   }
 }
 
-constexpr float kThresholds[] = {0.0123f, 0.3f,  1.0f,   1.9999f, 7.7f,            1e-6f,           1e-30f, 1e30f,
-                                 3e38f,   1e-38f, 1e-42f, 1e6f,    9.5367431640625e-7f, 1.17549435e-38f};
+constexpr float kThresholds[] = {
+    0.0123f,        0.3f, 1.0f, 1.9999f, 7.7f, 1e-6f, 1e-30f, 1e30f, 3e38f, 1e-38f, 1e-42f, 1e6f, 9.5367431640625e-7f,
+    1.17549435e-38f};
 
 template <int P>
 double power_of() {
@@ -83,19 +85,19 @@ void check_threshold() {
   double worst = 0;
   double worst_double = 0;
   for (const float t : kThresholds) {
-    const Threshold<float> narrow = make_threshold(t);
-    const Threshold<double> wide = make_threshold(static_cast<double>(t));
+    const ScaledThreshold<float> narrow = scale_threshold(t);
+    const ScaledThreshold<double> wide = scale_threshold(static_cast<double>(t));
     for (const float w : weights_around(t, 20000, 7)) {
       for (const bool scaled : {true, false}) {
         if (!scaled && needs_scaling(t)) continue;
-        const float y = scaled ? threshold_value<P>(w, narrow) : threshold_value<P, false>(w, narrow);
+        const float y = scaled ? apply_threshold<P>(w, narrow) : apply_threshold<P, false>(w, narrow);
         const double error = float_ulps(y, exact_threshold(w, t, power_of<P>()));
         CHECK(error <= 2, "P=", P, " T=", t, " w=", w, " scaled=", scaled, " gives ", y, ", ", error, " ulp");
         CHECK(!(std::fabs(y) > std::fabs(w)), "P=", P, " T=", t, " w=", w, " scaled=", scaled, " grew to ", y);
         CHECK(y != 0 || !std::signbit(y) || !(std::fabs(w) <= t), "-0 for w=", w);
         worst = std::max(worst, error);
       }
-      const double y_double = threshold_value<P>(static_cast<double>(w), wide);
+      const double y_double = apply_threshold<P>(static_cast<double>(w), wide);
       const double error_double = double_ulps(y_double, exact_threshold(w, t, power_of<P>()));
       CHECK(error_double <= 2, "double P=", P, " T=", t, " w=", w, " gives ", y_double, ", ", error_double, " ulp");
       worst_double = std::max(worst_double, error_double);
@@ -113,10 +115,11 @@ void threshold_is_within_two_ulps() {
 
 void doubles_beyond_floats_range() {
   for (const double t : {1e-300, 1e-60, 1e60, 1e300, 5e-324}) {
-    for (const double factor : {1.0, 1 + 1e-15, 1.5, 1e3, 5e5, 6e5, 1e12, 8e12, 1e13, 1.4e13, 2e13, 1e15, 1e40, 1e200}) {
+    for (const double factor :
+         {1.0, 1 + 1e-15, 1.5, 1e3, 5e5, 6e5, 1e12, 8e12, 1e13, 1.4e13, 2e13, 1e15, 1e40, 1e200}) {
       const double w = -t * factor;
       if (std::isinf(w)) continue;
-      const double y = threshold_value<3>(w, make_threshold(t));
+      const double y = apply_threshold<3>(w, scale_threshold(t));
       CHECK(double_ulps(y, exact_threshold(w, t, 3)) <= 2, "T=", t, " w=", w, " gives ", y);
     }
   }
@@ -127,7 +130,7 @@ void denormal_thresholds() {
     const double t = std::ldexp(5e-324, exponent);
     for (const double more : {1.0, 2.0, 3.0, 5.0, 9.0, 1000.0}) {
       const double w = t + more * 5e-324;
-      const double y = threshold_value<3>(w, make_threshold(t));
+      const double y = apply_threshold<3>(w, scale_threshold(t));
       CHECK(double_ulps(y, exact_threshold(w, t, 3)) <= 2, "T=", t, " w=", w, " gives ", y);
     }
   }
@@ -136,14 +139,14 @@ void denormal_thresholds() {
 void non_positive_and_nan_thresholds() {
   for (const float t : {0.0f, -0.0f, -1.0f, -kInfinity}) {
     for (const float w : weights_around(1.0f, 10, 1)) {
-      CHECK(bits_of(threshold_value<3>(w, make_threshold(t))) == bits_of(w), "T=", t, " w=", w);
+      CHECK(bits_of(apply_threshold<3>(w, scale_threshold(t))) == bits_of(w), "T=", t, " w=", w);
       CHECK(!is_pruned(w, t), "T=", t, " w=", w);
     }
   }
-  CHECK(std::isnan(threshold_value<3>(1.0f, make_threshold(kNan))), "NaN T");
+  CHECK(std::isnan(apply_threshold<3>(1.0f, scale_threshold(kNan))), "NaN T");
   CHECK(!is_pruned(0.0f, kNan), "NaN T");
   CHECK(!is_pruned(kNan, 1.0f) && !is_pruned(kNan, kInfinity), "NaN w");
-  CHECK(is_pruned(kInfinity, kInfinity) && threshold_value<3>(-kInfinity, make_threshold(kInfinity)) == 0, "inf T");
+  CHECK(is_pruned(kInfinity, kInfinity) && apply_threshold<3>(-kInfinity, scale_threshold(kInfinity)) == 0, "inf T");
 }
 
 void keys_sort_as_magnitudes() {

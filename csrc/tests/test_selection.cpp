@@ -1,7 +1,7 @@
-// Selection and histograms against sorting, by every route: collected whole, hinted, sampled, radix.
+// Selection and histograms against sorting, on every path: all keys collected, hint, sample, radix passes.
 #include <algorithm>
 
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 #include "feather/math.h"
 #include "harness.h"
@@ -27,7 +27,7 @@ std::vector<uint32_t> sorted_keys(const std::vector<float>& weights, float scale
   return keys;
 }
 
-// Keys of the union of the caps[l] smallest of each array, sorted.
+// The keys of the caps[l] smallest scores of each array together, sorted.
 std::vector<uint32_t> expected_keys(const Weights& weights, const float* scales, const int64_t* caps) {
   std::vector<uint32_t> all;
   for (size_t l = 0; l < weights.size(); ++l) {
@@ -46,8 +46,8 @@ void check(const Weights& weights, const float* scales, const int64_t* caps, con
   for (const std::string& name : available_instruction_sets()) {
     use_instruction_set(name);
     for (const int threads : {1, 3}) {
-      for (const int64_t rank : {int64_t{-1}, int64_t{0}, size / 10, size / 2 - 1, size / 2, size * 98 / 100, size - 2,
-                                 size - 1, size}) {
+      for (const int64_t rank :
+           {int64_t{-1}, int64_t{0}, size / 10, size / 2 - 1, size / 2, size * 98 / 100, size - 2, size - 1, size}) {
         float found[2] = {-1, -1};
         magnitude_select(scores, &rank, hint.empty() ? nullptr : hint.data(), found, threads);
         for (const int64_t i : {int64_t{0}, int64_t{1}}) {
@@ -90,19 +90,25 @@ void hints_right_and_wrong() {
   const Weights weights = normal_weights({100000, 20000}, 5);
   const std::vector<uint32_t> keys = expected_keys(weights, nullptr, nullptr);
   const float middle = value_of_key<float>(keys[keys.size() / 2]);
-  for (const std::vector<float>& hint : {std::vector<float>{middle, middle}, {0.0f, 0.0f}, {kNan, kNan}, {1e9f, 1e9f},
-                                         {2.0f, 1.0f}, {0.0f, 1e9f}, {-1.0f, -1.0f}, {kInfinity, kInfinity}}) {
+  for (const std::vector<float>& hint : {std::vector<float>{middle, middle},
+                                         {0.0f, 0.0f},
+                                         {kNan, kNan},
+                                         {1e9f, 1e9f},
+                                         {2.0f, 1.0f},
+                                         {0.0f, 1e9f},
+                                         {-1.0f, -1.0f},
+                                         {kInfinity, kInfinity}}) {
     check(weights, nullptr, nullptr, hint);
   }
 }
 
-// What is wanted is the last key in the bracket of the hint, and its neighbour lies beyond.
+// The wanted key is the last one in the bracket of the hint, and the next lies outside.
 void neighbours_outside_the_bracket() {
   Weights weights = {std::vector<float>(50000, 0.25f), std::vector<float>(50000, 2.0f)};
   check(weights, nullptr, nullptr, {0.25f, 0.25f});  // tries rank 49,999 too
 }
 
-// More keys inside any bracket than the buffer holds.
+// Any bracket holds more keys than the buffer.
 void ties_take_radix_passes() {
   Weights weights = {std::vector<float>(900000, 0.25f), std::vector<float>(400000, -0.5f)};
   weights[0][17] = 0.125f;
@@ -122,7 +128,7 @@ void caps_and_scales() {
   Weights ties = {std::vector<float>(900000, 0.25f), std::vector<float>(1000, 0.25f), {0.1f, 0.3f}, {}};
   check(ties, nullptr, std::vector<int64_t>{850000, 10, 2, 0}.data(), {});
   ties = {std::vector<float>(900000, 0.25f), {10.0f}};
-  ties[0].push_back(3.0f);  // beyond the cap: not the neighbour of the last 0.25
+  ties[0].push_back(3.0f);  // beyond the cap, so not the key after the last 0.25
   check(ties, nullptr, std::vector<int64_t>{900000, 1}.data(), {});
 }
 
@@ -164,8 +170,8 @@ void float64_and_16_bits() {
     for (const Half w : halves) narrow.push_back(std::fabs(to_float(w)));
     std::sort(narrow.begin(), narrow.end());
     float found_half[2];
-    magnitude_select({{Array{halves.data(), 100000, DType::kFloat16}}, {0}, 1, nullptr, nullptr}, &rank, nullptr, found_half,
-                     threads);
+    magnitude_select({{Array{halves.data(), 100000, DType::kFloat16}}, {0}, 1, nullptr, nullptr}, &rank, nullptr,
+                     found_half, threads);
     CHECK(found_half[0] == narrow[77777] && found_half[1] == narrow[77778], "float16");
   }
 }
@@ -203,7 +209,8 @@ void bad_arguments_are_refused() {
                 "all float64 or none, at index 1");
   CHECK_REFUSED(magnitude_select({{narrow_array}, {1}, 1, nullptr, nullptr}, &rank, nullptr, out, 1),
                 "groups must be in [0, 1), got 1");
-  CHECK_REFUSED(magnitude_select({{narrow_array}, {}, 1, nullptr, nullptr}, &rank, nullptr, out, 1), "one per weight (1)");
+  CHECK_REFUSED(magnitude_select({{narrow_array}, {}, 1, nullptr, nullptr}, &rank, nullptr, out, 1),
+                "one per weight (1)");
 }
 
 }  // namespace

@@ -27,8 +27,8 @@ case "$*" in *select.cpp*) echo "internal compiler error: out of luck" >&2; exit
 exec c++ "$@"
 """
 WRONG_TOOLKITS = {
-    "garbage": ("echo three blind mice", "--dryrun does not say where its own is"),
-    "exit 1": ("exit 1", "--dryrun does not say where its own is"),
+    "garbage": ("echo three blind mice", "--dryrun does not say where it is"),
+    "exit 1": ("exit 1", "--dryrun does not say where it is"),
     "old": (
         'case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "Cuda compilation tools, release 11.7, V11.7.99";; esac',
         "needs CUDA 11.8 or later",

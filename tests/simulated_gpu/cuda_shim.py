@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "build" / "cuda_on_cpu"
-KERNELS = ("cuda/elementwise.cu", "cuda/selection.cu")
+KERNELS = ("cuda/count.cu", "cuda/elementwise.cu", "cuda/selection.cu")
 TESTS = ("tests/cuda/main.cpp", "tests/cuda/test_elementwise.cpp", "tests/cuda/test_selection.cpp")
 BINDINGS = "cuda/bindings.cpp"
 COMMON = ("-std=c++17", "-DFEATHER_CUDA_ON_CPU", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC")

@@ -251,11 +251,11 @@ def test_named_architectures_are_built_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ("exit 1", "does not say where its own is"),
+        ("exit 1", "does not say where it is"),
         ('case "$1" in --dryrun) echo "#$ TOP=/usr";; *) echo "release 11.7,";; esac', "needs CUDA 11.8 or later"),
         (
             'case "$1" in --dryrun) echo "#$ TOP=/usr";; --version) echo "release 14.0,";; *) echo compute_90;; esac',
-            "needs an nvcc that knows compute_80, and",
+            "needs an nvcc that knows compute_80, but",
         ),
     ],
 )

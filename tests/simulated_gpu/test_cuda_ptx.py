@@ -127,8 +127,8 @@ BUGS = [
         "members of a struct swapped in a launch of the bracket",
         Change(
             "cuda/selection.cu",
-            "s.elements, hint, scratch.bracket_below, scratch.bracket_counts,",
-            "s.elements, hint, scratch.bracket_counts, scratch.bracket_below,",
+            "scratch.bracket_below, scratch.bracket_counts, scratch.bracket_sums",
+            "scratch.bracket_counts, scratch.bracket_below, scratch.bracket_sums",
         ),
         steady_select,
         "AssertionError",
@@ -167,21 +167,21 @@ BUGS = [
     ),
     Bug(
         "no barrier between zeroing and counting",
-        Change("cuda/radix.cuh", "    __syncthreads();\n    const K upper", "    const K upper"),
+        Change("cuda/radix_select.cuh", "    __syncthreads();\n    const K upper", "    const K upper"),
         select,
         "DataRaceError",
         "histogram_kernel.*shared",
     ),
     Bug(
         "no barrier between counting and adding up",
-        Change("cuda/radix.cuh", "    __syncthreads();\n    int64_t* row = counts", "    int64_t* row = counts"),
+        Change("cuda/radix_select.cuh", "    __syncthreads();\n    int64_t* row = counts", "    int64_t* row = counts"),
         select,
         "DataRaceError",
         "histogram_kernel.*shared",
     ),
     Bug(
         "no barrier before the sums of warps are read",
-        Change("cuda/block.cuh", "  __syncthreads();\n  int64_t total", "  int64_t total"),
+        Change("cuda/block_reduce.cuh", "  __syncthreads();\n  int64_t total", "  int64_t total"),
         select,
         "DataRaceError",
         "scan_kernel.*shared",
@@ -195,7 +195,7 @@ BUGS = [
     ),
     Bug(
         "head of a chunk forgotten",
-        Change("cuda/chunks.cuh", "(kAccess - past) % kAccess / sizeof(W)", "past * 0 / sizeof(W)"),
+        Change("cuda/chunk_table.cuh", "(kAccess - past) % kAccess / sizeof(W)", "past * 0 / sizeof(W)"),
         count_of_misaligned,
         "MisalignedError",
         "count_kernel.*16-byte global access",
@@ -209,7 +209,7 @@ BUGS = [
     ),
     Bug(
         "tail of a chunk one too long",
-        Change("cuda/chunks.cuh", "if (tail + thread < chunk.elements)", "if (tail + thread <= chunk.elements)"),
+        Change("cuda/chunk_table.cuh", "if (tail + thread < chunk.elements)", "if (tail + thread <= chunk.elements)"),
         count,
         "OutOfBoundsError",
         "count_kernel",
@@ -223,7 +223,7 @@ BUGS = [
     ),
     Bug(
         "bin one beyond the shared memory",
-        Change("cuda/radix.cuh", "found, 1 << kDigitBits);", "found, (1 << kDigitBits) - 1);"),
+        Change("cuda/radix_select.cuh", "found, 1 << kDigitBits);", "found, (1 << kDigitBits) - 1);"),
         select,
         "OutOfBoundsError",
         "histogram_kernel.*shared",

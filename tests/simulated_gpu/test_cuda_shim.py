@@ -44,25 +44,25 @@ def test_op_tests_pass_on_the_python_backend() -> None:
 
 PLANTED = {
     "no barrier between zeroing and counting": (
-        Change("cuda/radix.cuh", "    __syncthreads();\n    const K upper", "    const K upper"),
+        Change("cuda/radix_select.cuh", "    __syncthreads();\n    const K upper", "    const K upper"),
         RACES,
         "histogram",
         "data race",
     ),
     "no barrier between counting and adding up": (
-        Change("cuda/radix.cuh", "    __syncthreads();\n    int64_t* row = counts", "    int64_t* row = counts"),
+        Change("cuda/radix_select.cuh", "    __syncthreads();\n    int64_t* row = counts", "    int64_t* row = counts"),
         MEMORY,
         "histogram",
         "histogram of",
     ),
     "no barrier before the sums of warps are read": (
-        Change("cuda/block.cuh", "  __syncthreads();\n  int64_t total", "  int64_t total"),
+        Change("cuda/block_reduce.cuh", "  __syncthreads();\n  int64_t total", "  int64_t total"),
         MEMORY,
         "select",
         "select ",
     ),
     "barrier in a branch": (
-        Change("cuda/block.cuh", "= through;\n  __syncthreads();", "= through, __syncthreads();"),
+        Change("cuda/block_reduce.cuh", "= through;\n  __syncthreads();", "= through, __syncthreads();"),
         MEMORY,
         "select",
         "CUDA fault",
@@ -74,7 +74,7 @@ PLANTED = {
         "heap-buffer-overflow",
     ),
     "tail of a chunk one too long": (
-        Change("cuda/chunks.cuh", "if (tail + thread < chunk.elements)", "if (tail + thread <= chunk.elements)"),
+        Change("cuda/chunk_table.cuh", "if (tail + thread < chunk.elements)", "if (tail + thread <= chunk.elements)"),
         MEMORY,
         "count",
         "heap-buffer-overflow",
@@ -92,13 +92,13 @@ PLANTED = {
         "misaligned address",
     ),
     "head of a chunk forgotten": (
-        Change("cuda/chunks.cuh", "(kAccess - past) % kAccess / sizeof(W)", "past * 0 / sizeof(W)"),
+        Change("cuda/chunk_table.cuh", "(kAccess - past) % kAccess / sizeof(W)", "past * 0 / sizeof(W)"),
         MEMORY,
         "count",
         "misaligned address",
     ),
     "bin one beyond the shared memory": (
-        Change("cuda/radix.cuh", "found, 1 << kDigitBits);", "found, (1 << kDigitBits) - 1);"),
+        Change("cuda/radix_select.cuh", "found, 1 << kDigitBits);", "found, (1 << kDigitBits) - 1);"),
         MEMORY,
         "histogram",
         "out of bounds",

@@ -1,4 +1,4 @@
-// What the bindings of both modules share: arguments that are addresses and dtype codes, and facts on the build.
+// Shared by the bindings of both modules: arguments that are addresses and dtype codes, and build_info.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,7 +11,7 @@
 
 namespace feather {
 
-// A pointer to any type, an int in Python.
+// An address, an int in Python, that converts to a pointer to any type. 0 (the default) is nullptr.
 struct Address {
   uintptr_t value;
 
@@ -23,15 +23,16 @@ struct Address {
   }
 };
 
-// (address, number of elements or entries, dtype) of each.
-using Tables = std::vector<std::tuple<Address, int64_t, DType>>;
+// One tuple (address, number of elements or entries, dtype) for each array.
+using ArrayTuples = std::vector<std::tuple<Address, int64_t, DType>>;
 
-inline pybind11::dict build_info(const char* last_name, const char* last) {
+// What build_info() of a module returns: the version, the hash of the sources, the compiler, and one fact of its own.
+inline pybind11::dict build_info(const char* own_name, const char* own_fact) {
   pybind11::dict info;
   info["version"] = FEATHER_VERSION;
   info["source_hash"] = FEATHER_SOURCE_HASH;
   info["compiler"] = FEATHER_COMPILER;
-  info[last_name] = last;
+  info[own_name] = own_fact;
   return info;
 }
 
@@ -39,6 +40,7 @@ inline pybind11::dict build_info(const char* last_name, const char* last) {
 
 namespace pybind11::detail {
 
+// Converts a Python int to a T by way of a Number, and never back.
 template <class T, class Number>
 struct number_caster {
   PYBIND11_TYPE_CASTER(T, const_name("int"));

@@ -1,5 +1,4 @@
-// Arrays for the tests: of exactly their size, so that AddressSanitizer sees one element beyond, and `offset` elements
-// behind a multiple of 256 bytes.
+// Arrays, values and expect() for the tests of csrc/cuda.
 #pragma once
 
 #include <stdint.h>
@@ -17,7 +16,7 @@ namespace feather {
 
 inline int failures = 0;
 
-// Counts a failure, with the words of printf; the first few are printed.
+// Counts a failure if the condition does not hold; the first 20 are printed, with the arguments of printf.
 template <class... Values>
 void expect(bool holds, const char* format, Values... values) {
   if (holds || ++failures > 20) return;
@@ -26,6 +25,8 @@ void expect(bool holds, const char* format, Values... values) {
   fprintf(stderr, "\n");
 }
 
+// n elements that start `offset` elements after a multiple of 256 bytes. The memory ends with the last element, so that
+// AddressSanitizer sees an access beyond it.
 template <class W>
 class Array {
  public:
@@ -73,14 +74,27 @@ double value_of(W stored) {
   return static_cast<double>(load<Compute<W>>(stored));
 }
 
-// Normal numbers around T, T itself and its neighbours, zeros, infinities, NaN, denormals; of both signs.
+// Fills w with a mix of normally distributed values, T and its neighbours, zeros, infinities, NaNs and denormals, of
+// both signs.
 template <class W>
 void fill(const Array<W>& w, double t, unsigned seed) {
   std::mt19937 chance(seed);
   std::normal_distribution<double> normal;
   const double eps = sizeof(W) == 8 ? 0x1p-52 : sizeof(W) == 4 ? 0x1p-23 : std::is_same_v<W, Half> ? 0x1p-10 : 0x1p-7;
-  const double special[] = {t,           t * (1 + eps), t * (1 - eps), t * (1 + 2 * eps), 0.0, -0.0, INFINITY, NAN,
-                            t * 1.5,     t * 1000,      t * 100000,    1e-40,             1.0, 6e-8};
+  const double special[] = {t,
+                            t * (1 + eps),
+                            t * (1 - eps),
+                            t * (1 + 2 * eps),
+                            t * 1.5,
+                            t * 1000,
+                            t * 100000,
+                            INFINITY,
+                            NAN,
+                            0.0,
+                            -0.0,
+                            1e-40,
+                            6e-8,
+                            1.0};
   for (int64_t i = 0; i < w.size(); ++i) {
     const unsigned kind = chance() % 4;
     double value = kind == 0 ? special[chance() % 14] : normal(chance) * std::fabs(t) * (kind == 1 ? 1.1 : 3);

@@ -1,8 +1,10 @@
-// Runs the CUDA C++ of csrc/cuda on a CPU: what of CUDA those sources use, as plain C++ for g++ or clang++.
+// Defines the parts of CUDA C++ that csrc/cuda uses as plain C++, so that g++ or clang++ compiles the kernels for a
+// CPU.
 //
-// Threads of a block are fibers, one block after the other: they change places at barriers, at warp operations and, by
-// chance, at atomics, in random order. With CUDA_ON_CPU_THREADS each is a thread of the system and blocks run at the
-// same time, so that -fsanitize=thread sees races. Shared memory is filled with 0xFF (NaN, -1) when a block starts.
+// Blocks run one after the other. The threads of a block are fibers that switch in random order: at barriers, at warp
+// operations and, now and then, at atomics. With CUDA_ON_CPU_THREADS each CUDA thread is a thread of the system and
+// several blocks run at once, so that -fsanitize=thread sees races. Shared memory starts out filled with 0xFF (NaN,
+// -1). Misuse (a barrier that not all threads reach, a partial warp operation) aborts with "CUDA fault".
 #pragma once
 
 #include <stdint.h>
@@ -54,7 +56,7 @@ struct Index {
   unsigned x;
 };
 
-// A barrier for some of the threads of a block, and where they wait.
+// A barrier for the threads of a block or of a warp, and the line at which they wait.
 struct Barrier {
   unsigned size = 0, arrived = 0;
   uint64_t generation = 0;
@@ -66,7 +68,7 @@ struct Barrier {
 
 struct Warp {
   Barrier barrier;
-  uint64_t values[2][kWarp];  // of this exchange and the one before, which may still be read
+  uint64_t values[2][kWarp];  // of this exchange, and of the one before, which other lanes may still read
 };
 
 struct Block {
@@ -74,7 +76,7 @@ struct Block {
   unsigned threads, exited = 0;
   Barrier barrier;
   std::vector<Warp> warps;
-  std::vector<unsigned> exchanges;  // of each thread, so far
+  std::vector<unsigned> exchanges;  // how many each thread has made
   std::map<std::pair<const char*, int>, std::unique_ptr<uint64_t[]>> shared;
 #if defined(CUDA_ON_CPU_THREADS)
   std::mutex mutex;
@@ -107,7 +109,7 @@ struct Thread {
 };
 
 inline Index grid{1};
-inline uint64_t seed = 1;  // of the order of threads
+inline uint64_t seed = 1;  // for the order of threads
 
 #if defined(CUDA_ON_CPU_THREADS)
 
@@ -141,7 +143,7 @@ inline void launch(unsigned blocks, unsigned threads, const std::function<void()
 
 inline Thread current;
 
-#if defined(__SANITIZE_ADDRESS__)  // it must know on which stack it is
+#if defined(__SANITIZE_ADDRESS__)  // AddressSanitizer must be told of every change of stack
 inline void leave_stack(void** saved, const void* bottom, size_t size) {
   __sanitizer_start_switch_fiber(saved, bottom, size);
 }
@@ -153,7 +155,7 @@ inline void leave_stack(void**, const void*, size_t) {}
 inline void enter_stack(void*, const void**, size_t*) {}
 #endif
 
-// A stack that runs one thread of the block after the other; made once, as making one is slow.
+// The stack of one thread. Reused for all blocks, because a new one is slow to set up.
 struct Fiber {
   static constexpr size_t kStack = 128 << 10;
   std::unique_ptr<char[]> stack{new char[kStack]};
@@ -259,7 +261,8 @@ inline void launch(unsigned blocks, unsigned threads, const std::function<void()
 
 #endif
 
-// Of exactly the size asked for, so that AddressSanitizer sees what lies beyond.
+// The shared array that is declared at a line, the same for all threads of a block. It has a block of memory of its
+// own, so that AddressSanitizer sees accesses beyond it.
 template <class A>
 A& shared_memory(const char* file, int line) {
 #if defined(CUDA_ON_CPU_THREADS)
@@ -274,7 +277,7 @@ A& shared_memory(const char* file, int line) {
   return *reinterpret_cast<A*>(memory.get());
 }
 
-// What lane `from` of the warp gives; all lanes must take part.
+// Publishes the value of each lane of a warp and returns choose(values, lane). All lanes must take part.
 template <class T, class F>
 T exchange(unsigned members, T value, int line, const F& choose) {
   if (members != 0xFFFFFFFFu) fail("warp operations must be of whole warps", line);

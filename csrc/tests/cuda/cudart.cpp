@@ -1,7 +1,8 @@
-// Stands in for the CUDA runtime under the shipped objects of csrc/cuda, on a machine without a GPU: a launch is handed,
-// with its stream and the addresses of its arguments, to a function that executes the kernel's PTX (tests/simulated_gpu/cuda_ptx.py).
+// A stand-in for the CUDA runtime (cudart), to be linked with the shipped objects of csrc/cuda on a machine without a
+// GPU. Each launch goes, with its stream and the addresses of its arguments, to a function that executes the kernel's
+// PTX: see tests/simulated_gpu/cuda_ptx.py.
 //
-// These are the symbols that the objects use; one more would fail to link. Types are those of the runtime's ABI.
+// It defines exactly the symbols that the objects use, with the types of the runtime's ABI; any other fails to link.
 #include <stddef.h>
 #include <stdint.h>
 
@@ -29,7 +30,8 @@ Launcher launcher = nullptr;
 int last_error = kSuccess;
 thread_local Configuration pushed;
 
-// Kernels by the address of their host functions; constructors of other objects register them.
+// The names of kernels by the addresses of their host functions. The constructors of the kernels' objects register
+// them.
 std::map<const void*, std::string>& kernels() {
   static std::map<const void*, std::string> all;
   return all;

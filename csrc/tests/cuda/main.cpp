@@ -1,6 +1,4 @@
-// Runs the tests named as arguments, or all of them; exit status 1 if one failed.
-#include "tests/cuda/tests.h"
-
+// Runs the tests named as arguments, or all without arguments. The exit status is 1 if one failed.
 #include <stdio.h>
 #include <string.h>
 
@@ -8,6 +6,7 @@
 
 #include "tests/cuda/arrays.h"
 #include "tests/cuda/cuda_on_cpu.h"
+#include "tests/cuda/tests.h"
 
 namespace {
 

@@ -1,12 +1,11 @@
-// Thresholding and gradient scaling against formulas in long double: dtypes, powers, tails, alignments, in place.
-#include "tests/cuda/tests.h"
-
+// threshold and scale_pruned_grad against formulas in long double: dtypes, powers, sizes, alignments, in place.
 #include <string.h>
 
 #include <stdexcept>
 
 #include "cuda/ops.h"
 #include "tests/cuda/arrays.h"
+#include "tests/cuda/tests.h"
 
 namespace feather {
 namespace {
@@ -27,7 +26,7 @@ long double exact(double w, double t, double p) {
   return w < 0 ? -y : y;
 }
 
-// The distance of the numbers of type W at a value.
+// The distance between neighbouring numbers of type W at a value.
 template <class W>
 long double ulp_at(long double value) {
   const int mantissa = sizeof(W) == 8 ? 52 : sizeof(W) == 4 ? 23 : std::is_same_v<W, Half> ? 10 : 7;
@@ -49,9 +48,12 @@ void check_value(W w, Out out, double t, double p, int64_t i) {
   }
   constexpr bool kRounded = sizeof(Out) < sizeof(T);  // from the compute type
   const long double ulp = kRounded ? ulp_at<Out>(wanted) : ulp_at<T>(wanted);
-  long double bound = t > 0 && !isinf(p) ? (sizeof(Out) == 2 ? 0.55L : kRounded ? 0.55L : 2.0L) : kRounded ? 0.5L : 0.0L;
-  const long double most = std::is_same_v<Out, Half> ? 65504.0L : sizeof(T) == 4 || sizeof(Out) < 8 ? 3.4e38L : 1.7e308L;
-  if (fabsl(wanted) > most) {  // where rounding decides between the largest number and infinity
+  const bool computed = t > 0 && !isinf(p);  // else w is copied, exactly but for the conversion
+  const long double bound = computed ? (kRounded ? 0.55L : 2.0L) : (kRounded ? 0.5L : 0.0L);
+  long double most = 1.7e308L;  // the largest number of the narrower of the two types
+  if (sizeof(T) == 4 || sizeof(Out) < 8) most = 3.4e38L;
+  if (std::is_same_v<Out, Half>) most = 65504.0L;
+  if (fabsl(wanted) > most) {  // rounding decides between the largest number and infinity
     expect(fabs(y) >= most * 0.99L, "threshold %s -> %s: P(%a) = %a", from, to, weight, y);
     return;
   }
@@ -140,7 +142,7 @@ void check_scales() {
   check_scale<G, W, Out>(99, -1.0, 0, false);
 }
 
-// Dtypes without a kernel are refused, before a launch.
+// The op must throw std::invalid_argument with these words, before any launch.
 template <class Op>
 void check_refused(const char* words, const Op& op) {
   try {

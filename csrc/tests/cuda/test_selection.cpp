@@ -1,17 +1,16 @@
-// Selection against sorting, bit for bit; histograms and counts against plain loops.
-#include "tests/cuda/tests.h"
-
+// magnitude_select against sorting, bit for bit; histograms and counts against plain loops.
 #include <string.h>
 
 #include <algorithm>
 
 #include "cuda/ops.h"
 #include "tests/cuda/arrays.h"
+#include "tests/cuda/tests.h"
 
 namespace feather {
 namespace {
 
-// A list of arrays of any dtypes and the tables of its chunks; small chunks, so that few elements make many blocks.
+// A list of arrays of any dtypes and its chunk tables. Chunks are small, so that few elements make many blocks.
 class List {
  public:
   explicit List(bool wide) : wide_(wide) {}
@@ -42,8 +41,9 @@ class List {
     return scaled ? members_[index].scaled : members_[index].scores;
   }
 
-  // rows: one of each member. The entries live in `memory`.
-  std::vector<cuda::Chunks> chunks(const std::vector<int64_t>& rows, std::vector<std::vector<int64_t>>& memory) const {
+  // The chunk tables, given the row of each member. `memory` will hold the entries.
+  std::vector<cuda::ChunkTable> chunks(const std::vector<int64_t>& rows,
+                                       std::vector<std::vector<int64_t>>& memory) const {
     constexpr int64_t kLength = 700;
     const int64_t bytes[] = {2, 2, 4, 8};
     memory.assign(kDTypes, {});
@@ -56,7 +56,7 @@ class List {
         memory[static_cast<size_t>(code)].insert(memory[static_cast<size_t>(code)].end(), entry, entry + 5);
       }
     }
-    std::vector<cuda::Chunks> all;
+    std::vector<cuda::ChunkTable> all;
     for (int code = 0; code < kDTypes; ++code) {
       const auto& entries = memory[static_cast<size_t>(code)];
       const auto count = static_cast<int64_t>(entries.size()) / cuda::kChunkColumns;
@@ -65,7 +65,7 @@ class List {
     return all;
   }
 
-  // (L) in the compute type.
+  // The scales of all members, in the compute type.
   std::vector<char> scales() const {
     std::vector<char> bytes;
     for (const Member& m : members_) {
@@ -87,7 +87,7 @@ class List {
   std::vector<Member> members_;
 };
 
-// Keys of v[rank] and v[rank + 1], by sorting.
+// The keys of v[rank] and v[rank + 1], found by sorting.
 std::pair<uint64_t, uint64_t> sorted(const List& list, int64_t group, int64_t rank, bool scaled,
                                      const std::vector<int64_t>* caps) {
   const uint64_t nan = list.wide() ? FloatFormat<double>::kNanKey : FloatFormat<float>::kNanKey;
@@ -124,10 +124,21 @@ void check_select(const char* name, const List& list, const std::vector<int64_t>
   std::vector<std::vector<int64_t>> memory;
   const std::vector<char> scales = list.scales();
   std::vector<T> out(2 * rank.size());
-  cuda::Selection s{list.chunks(rows, memory), list.wide(), groups, static_cast<int64_t>(group_of_row.size()),
-                    all_elements, rank.data(), starts.data(), group_of_row.data(), array_of_row.data(), elements.data(),
-                    scaled ? scales.data() : nullptr, caps == nullptr ? nullptr : caps->data(),
-                    hint == nullptr ? nullptr : hint->data(), nullptr, out.data()};
+  cuda::Selection s{list.chunks(rows, memory),
+                    list.wide(),
+                    groups,
+                    static_cast<int64_t>(group_of_row.size()),
+                    all_elements,
+                    rank.data(),
+                    starts.data(),
+                    group_of_row.data(),
+                    array_of_row.data(),
+                    elements.data(),
+                    scaled ? scales.data() : nullptr,
+                    caps == nullptr ? nullptr : caps->data(),
+                    hint == nullptr ? nullptr : hint->data(),
+                    nullptr,
+                    out.data()};
   std::vector<int64_t> scratch(static_cast<size_t>(cuda::scratch_size(s)));
   s.scratch = scratch.data();
   cuda::magnitude_select(s, nullptr);
@@ -140,9 +151,9 @@ void check_select(const char* name, const List& list, const std::vector<int64_t>
   }
 }
 
-constexpr int64_t kMany = int64_t{1} << 40;  // elements, if asked for: the widest brackets
+constexpr int64_t kMany = int64_t{1} << 40;  // claiming so many elements gives the widest brackets
 
-// Every way to ask for the ranks of a list of one group.
+// Selects from a list of one group in every way.
 template <class T>
 void check_list(const char* name, const List& list) {
   int64_t n = 0;
@@ -153,7 +164,7 @@ void check_list(const char* name, const List& list) {
     check_select<T>(name, list, {rank}, false, nullptr, nullptr);
   }
   const T value = value_of_key<T>(static_cast<Key<T>>(sorted(list, 0, n * 9 / 10, false, nullptr).first));
-  for (const T hinted : {value, value * T(1.001), value * T(1.5), T(0)}) {  // exact, near, far, at the end of all keys
+  for (const T hinted : {value, value * T(1.001), value * T(1.5), T(0)}) {  // exact, near, far, at the first key
     const std::vector<T> hint{hinted, hinted};
     for (const int64_t all_elements : {n, kMany}) {
       check_select<T>(name, list, {n * 9 / 10}, false, nullptr, &hint, all_elements);
@@ -203,7 +214,7 @@ void test_select() {
   List mixed(false);
   mixed.add(wide, 0), mixed.add(brain, 0), mixed.add(half, 0);
   check_list<float>("mixed", mixed);
-  List groups(false);  // the group 1 is empty
+  List groups(false);  // group 1 is empty
   groups.add(wide, 2), groups.add(brain, 0), groups.add(half, 2);
   const std::vector<int64_t> rank{700, 0, 1300}, caps{900, 600, 450};
   const std::vector<float> hint{2, 2, 1, 1, NAN, NAN};
@@ -212,7 +223,7 @@ void test_select() {
   check_select<float>("groups", groups, {500, 0, 1349}, true, &caps, nullptr);
 }
 
-// Every kernel of selection once, with few threads.
+// Runs every kernel of selection once or twice, on little data.
 void test_select_once() {
   const Array<float> w = random_array<float>(1500, 1, 41), ties = random_array<float>(600, 0, 42, true);
   const Array<double> wide = random_array<double>(900, 1, 43);
@@ -254,7 +265,7 @@ void test_count() {
   List list(false);
   list.add(w, 0), list.add(brain, 1), list.add(wide, 2);
   std::vector<std::vector<int64_t>> memory;
-  const std::vector<cuda::Chunks> chunks = list.chunks({0, 1, 2}, memory);
+  const std::vector<cuda::ChunkTable> chunks = list.chunks({0, 1, 2}, memory);
   for (const bool is_double : {false, true}) {
     const float narrow[] = {0.5f, 0.25f, -1.0f};
     const double thresholds[] = {0.5, 0.25, 0.1};

@@ -1,4 +1,4 @@
-// The tests of csrc/cuda on a CPU. Each records what failed with expect().
+// The tests of csrc/cuda, which main.cpp runs on a CPU. They report failures through expect() in arrays.h.
 #pragma once
 
 namespace feather {
@@ -9,7 +9,7 @@ void test_select();
 void test_histogram();
 void test_count();
 
-// Part of them: every kernel once or twice, for builds in which threads are costly.
+// Every kernel once or twice, for builds in which threads are slow.
 void test_elementwise_once();
 void test_select_once();
 

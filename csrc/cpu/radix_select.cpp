@@ -1,40 +1,39 @@
-// Radix passes over keys: the histogram op, and the selection that needs no bracket.
+// Histograms of the digits of keys: the op magnitude_histogram, and the selection that is made of them.
+#include "cpu/radix_select.h"
+
 #include <algorithm>
 #include <atomic>
-
-#include "cpu/groups.h"
 
 namespace feather {
 namespace {
 
-constexpr int64_t kCountBytes = 2 << 20;  // of the threads' own histograms
+constexpr int64_t kCountBytes = 2 << 20;  // for the histograms of all threads, which limits their number
 
+// Bits of the digit of each pass, the most significant first; together the bits of a key.
 template <class T>
-struct RadixBits;
+struct Digits;
 template <>
-struct RadixBits<float> {
-  static constexpr int kBits[] = {11, 10, 10};  // of 31, the top ones first
-  static constexpr int kWidth = 31;
+struct Digits<float> {
+  static constexpr int kBits[] = {11, 10, 10};
 };
 template <>
-struct RadixBits<double> {
-  static constexpr int kBits[] = {11, 10, 10, 11, 11, 10};  // of 63
-  static constexpr int kWidth = 63;
+struct Digits<double> {
+  static constexpr int kBits[] = {11, 10, 10, 11, 11, 10};
 };
 
-// Keys of a row that are at most `key`, and the smallest that is not.
+// Where a key stands in a row.
 template <class T>
-struct Neighbour {
-  int64_t at_most;
-  Key<T> next;
+struct Place {
+  int64_t at_most;  // number of keys <= the key
+  Key<T> next;      // the smallest key above it
 };
 
 template <class T>
-Neighbour<T> neighbour(const Row& row, Key<T> key, int threads) {
+Place<T> place_of(const Row& row, Key<T> key, int threads) {
   const int parts = usable_threads(threads, row.n, kParallel);
-  std::vector<Neighbour<T>> found(static_cast<size_t>(parts), Neighbour<T>{0, FloatFormat<T>::kNanKey});
+  std::vector<Place<T>> found(static_cast<size_t>(parts), Place<T>{0, FloatFormat<T>::kNanKey});
   run_on_threads(parts, [&](int part) {
-    Neighbour<T> mine{0, FloatFormat<T>::kNanKey};
+    Place<T> mine{0, FloatFormat<T>::kNanKey};
     for_each_key_block<T>(row, part_of(row.n, part, parts), [&](const Key<T>* keys, int64_t n) {
       for (int64_t i = 0; i < n; ++i) {
         mine.at_most += keys[i] <= key ? 1 : 0;
@@ -43,16 +42,16 @@ Neighbour<T> neighbour(const Row& row, Key<T> key, int threads) {
     });
     found[static_cast<size_t>(part)] = mine;
   });
-  Neighbour<T> result{0, FloatFormat<T>::kNanKey};
-  for (const Neighbour<T>& part : found) {
+  Place<T> result{0, FloatFormat<T>::kNanKey};
+  for (const Place<T>& part : found) {
     result.at_most += part.at_most;
     result.next = std::min(result.next, part.next);
   }
   return result;
 }
 
-}  // namespace
-
+// Of the keys of a row whose bits above shift + bits equal prefix, adds the number of those with digit d to counts[d],
+// where the digit is the next `bits` bits. Returns how many keys have a smaller prefix.
 template <class T>
 int64_t add_digits(const Row& row, Key<T> prefix, int shift, int bits, int64_t* counts, int threads) {
   const int64_t bins = int64_t{1} << bits;
@@ -78,16 +77,15 @@ int64_t add_digits(const Row& row, Key<T> prefix, int shift, int bits, int64_t* 
   return below.load(std::memory_order_relaxed);
 }
 
-template int64_t add_digits<float>(const Row&, Key<float>, int, int, int64_t*, int);
-template int64_t add_digits<double>(const Row&, Key<double>, int, int, int64_t*, int);
+}  // namespace
 
-// Most significant digit first. The cumulative count of a group is sum_rows min(C_row, cap_row): the count in the
-// union of the smallest elements of each row.
+// The cumulative count of a group is the sum over its rows of min(cumulative count, cap): the cumulative count of the
+// union of the `cap` smallest scores of each row.
 template <class T>
 void select_by_radix(const Group& group, int64_t rank, int threads, Key<T> found[2]) {
   Key<T> prefix = 0;
-  int shift = RadixBits<T>::kWidth;
-  for (const int bits : RadixBits<T>::kBits) {
+  int shift = FloatFormat<T>::kKeyBits;
+  for (const int bits : Digits<T>::kBits) {
     shift -= bits;
     const size_t bins = size_t{1} << bits;
     std::vector<int64_t> up_to(bins);
@@ -105,7 +103,7 @@ void select_by_radix(const Group& group, int64_t rank, int threads, Key<T> found
   int64_t at_most = 0;
   Key<T> next = FloatFormat<T>::kNanKey;
   for (const Row& row : group.rows) {
-    const Neighbour<T> mine = neighbour<T>(row, prefix, threads);
+    const Place<T> mine = place_of<T>(row, prefix, threads);
     at_most += std::min(mine.at_most, row.cap);
     if (mine.at_most < row.cap) next = std::min(next, mine.next);
   }
@@ -119,7 +117,7 @@ template void select_by_radix<double>(const Group&, int64_t, int, Key<double>[2]
 void magnitude_histogram(const Scores& scores, const int64_t* prefix, int shift, int bits, int64_t* out, int threads) {
   const std::vector<Group> groups = make_groups(scores);
   const bool wide = !scores.weights.empty() && is_wide(scores.weights[0].dtype);
-  const int width = wide ? RadixBits<double>::kWidth : RadixBits<float>::kWidth;
+  const int width = wide ? FloatFormat<double>::kKeyBits : FloatFormat<float>::kKeyBits;
   FEATHER_CHECK(bits >= 1 && bits <= 16 && shift >= 0 && shift <= width - bits,
                 "bits must be in [1, 16] and shift in [0, ", width, " - bits], got bits=", bits, " shift=", shift);
   const int64_t bins = int64_t{1} << bits;

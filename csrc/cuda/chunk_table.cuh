@@ -1,27 +1,36 @@
-// How a block reads its chunk of a list of arrays: in accesses of 16 bytes where the address allows.
+// Kernels over lists of arrays: the chunk that a block works on, loops over its weights or keys, and the choice of the
+// kernel for the dtype of a table.
 #pragma once
 
-#include "cuda/block.cuh"
+#include <stdint.h>
+
+#include "cuda/block_reduce.cuh"
 #include "cuda/ops.h"
+#include "cuda/vectorized_access.cuh"
+#include "feather/check.h"
+#include "feather/math.h"
 
 namespace feather::cuda {
 
-// One row of a table of chunks: address, elements, whether 16 divides the address (of no use here), row, array.
+// An entry of a ChunkTable. Its columns are the address, the number of elements, whether the address is a multiple of
+// 16 (for the Triton kernels), the row, and the array.
 template <class W>
 struct Chunk {
   const W* data;
   int elements;
-  int64_t row;    // of the counts
-  int64_t array;  // its number in the list
+  int64_t row;    // in which the keys of the array are counted
+  int64_t array;  // index of the array in the list
 };
 
+// The chunk of this block.
 template <class W>
 __device__ __forceinline__ Chunk<W> chunk_of_block(const int64_t* chunks) {
   const int64_t* entry = chunks + static_cast<int64_t>(blockIdx.x) * kChunkColumns;
   return Chunk<W>{reinterpret_cast<const W*>(entry[0]), static_cast<int>(entry[1]), entry[3], entry[4]};
 }
 
-// Calls f(w) for every element of the chunk, in the compute type, on one thread of the block.
+// Calls f(w) for each element of the chunk, in the compute type and on one thread of the block. Reads 16 bytes at a
+// time, but for the elements before the first multiple of 16 and after the last whole pack.
 template <class W, class F>
 __device__ __forceinline__ void for_each_weight(const Chunk<W>& chunk, const F& f) {
   using T = Compute<W>;
@@ -41,13 +50,29 @@ __device__ __forceinline__ void for_each_weight(const Chunk<W>& chunk, const F& 
   if (tail + thread < chunk.elements) f(load<T>(chunk.data[tail + thread]));
 }
 
-// Calls f(key) for the key of every score of the chunk: scale * abs(w), where scales is null abs(w). A NaN's is its
-// bits, kNanKey or more.
+// Calls f(key) for the key of each score of the chunk: scale abs(w), or abs(w) if scales is null. The key of a NaN is
+// not clamped: it is kNanKey or more.
 template <class W, class F>
 __device__ __forceinline__ void for_each_key(const Chunk<W>& chunk, const Compute<W>* scales, const F& f) {
   using T = Compute<W>;
   const T scale = scales == nullptr ? T(1) : scales[chunk.array];  // times 1 is exact
   for_each_weight(chunk, [&](T w) { f(magnitude_key(scale * w)); });
+}
+
+// Host: calls f with a value of the storage type of a dtype; fails for a code that is no dtype's.
+template <class F>
+void with_storage_type(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::kFloat16:
+      return f(Half());
+    case DType::kBFloat16:
+      return f(BFloat16());
+    case DType::kFloat32:
+      return f(float());
+    case DType::kFloat64:
+      return f(double());
+  }
+  fail("dtype code of a chunk table must be in [0, ", kDTypes, "), got ", static_cast<int>(dtype));
 }
 
 }  // namespace feather::cuda

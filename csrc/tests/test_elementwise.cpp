@@ -1,6 +1,7 @@
-// The elementwise ops: every instruction set, dtype and number of threads gives the bits of the scalar formulas. Built
-// twice where only some instruction sets fuse multiply_add: each program tests those that are as it is itself.
-#include "cpu/isa.h"
+// The elementwise ops and counts: every instruction set, dtype and number of threads must give the bits of the scalar
+// formulas. Built twice, with and without fused multiply_add; each program tests the instruction sets that do as it
+// does.
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 #include "feather/math.h"
 #include "harness.h"
@@ -15,7 +16,7 @@ constexpr DType kAll[] = {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DT
 constexpr size_t kBytes[] = {2, 2, 4, 8};
 constexpr float kT = 0.3f;
 
-// Storage of any dtype, at an address that no vector is aligned to.
+// An array of any dtype, at an address that is not aligned to vectors.
 struct Buffer {
   DType dtype;
   int64_t n;
@@ -49,7 +50,7 @@ struct Buffer {
 };
 
 Buffer weights_of(DType dtype, float t = kT) {
-  const std::vector<float> values = weights_around(t, 40001, 11);  // more than one thread's worth, and an odd rest
+  const std::vector<float> values = weights_around(t, 40001, 11);  // enough for two threads, and an odd number
   Buffer buffer(dtype, static_cast<int64_t>(values.size()));
   for (int64_t i = 0; i < buffer.n; ++i) buffer.set(i, values[static_cast<size_t>(i)]);
   return buffer;
@@ -58,14 +59,14 @@ Buffer weights_of(DType dtype, float t = kT) {
 double scalar_threshold(double w, DType dtype, float bound, double p) {
   const auto run = [&](auto weight) -> double {
     using T = decltype(weight);
-    const Threshold<T> t = make_threshold(static_cast<T>(bound));
-    if (p == 1) return threshold_value<1>(weight, t);
-    if (p == 2) return threshold_value<2>(weight, t);
+    const ScaledThreshold<T> t = scale_threshold(static_cast<T>(bound));
+    if (p == 1) return apply_threshold<1>(weight, t);
+    if (p == 2) return apply_threshold<2>(weight, t);
     if constexpr (sizeof(T) == sizeof(float)) {
-      if (p == 3 && !needs_scaling(bound)) return threshold_value<3, false>(weight, t);
+      if (p == 3 && !needs_scaling(bound)) return apply_threshold<3, false>(weight, t);
     }
-    if (p == 3) return threshold_value<3>(weight, t);
-    return threshold_value<kInfinitePower>(weight, t);
+    if (p == 3) return apply_threshold<3>(weight, t);
+    return apply_threshold<kInfinitePower>(weight, t);
   };
   return is_wide(dtype) ? run(w) : run(static_cast<float>(w));
 }
@@ -132,7 +133,8 @@ void gradients_have_the_bits_of_the_formula() {
         for (const std::string& name : available_instruction_sets()) {
           use_instruction_set(name);
           Buffer out(out_dtype, w.n);
-          scale_pruned_grad(g.array(), w.array(), static_cast<double>(kT), static_cast<double>(0.3f), out.data(), out_dtype, 2);
+          scale_pruned_grad(g.array(), w.array(), static_cast<double>(kT), static_cast<double>(0.3f), out.data(),
+                            out_dtype, 2);
           for (int64_t i = 0; i < w.n; ++i) {
             CHECK(equal(out.get(i), expected.get(i)), name, " g=", g.get(i), " w=", w.get(i), " gives ", out.get(i),
                   " instead of ", expected.get(i));
@@ -147,7 +149,7 @@ void counts() {
   std::vector<Buffer> buffers;
   for (const DType dtype : kAll) buffers.push_back(weights_of(dtype));
   buffers.emplace_back(DType::kFloat32, 0);
-  buffers.emplace_back(DType::kFloat16, (1 << 20) + 1001);  // more than is counted in 32 bits at a time
+  buffers.emplace_back(DType::kFloat16, (1 << 20) + 1001);  // more than one block of count_kernel
   for (int64_t i = 0; i < buffers.back().n; ++i) buffers.back().set(i, i % 3 == 0 ? 0.1 : 0.5);
   std::vector<Array> arrays;
   std::vector<int64_t> expected;
@@ -174,7 +176,8 @@ void bad_arguments_are_refused() {
     CHECK_REFUSED(threshold(one, 1.0, p, &value, DType::kFloat32, 1), "power must be 1, 2, 3 or inf, got ");
   }
   CHECK_REFUSED(threshold(one, 1.0, 3.0, &value, static_cast<DType>(9), 1), "dtype code must be in [0, 4), got 9");
-  CHECK_REFUSED(scale_pruned_grad(Array{&value, 2, DType::kFloat32}, one, 1, 1, &value, DType::kFloat32, 1), "g must have");
+  CHECK_REFUSED(scale_pruned_grad(Array{&value, 2, DType::kFloat32}, one, 1, 1, &value, DType::kFloat32, 1),
+                "g must have");
   CHECK_REFUSED(count_pruned({one}, {}, nullptr, 1), "thresholds must be one per weight (1), got 0");
   CHECK_REFUSED(use_instruction_set("mmx"), "instruction set must be one of");
 }

@@ -1,19 +1,24 @@
-// Sums and minima over the threads of a warp and of a block. Every thread of it must take part.
+// Reductions and prefix sums over the threads of a warp or a block, and sums into counters in global memory. Every
+// thread of the warp or block must call them.
 #pragma once
 
-#include "cuda/device.cuh"
+#include <stdint.h>
+
+#include "cuda/launch.cuh"
 
 namespace feather::cuda {
 
 constexpr int kWarps = kThreads / 32;  // of a block
+constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
 __device__ __forceinline__ bool is_first_of_warp() { return threadIdx.x % 32 == 0; }
 
-__device__ __forceinline__ void add_to(int64_t* counter, int64_t count) {  // atomically; integers in any order
+// Adds to a counter atomically. Counts are integers, so the order does not matter. One thread suffices.
+__device__ __forceinline__ void add_to(int64_t* counter, int64_t count) {
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(count));
 }
 
-// f over the values of a warp's threads, on each of them; f is associative and commutative.
+// The values of a warp's threads combined by f, on each thread; f must be associative and commutative.
 template <class T, class F>
 __device__ __forceinline__ T reduce_warp(T value, const F& f) {
 #pragma unroll
@@ -23,7 +28,7 @@ __device__ __forceinline__ T reduce_warp(T value, const F& f) {
   return value;
 }
 
-// The sum over a warp's threads, on each of them.
+// The sum over a warp's threads, on each thread.
 __device__ __forceinline__ unsigned sum_of_warp(unsigned value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
   return reduce_warp(value, [](unsigned a, unsigned b) { return a + b; });
@@ -32,14 +37,14 @@ __device__ __forceinline__ unsigned sum_of_warp(unsigned value) {
 #endif
 }
 
-// Adds the counts of a warp's threads to a counter in global memory.
+// Adds the counts of a warp's threads to a counter in global memory, in at most one atomic operation.
 __device__ __forceinline__ void add_warp(int64_t* counter, unsigned count) {
   const unsigned sum = sum_of_warp(count);
   if (sum > 0 && is_first_of_warp()) add_to(counter, sum);
 }
 
-// Sums over a block, in warp_sums (kWarps). Barriers before and behind: shared memory that was written is seen, and
-// warp_sums can be used again.
+// The sum over a block, on each thread. warp_sums is shared memory for kWarps numbers. Barriers inside make earlier
+// writes to shared memory visible, and let warp_sums be used again right after.
 __device__ __forceinline__ int64_t block_total(int64_t value, int64_t* warp_sums) {
   const int64_t sum = reduce_warp(value, [](int64_t a, int64_t b) { return a + b; });
   if (is_first_of_warp()) warp_sums[threadIdx.x / 32] = sum;
@@ -50,7 +55,7 @@ __device__ __forceinline__ int64_t block_total(int64_t value, int64_t* warp_sums
   return total;
 }
 
-// The sum of the threads of a block before this one; warp_sums and barriers as above.
+// The sum over the threads of a block before this one; warp_sums and barriers as for block_total.
 __device__ __forceinline__ int64_t block_sum_before(int64_t value, int64_t* warp_sums) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int64_t through = value;

@@ -1,4 +1,4 @@
-#include "cpu/groups.h"
+#include "cpu/selection_groups.h"
 
 #include <algorithm>
 

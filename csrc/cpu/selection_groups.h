@@ -1,4 +1,4 @@
-// The groups of a selection, in the form that the kernels scan.
+// The arrays of a selection sorted into groups and rows, and a loop over the keys of a row.
 #pragma once
 
 #include <stdint.h>
@@ -6,16 +6,17 @@
 #include <vector>
 
 #include "cpu/arrays.h"
-#include "cpu/isa.h"
+#include "cpu/instruction_set.h"
 #include "cpu/ops.h"
 #include "feather/math.h"
 
 namespace feather {
 
-// Arrays of which together the `cap` smallest scores take part: a whole group, or one array where there are caps.
+// Arrays whose `cap` smallest scores take part in a selection. Without caps a row holds all arrays of its group and cap
+// is n; with caps each array is a row of its own.
 struct Row {
   std::vector<Array> arrays;
-  std::vector<double> scales;  // one per array, or none
+  std::vector<double> scales;  // one for each array, or empty
   int64_t n = 0;
   int64_t cap = 0;
 
@@ -26,23 +27,14 @@ struct Row {
 struct Group {
   std::vector<Row> rows;
 
-  int64_t elements() const;
-  int64_t size() const;  // elements that take part
+  int64_t elements() const;  // of all rows
+  int64_t size() const;      // of them, how many take part: the ranks are [0, size)
 };
 
-// Throws std::invalid_argument unless scores are of float64 only or of the other dtypes, with groups in range.
+// The groups of a selection. Fails unless the weights are all float64 or none is, and groups are in range.
 std::vector<Group> make_groups(const Scores& scores);
 
-// Counts, for the keys of a row whose bits above shift + bits equal prefix, each value of the bits above shift, added
-// to counts (2^bits); returns how many keys have a smaller prefix.
-template <class T>
-int64_t add_digits(const Row& row, Key<T> prefix, int shift, int bits, int64_t* counts, int threads);
-
-// The rank-th key of a group and the next, by radix passes; rank in [0, size).
-template <class T>
-void select_by_radix(const Group& group, int64_t rank, int threads, Key<T> found[2]);
-
-// Calls f(keys, n) with blocks of the keys of a part of a row.
+// Calls f(keys, n) for one block of keys after the other, until all keys in `range` of a row have been passed.
 template <class T, class F>
 void for_each_key_block(const Row& row, Range range, const F& f) {
   constexpr int64_t kBlock = 1024;
