@@ -22,7 +22,7 @@ experiments: $(VENV)/.installed-train
 	$(BIN)/feather-kernels compare docs/experiments/digits.toml --jobs 2
 
 # these run as evidence of their own (compiled, sanitized source, shipped build), and in check-build
-OWN_RUNS := $(addprefix --ignore=tests/,$(addprefix simulated_gpu/test_,triton_compiled.py cuda_shim.py cuda_build.py) repository/test_build.py)
+OWN_RUNS := $(addprefix --ignore=tests/,$(addprefix simulated_gpu/test_,triton_compiled.py sanitized_source.py shipped_build.py) repository/test_build.py)
 
 test: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest -m "not slow" $(OWN_RUNS); \

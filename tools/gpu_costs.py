@@ -1,6 +1,6 @@
 """Computes what each Triton kernel costs, and prints the table of docs/gpu-costs.md.
 
-    python -m tests.simulated_gpu.gpu_costs
+    python -m tools.gpu_costs
 
 Nothing here is a measured time. tools/ptx_executor runs the kernels' PTX on CPU tensors and counts bytes of global
 memory and instructions of all threads; registers and shared memory are those of the compiled cubin. From these

@@ -1,6 +1,6 @@
 """``feather-kernels gpu-report`` with an executor of PTX in the place of the GPU: counts instead of times.
 
-    python -m tests.simulated_gpu.executed_gpu_report FOLDER [PART ...]
+    python -m tools.gpu_report_on_executor FOLDER [PART ...]
 
 writes gpu-report-ptx-sm_90.json and .md there, over those of before. It executes the PTX of
 Triton's kernels, and where ``nvcc`` is on PATH that of the CUDA C++ backend. With the arguments of a part's process it
@@ -25,7 +25,7 @@ from tests.conftest import CPU, ptx_executor
 
 ARCHITECTURE = 90
 NAME = f"ptx-sm_{ARCHITECTURE}"
-CHILD = (sys.executable, "-m", "tests.simulated_gpu.executed_gpu_report")
+CHILD = (sys.executable, "-m", "tools.gpu_report_on_executor")
 SLOW = 6.0  # the executor, on a busy machine
 
 
@@ -74,7 +74,7 @@ def executor(name: str) -> Iterator[list[Any]]:
     if name.endswith("-cuda"):
         import shutil
 
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
         chosen: Any = executed(ARCHITECTURE) if shutil.which("nvcc") else nullcontext()
     else:

@@ -77,7 +77,9 @@ def backend(name: str) -> dict[str, str]:
 
 GPU_TESTS = (*PYTEST, "-m", "gpu")
 STREAMS, LARGE, EXECUTOR = (f"tests/gpu/test_gpu_{subject}.py" for subject in ("streams", "large", "executor"))
-CONTACT = "tests/simulated_gpu/test_first_contact.py"
+CONTACT = tuple(
+    f"tests/simulated_gpu/test_{subject}.py" for subject in ("backend_probe", "chunk_tables", "cuda_graphs")
+)
 CASES = ("threshold", "backward", "select", "count", "step", "train_step", "evaluation", "memory", "call")
 BENCHMARKS = (PYTHON, "-m", "benchmarks", "run", *CASES, "--device", "cuda")
 SELFTEST = (PYTHON, "-m", "feather_kernels", "selftest", "--device", "cuda", "--json", f"{RESULTS}/selftest.json")
@@ -91,7 +93,7 @@ STEPS = (
         "training-triton", "captured training step, memory, benchmarked cases", (*GPU_TESTS, *MARKED), backend("triton")
     ),
     Step("training-cuda", "the same on the CUDA C++ backend", (*GPU_TESTS, *MARKED), backend("cuda")),
-    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, CONTACT)),
+    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, *CONTACT)),
     Step("large", "more than 2^31 elements", (*GPU_TESTS, LARGE)),
     Step("executor", "each kernel beside its simulation on the PTX executor", (*GPU_TESTS, EXECUTOR), limit=HOUR),
     Step("memcheck", "no access out of bounds", sanitizer("memcheck"), UNCACHED, no_sanitizer, HOUR),

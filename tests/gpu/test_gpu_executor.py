@@ -134,7 +134,7 @@ def simulated(name: str, architecture: int) -> Iterator[Any]:
         pytest.importorskip("triton", reason="triton is not installed")
         simulator = ptx_executor(architecture, noise=False)
     else:
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
         simulator = executed(architecture)
     with simulator as driver, fk.use_backend(name):
@@ -144,7 +144,7 @@ def simulated(name: str, architecture: int) -> Iterator[Any]:
 def kernels_of(name: str, driver: Any) -> set[str]:
     """Every kernel that a backend has."""
     if name == "cuda":
-        from tests.simulated_gpu.cuda_ptx import plain_name
+        from tests.simulated_gpu.executed_cuda import plain_name
 
         return {plain_name(entry) for entry in driver.entries}
     from feather_kernels.backends.triton import bracket, count, elementwise, radix, select

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from tests.simulated_gpu.cuda_ptx import plain_name
+from tests.simulated_gpu.executed_cuda import plain_name
 from tests.support import samples
 from tools.ptx_executor.execution import LaunchReport
 

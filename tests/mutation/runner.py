@@ -32,8 +32,8 @@ import feather_kernels as fk
 from tests.conftest import ptx_executor
 from tests.mutation import elementwise, lists, selection
 from tests.mutation.cases import Case, one_atomic_a_warp
-from tests.simulated_gpu.cuda_ptx import plain_name
-from tests.simulated_gpu.cuda_shim import Change
+from tests.simulated_gpu.executed_cuda import plain_name
+from tests.simulated_gpu.sanitized_source import Change
 from tools.ptx_executor import PtxError, UnknownInstructionError, execution
 from tools.ptx_executor.execution import LaunchReport, Program
 from tools.ptx_executor.mutation import Mutation, mutations, planted
@@ -88,7 +88,7 @@ def recorded() -> Iterator[tuple[list[LaunchReport], list[tuple[Program, LaunchR
 def executor(kind: str, *build: Any) -> Iterator[None]:
     """The backend on the PTX executor. A launch of many more steps than any needs counts as endless."""
     if kind == "cuda":
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
         chosen = executed(ARCHITECTURE, *build)
     else:
@@ -185,13 +185,13 @@ def source_results(kind: str, each: int, only: str) -> Iterator[Result]:
 
 def cuda_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
     """Each change with the case that fails on it on the PTX executor, and how; empty for a survivor."""
-    from tests.simulated_gpu import cuda_build
+    from tests.simulated_gpu import shipped_build
 
     with executor("cuda"), recorded() as (reports, _):
         check_unchanged(cases_for("cuda"), reports)
     for change in changes:
         with TemporaryDirectory() as folder:
-            build = cuda_build.changed(change, ARCHITECTURE, Path(folder))
+            build = shipped_build.changed(change, ARCHITECTURE, Path(folder))
         with executor("cuda", *build), recorded() as (reports, _):
             yield change, *killed_by(cases_for("cuda"), reports)
 

@@ -68,8 +68,8 @@ def architecture(number: int) -> dict[str, str]:
 
 def runs(architectures: tuple[int, ...]) -> list[Run]:
     """Every process, the longest first: two run at a time."""
-    both = [*OP_TESTS, "simulated_gpu/test_traffic.py", "simulated_gpu/test_executed_training.py"]
-    executed = [*both, "simulated_gpu/test_planted_bugs.py", "simulated_gpu/test_triton_compile.py"]
+    both = [*OP_TESTS, "simulated_gpu/test_memory_traffic.py", "simulated_gpu/test_executed_training.py"]
+    executed = [*both, "simulated_gpu/test_planted_bugs.py", "simulated_gpu/test_torch_compile.py"]
     triton = without("triton")
     return [
         *(Run(TRITON, executed, architecture(number), triton) for number in architectures),
@@ -78,14 +78,14 @@ def runs(architectures: tuple[int, ...]) -> list[Run]:
         *(
             Run(
                 CUDA,
-                [*both, "simulated_gpu/test_cuda_ptx.py"],
+                [*both, "simulated_gpu/test_executed_cuda.py"],
                 {**CUDA_ON_EXECUTOR, **architecture(number)},
                 without_any("nvcc"),
             )
             for number in architectures
         ),
-        Run(SANITIZED, ["simulated_gpu/test_cuda_shim.py"], {}, without_any("g++", "c++")),
-        Run(SHIPPED, ["simulated_gpu/test_cuda_build.py"], {}, without_any("nvcc")),
+        Run(SANITIZED, ["simulated_gpu/test_sanitized_source.py"], {}, without_any("g++", "c++")),
+        Run(SHIPPED, ["simulated_gpu/test_shipped_build.py"], {}, without_any("nvcc")),
     ]
 
 

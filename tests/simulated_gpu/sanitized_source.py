@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "build" / "cuda_on_cpu"
+KEPT = ROOT / "build" / "sanitized_source"
 KERNELS = ("cuda/elementwise.cu", "cuda/selection.cu")
 TESTS = ("tests/cuda/main.cpp", "tests/cuda/test_elementwise.cpp", "tests/cuda/test_selection.cpp")
 BINDINGS = "cuda/bindings.cpp"

@@ -20,11 +20,11 @@ from pathlib import Path
 import pytest
 
 from feather_kernels.backends import compiled_module
-from tests.simulated_gpu.cuda_shim import BINDINGS, KERNELS, Change, digest, uses
+from tests.simulated_gpu.sanitized_source import BINDINGS, KERNELS, Change, digest, uses
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-KEPT = ROOT / "build" / "cuda_ptx"
+KEPT = ROOT / "build" / "executed_cuda"
 
 
 def nvcc() -> str:

@@ -1,4 +1,4 @@
-"""The arithmetic behind the table of costs in docs/gpu.md; the table itself: tests/simulated_gpu/gpu_costs.py."""
+"""The arithmetic behind the table of costs in docs/gpu.md; the table itself: tools/gpu_costs.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from tests.simulated_gpu.gpu_costs import DEVICES, WEIGHTS, Cost, microseconds, occupancy, whole_block_instructions
+from tools.gpu_costs import DEVICES, WEIGHTS, Cost, microseconds, occupancy, whole_block_instructions
 
 A100, H100, _ = DEVICES
 

@@ -28,7 +28,7 @@ import feather_kernels as fk  # noqa: E402
 from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
 from feather_kernels.backends.triton.launch import COMPILE  # noqa: E402
 from tests.conftest import ptx_executor  # noqa: E402
-from tests.simulated_gpu.cuda_build import ORDERING  # noqa: E402
+from tests.simulated_gpu.shipped_build import ORDERING  # noqa: E402
 from tests.support import samples  # noqa: E402
 
 ops = torch.ops.feather_kernels

@@ -1,5 +1,5 @@
 // Stands in for the CUDA runtime under the shipped objects of csrc/cuda, on a machine without a GPU: a launch is handed,
-// with its stream and the addresses of its arguments, to a function that executes the kernel's PTX (tests/simulated_gpu/cuda_ptx.py).
+// with its stream and the addresses of its arguments, to a function that executes the kernel's PTX (tests/simulated_gpu/executed_cuda.py).
 //
 // These are the symbols that the objects use; one more would fail to link. Types are those of the runtime's ABI.
 #include <stddef.h>
