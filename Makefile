@@ -32,7 +32,7 @@ test-all: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest $(OWN_RUNS)
 	$(BIN)/python -m tests.simulated_gpu.evidence --all
 
-check: $(VENV)/.installed-train-dev
+check: $(VENV)/.installed-train-test-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -75,7 +75,7 @@ $(VENV)/bin/python:
 # a module built from other sources than these is refused
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 
-# .installed-train-test-zoo-peers installs the extras train, test, zoo and peers; types are checked with what the recipe imports
+# .installed-train-test-zoo-peers installs the extras train, test, zoo and peers; types are checked with what the code imports
 $(VENV)/.installed-%: pyproject.toml setup.py $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e ".[$(subst -,$(comma),$*)]"
 	touch $@

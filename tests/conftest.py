@@ -90,7 +90,7 @@ def executor() -> Iterator[Any]:
     if PTX_ARCHITECTURE and PTX_BACKEND == "cuda":
         from tests.simulated_gpu.executed_cuda import executed
 
-        chosen = executed(PTX_ARCHITECTURE)
+        chosen: Any = executed(PTX_ARCHITECTURE)
     else:
         chosen = ptx_executor() if PTX_ARCHITECTURE else nullcontext()
     with chosen as driver:

@@ -30,6 +30,7 @@ SLOW = 6.0  # the executor, on a busy machine
 
 
 def facts() -> dict[str, str]:
+    """The head of the report: there is no GPU, and the versions of what compiled the kernels."""
     major, minor = divmod(ARCHITECTURE, 10)
     own = {"gpu": "none: an executor of PTX", "compute capability": f"{major}.{minor}"}
     return {**own, "memory": "none", "driver": "none", **machine.versions()}
@@ -53,6 +54,7 @@ def counting(launches: list[Any]) -> Callable[[Callable[[], object]], dict[str, 
 
 
 def place(launches: list[Any]) -> Place:
+    """Where the parts run: on CPU tensors, at sizes that the executor can manage."""
     meter = counting(launches)
     return Place(
         CPU,
@@ -90,6 +92,7 @@ def make(folder: Path, parts: tuple[str, ...] = tuple(PARTS)) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """Make the report, or one part of it in a process of its own."""
     if "--device" not in arguments:
         return make(Path(arguments[0]), tuple(arguments[1:]) or tuple(PARTS))
     with executor(arguments[0]) as launches, registry.use_backend(registry.AUTO):

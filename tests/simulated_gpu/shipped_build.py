@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from feather_kernels.backends import compiled_module
-from tests.simulated_gpu.sanitized_source import BINDINGS, KERNELS, Change, digest, uses
+from tests.simulated_gpu.sanitized_source import BINDINGS, KERNELS, Change, digest, pybind11, uses
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
@@ -54,14 +53,6 @@ def configure(folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
     }
     given = [f"-D{key}={value}" for key, value in options.items()]
     return run("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *given)
-
-
-def pybind11() -> Path:
-    """pybind11's folder; skips the test where it is not installed."""
-    spec = importlib.util.find_spec("pybind11")
-    if spec is None or spec.origin is None:
-        pytest.skip("pybind11 is not installed")
-    return Path(spec.origin).parent
 
 
 def shipped() -> Path:
