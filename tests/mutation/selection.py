@@ -1,4 +1,4 @@
-"""Checks of selection that a mutant should fail, see mutant_cases.py."""
+"""Checks of selection (see cases.py); a mutant of its kernels should fail one."""
 
 from __future__ import annotations
 
