@@ -1,4 +1,4 @@
-"""A Triton driver without a GPU: ``kernel[grid](cpu_tensors)`` takes the true JIT path and the compiled PTX runs here.
+"""A Triton driver without a GPU: Triton compiles ``kernel[grid](cpu_tensors)`` as for a GPU, and the PTX runs here.
 
     with simulated_gpu(90) as gpu:
         gpu.expose(weights)
