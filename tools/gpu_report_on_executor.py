@@ -1,10 +1,9 @@
-"""``feather-kernels gpu-report`` with an executor of PTX in the place of the GPU: counts instead of times.
+"""Runs ``feather-kernels gpu-report`` with the PTX executor in place of a GPU: counts instead of times.
 
     python -m tools.gpu_report_on_executor FOLDER [PART ...]
 
-writes gpu-report-ptx-sm_90.json and .md there, over those of before. It executes the PTX of
-Triton's kernels, and where ``nvcc`` is on PATH that of the CUDA C++ backend. With the arguments of a part's process it
-is that process.
+replaces gpu-report-ptx-sm_90.json and .md in FOLDER. It executes the PTX of Triton's kernels, and that of the CUDA C++
+backend if ``nvcc`` is on PATH. The report starts this module once for each part, with that part's arguments.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""``make gpu-check``: all that is to be known about the kernels on this machine's GPU, in one results folder.
+"""``make gpu-check``: runs every check of the kernels on this machine's GPU and collects the results in one folder.
 
     python -m tests.gpu.gpu_check [--name NAME] [--results FOLDER] [--only STEP ...] [--list]
 
-Each step is a process of its own, with its output in a log; ``summary.md`` and ``summary.json`` say how they ended.
-Exit status: 0 if all steps passed or were skipped with a reason, 1 if one failed or there is no CUDA device.
+Each step is a process of its own and writes its output to a log; ``summary.md`` and ``summary.json`` list how the steps
+ended. The exit status is 0 if every step passed or was skipped with a reason, and 1 if one failed or there is no CUDA
+device.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The PTX executor against a real GPU: the same inputs through both, kernel by kernel.
+"""The PTX executor against a real GPU: both get the same inputs, kernel by kernel.
 
-Integers, order statistics and gradients (one rounding) are equal bit for bit; values of the thresholding operator,
-whose approximate instructions may differ, are at most neighbours.
+Integers, order statistics and gradients (rounded once) must be equal bit for bit. Values of the thresholding operator
+come from approximate instructions, which may differ; they may be neighbours.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every Python snippet of README and the guide runs as it stands; their links lead somewhere."""
+"""Every Python snippet in the documents runs as it stands; links and paths lead somewhere."""
 
 from __future__ import annotations
 

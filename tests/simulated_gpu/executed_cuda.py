@@ -1,11 +1,12 @@
-"""The shipped objects of csrc/cuda on CPU tensors, every launch executed as PTX.
+"""Runs the shipped objects of csrc/cuda on CPU tensors and executes every launch as PTX.
 
     with executed(90) as gpu, fk.use_backend("cuda"):
         torch.ops.feather_kernels.threshold(w, t, 3.0)
     assert gpu.launches[-1].bytes_read == ...
 
-From the dispatcher through the Python launcher and the module's C++ to a stand-in for the CUDA runtime
-(csrc/tests/cuda/cudart.cpp), which hands each launch, argument bytes included, to tools/ptx_executor.
+A call takes its usual way through the registry, the Python launcher and the module's C++. The module is linked against
+a stand-in for the CUDA runtime (csrc/tests/cuda/cudart.cpp), which hands each launch, with its argument bytes, to
+tools/ptx_executor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Builds of csrc/cuda for the CPU (csrc/tests/cuda/cuda_on_cpu.h), under sanitizers. Objects are kept under build/."""
+"""Builds csrc/cuda as C++ for the CPU (csrc/tests/cuda/cuda_on_cpu.h), under sanitizers; keeps objects in build/."""
 
 from __future__ import annotations
 

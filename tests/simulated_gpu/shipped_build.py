@@ -1,4 +1,4 @@
-"""Builds of csrc/cuda with nvcc, kept under build/: the shipped module, its objects and its PTX."""
+"""Builds csrc/cuda with nvcc: the shipped module, its objects and its PTX, kept in build/."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of chunks by which one launch handles a list of tensors: their rows, and uploads when weights move."""
+"""Chunk tables, by which one launch handles a list of tensors: their rows, and their uploads when weights move."""
 
 from __future__ import annotations
 

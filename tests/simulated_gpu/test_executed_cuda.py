@@ -1,6 +1,6 @@
-"""What the stand-in for the CUDA runtime and the executor see, and bugs planted in csrc/cuda that they find.
+"""Bugs planted in csrc/cuda, and what the executor and the stand-in for the CUDA runtime report for each.
 
-The op tests run on it too: see evidence.py, which sets FEATHER_PTX_BACKEND=cuda and FEATHER_PTX_ARCHITECTURE=90.
+evidence.py also runs the op tests this way, with FEATHER_PTX_BACKEND=cuda and FEATHER_PTX_ARCHITECTURE=90.
 """
 
 from __future__ import annotations

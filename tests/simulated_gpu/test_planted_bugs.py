@@ -1,6 +1,6 @@
-"""Bugs planted in this package's own kernels, one textual change each, and the check that catches each one.
+"""Bugs planted in the Triton kernels, one textual change each, and the check that catches each one.
 
-A check compares an op with the oracle under the executor. It passes on an unchanged copy of the file.
+A check compares an op with the oracle on the executor. It passes on an unchanged copy of the file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the reference backend counts keys where additions are atomic, as on a GPU: it spreads them over copies."""
+"""The reference backend on a GPU, where additions are atomic, spreads its counts over copies of the histogram."""
 
 from __future__ import annotations
 

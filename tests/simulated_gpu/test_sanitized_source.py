@@ -1,4 +1,4 @@
-"""The CUDA sources as C++ on the CPU, under sanitizers; planted bugs are found. See docs/design/cuda.md."""
+"""The CUDA sources as C++ on the CPU, under sanitizers, which find planted bugs (docs/design/cuda.md)."""
 
 from __future__ import annotations
 

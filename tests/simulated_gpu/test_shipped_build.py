@@ -1,4 +1,4 @@
-"""feather_kernels._cuda built by nvcc for every architecture, looked into and loaded without a GPU."""
+"""The module that nvcc builds for every architecture: its machine code, and how it loads without a GPU."""
 
 from __future__ import annotations
 
