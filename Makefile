@@ -24,7 +24,7 @@ experiments: $(VENV)/.installed-train
 	$(BIN)/feather-kernels compare docs/experiments/digits.toml --jobs 2
 
 # these run as evidence of their own (compiled, sanitized source, shipped build), and in check-build
-OWN_RUNS := $(addprefix --ignore=tests/,$(addprefix simulated_gpu/test_,triton_compiled.py cuda_shim.py cuda_build.py) repository/test_build.py)
+OWN_RUNS := $(addprefix --ignore=tests/,$(addprefix simulated_gpu/test_,triton_compiled.py sanitized_source.py shipped_build.py) repository/test_build.py)
 
 test: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest -m "not slow" $(OWN_RUNS); \
@@ -34,7 +34,7 @@ test-all: $(VENV)/.installed-train-test-zoo-peers
 	$(BIN)/python -m pytest $(OWN_RUNS)
 	$(BIN)/python -m tests.simulated_gpu.evidence --all
 
-check: $(VENV)/.installed-train-dev
+check: $(VENV)/.installed-train-test-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
@@ -79,7 +79,7 @@ $(VENV)/bin/python:
 # a module built from other sources than these is refused
 NATIVE := CMakeLists.txt $(shell find csrc -type f)
 
-# .installed-train-test-zoo-peers installs the extras train, test, zoo and peers; types are checked with what the recipe imports
+# .installed-train-test-zoo-peers installs the extras train, test, zoo and peers; types are checked with what the code imports
 $(VENV)/.installed-%: pyproject.toml setup.py $(NATIVE) | $(VENV)/bin/python
 	$(BIN)/python -m pip install -e ".[$(subst -,$(comma),$*)]"
 	touch $@

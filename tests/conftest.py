@@ -88,9 +88,9 @@ if INTERPRETED:
 def executor() -> Iterator[Any]:
     """What executes PTX where one was asked for, whose ``launches`` has a report of each launch; else None."""
     if PTX_ARCHITECTURE and PTX_BACKEND == "cuda":
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
-        chosen = executed(PTX_ARCHITECTURE)
+        chosen: Any = executed(PTX_ARCHITECTURE)
     else:
         chosen = ptx_executor() if PTX_ARCHITECTURE else nullcontext()
     with chosen as driver:
@@ -102,7 +102,7 @@ def backend(request: pytest.FixtureRequest, executor: Any) -> Iterator[BackendUn
     chosen: BackendUnderTest = request.param
     with ExitStack() as stack:
         if CUDA_MODULE:
-            from tests.simulated_gpu.cuda_module import cuda_on_cpu
+            from tests.simulated_gpu.cuda_module_on_cpu import cuda_on_cpu
 
             stack.enter_context(cuda_on_cpu(CUDA_MODULE))
         stack.enter_context(fk.use_backend(chosen.name))

@@ -1,9 +1,9 @@
-"""Largest error in ulps of each op, dtype and power, on every backend that runs here, over the op tests' samples.
+"""Prints the largest error in ulps per op, dtype and power, on every backend that runs here.
 
     python -m tools.accuracy
 
-The oracle computes in long double. ``triton, executed`` is the compiled PTX on the executor, its approximate
-instructions off by as much as PTX allows.
+The inputs are the op tests' samples; the oracle computes in long double. ``triton, executed`` runs the compiled PTX on
+the executor, with approximate instructions off by as much as PTX allows.
 """
 
 from __future__ import annotations

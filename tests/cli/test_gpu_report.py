@@ -25,7 +25,7 @@ from feather_kernels.cli.gpu_report.layers import make_layers
 from feather_kernels.cli.gpu_report.parts import PARTS
 from feather_kernels.cli.gpu_report.place import Place
 from feather_kernels.cli.gpu_report.training import difference
-from tests.simulated_gpu import executed_gpu_report
+from tools import gpu_report_on_executor
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "gpu-results"
@@ -213,7 +213,7 @@ def check_computed(folder: Path, parts: tuple[str, ...]) -> dict[str, dict[str, 
 def test_all_parts_run_on_the_executor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEATHER_KERNELS_BACKEND", "reference")  # must not reach the parts
     parts = tuple(name for name in PARTS if not name.endswith("-cuda"))
-    assert executed_gpu_report.make(tmp_path, parts) == 0
+    assert gpu_report_on_executor.make(tmp_path, parts) == 0
     found = check_computed(tmp_path, parts)
     assert "FEATHER_KERNELS_BACKEND is not set" in found["doctor"]["rows"][0]["text"]
     assert found["doctor"]["rows"][0]["text"] == machine.anonymous(doctor_text(monkeypatch))
@@ -249,7 +249,7 @@ def rows_of(found: dict[str, dict[str, Any]], subject: str) -> list[dict[str, An
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_the_parts_of_the_cuda_backend_run_on_the_executor(tmp_path: Path) -> None:
     parts = tuple(name for name in PARTS if name.endswith("-cuda"))
-    assert executed_gpu_report.make(tmp_path, parts) == 0
+    assert gpu_report_on_executor.make(tmp_path, parts) == 0
     found = check_computed(tmp_path, parts)
     assert {row["ours"][page.LAUNCHES]["median"] for row in found["speed-cuda"]["rows"][:9]} == {1}
 

@@ -1,9 +1,10 @@
-"""``make gpu-check``: all that is to be known about the kernels on this machine's GPU, in one results folder.
+"""``make gpu-check``: runs every check of the kernels on this machine's GPU and collects the results in one folder.
 
     python -m tests.gpu.gpu_check [--name NAME] [--results FOLDER] [--only STEP ...] [--list]
 
-Each step is a process of its own, with its output in a log; ``summary.md`` and ``summary.json`` say how they ended.
-Exit status: 0 if all steps passed or were skipped with a reason, 1 if one failed or there is no CUDA device.
+Each step is a process of its own and writes its output to a log; ``summary.md`` and ``summary.json`` list how the steps
+ended. The exit status is 0 if every step passed or was skipped with a reason, and 1 if one failed or there is no CUDA
+device.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ def backend(name: str) -> dict[str, str]:
 
 GPU_TESTS = (*PYTEST, "-m", "gpu")
 STREAMS, LARGE, EXECUTOR = (f"tests/gpu/test_gpu_{subject}.py" for subject in ("streams", "large", "executor"))
-CONTACT = "tests/simulated_gpu/test_first_contact.py"
+CONTACT = tuple(
+    f"tests/simulated_gpu/test_{subject}.py" for subject in ("backend_probe", "chunk_tables", "cuda_graphs")
+)
 CASES = ("threshold", "backward", "select", "count", "step", "train_step", "evaluation", "memory", "call")
 BENCHMARKS = (PYTHON, "-m", "benchmarks", "run", *CASES, "--device", "cuda")
 SELFTEST = (PYTHON, "-m", "feather_kernels", "selftest", "--device", "cuda", "--json", f"{RESULTS}/selftest.json")
@@ -91,7 +94,7 @@ STEPS = (
         "training-triton", "captured training step, memory, benchmarked cases", (*GPU_TESTS, *MARKED), backend("triton")
     ),
     Step("training-cuda", "the same on the CUDA C++ backend", (*GPU_TESTS, *MARKED), backend("cuda")),
-    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, CONTACT)),
+    Step("contact", "first errors, moving weights, reduce-overhead", (*GPU_TESTS, *CONTACT)),
     Step("large", "more than 2^31 elements", (*GPU_TESTS, LARGE)),
     Step("executor", "each kernel beside its simulation on the PTX executor", (*GPU_TESTS, EXECUTOR), limit=HOUR),
     Step("memcheck", "no access out of bounds", sanitizer("memcheck"), UNCACHED, no_sanitizer, HOUR),

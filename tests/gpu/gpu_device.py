@@ -1,4 +1,4 @@
-"""What the tests on a real GPU share: their mark, and their backends."""
+"""The mark, the device and the backends that tests on a real GPU share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``make gpu-check`` itself, as far as a machine without a GPU can know: its steps, its summary, its exit status."""
+"""``make gpu-check`` itself, as far as it can be tested without a GPU: steps, summary, exit status."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The PTX executor against a real GPU: the same inputs through both, kernel by kernel.
+"""The PTX executor against a real GPU: both get the same inputs, kernel by kernel.
 
-Integers, order statistics and gradients (one rounding) are equal bit for bit; values of the thresholding operator,
-whose approximate instructions may differ, are at most neighbours.
+Integers, order statistics and gradients (rounded once) must be equal bit for bit. Values of the thresholding operator
+come from approximate instructions, which may differ; they may be neighbours.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def simulated(name: str, architecture: int) -> Iterator[Any]:
         pytest.importorskip("triton", reason="triton is not installed")
         simulator = ptx_executor(architecture, noise=False)
     else:
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
         simulator = executed(architecture)
     with simulator as driver, fk.use_backend(name):
@@ -144,7 +144,7 @@ def simulated(name: str, architecture: int) -> Iterator[Any]:
 def kernels_of(name: str, driver: Any) -> set[str]:
     """Every kernel that a backend has."""
     if name == "cuda":
-        from tests.simulated_gpu.cuda_ptx import plain_name
+        from tests.simulated_gpu.executed_cuda import plain_name
 
         return {plain_name(entry) for entry in driver.entries}
     from feather_kernels.backends.triton import bracket, count, elementwise, radix, select

@@ -1,4 +1,4 @@
-"""More than 2^31 elements in one tensor. On the CPU the checks themselves are tested, with few elements."""
+"""Tensors of more than 2^31 elements. On the CPU the checks themselves are tested, with few elements."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What is exported computes what the live model computed, or the export is refused: by value, saved and loaded.
+"""Exported models compute what the live model computes, also after saving and loading; else the export raises.
 
-Live models export with the op inside where the format has one; ONNX and torch.jit.script say to finalize a copy first.
+Live models export with the op inside where the format has one. ONNX and torch.jit.script ask for a finalized copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""torch.func on a live model: the thresholds are those of the weights in the call, or it says that it cannot."""
+"""torch.func on a live model uses the thresholds of the weights in the call, or raises an error that says why not."""
 
 from __future__ import annotations
 

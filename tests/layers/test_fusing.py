@@ -1,4 +1,4 @@
-"""Weight surgery on live layers: right values, or an error that says to finalize a copy first."""
+"""Editing the weights of live layers gives right values, or an error that says to finalize a copy first."""
 
 from __future__ import annotations
 

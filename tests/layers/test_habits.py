@@ -1,4 +1,4 @@
-"""Single habits beside the matrix: autocast in one op, averages, lazy and shared modules, fusion, regional compile."""
+"""User habits outside of the matrix: autocast in one op, averages, lazy and shared modules, regional compilation."""
 
 from __future__ import annotations
 

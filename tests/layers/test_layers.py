@@ -1,4 +1,4 @@
-"""Sparse layers: the class is swapped, everything else of the module stays; the threshold moves with the weight."""
+"""Making a layer sparse swaps its class and keeps everything else; its threshold moves with the weight."""
 
 from __future__ import annotations
 

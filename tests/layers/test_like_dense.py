@@ -1,4 +1,4 @@
-"""What follows a sparse layer, and what traces it, meets a tensor and an op like the dense layer's."""
+"""Code behind a sparse layer, or code that traces it, sees a tensor and an op as from the dense layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer family x habit: what users do with their models works with sparse layers as with dense ones."""
+"""Every layer family with every user habit: sparse layers work wherever dense ones do."""
 
 from __future__ import annotations
 

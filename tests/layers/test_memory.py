@@ -1,4 +1,4 @@
-"""What lives between forward and backward: nothing of the size of the weights, in eager and in compiled models."""
+"""Nothing of the size of the weights lives between forward and backward, in eager and in compiled models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A computed attribute: what reads it gets P(weight) at torch's cost, what writes to it gets an error."""
+"""The weight as an attribute: reading it gives P(weight) at the usual cost, writing to it raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of others, with random weights: one train step, the exact sparsity, and what stays dense with its reason."""
+"""Third-party models with random weights: a train step, the exact sparsity, and why some layers stay dense."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a check of mutated kernels is: ops on small inputs against the oracle, and the bytes that they may move.
+"""What a check of mutated kernels is: it runs ops on small inputs and raises if values or counted bytes are wrong.
 
-The inputs are the kinds of the op tests (boundary values, layouts, ties, NaN, caps, hints, every rank that is special),
-packed into few launches, as each check runs once for every mutant of the kernels that it launches. The checks:
-mutant_elementwise.py, mutant_lists.py and mutant_selection.py.
+The inputs are of the kinds that the op tests use: boundary values, layouts, ties, NaN, caps, hints, every special rank.
+They are packed into few launches, because each check runs once for every mutant of the kernels that it launches.
+elementwise.py, lists.py and selection.py hold the checks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from tests.simulated_gpu.cuda_ptx import plain_name
+from tests.simulated_gpu.executed_cuda import plain_name
 from tests.support import samples
 from tools.ptx_executor.execution import LaunchReport
 

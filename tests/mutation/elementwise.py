@@ -1,4 +1,4 @@
-"""Checks of the elementwise kernels that a mutant should fail, see mutant_cases.py."""
+"""Checks of the elementwise kernels (see cases.py); a mutant of theirs should fail one."""
 
 from __future__ import annotations
 

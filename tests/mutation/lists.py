@@ -1,4 +1,4 @@
-"""Checks of counts and histograms over lists of tensors that a mutant should fail, see mutant_cases.py."""
+"""Checks of counts and histograms over lists of tensors (see cases.py); a mutant of their kernels should fail one."""
 
 from __future__ import annotations
 

@@ -1,18 +1,22 @@
-"""Mutation test of the GPU kernels: how much of what could be wrong in the compiled code do the tests see?
+"""Mutation test of the GPU kernels: how many mistakes in the compiled code do the tests notice?
 
     python -m tests.mutation.runner [triton] [cuda] [sources-cpu] [sources-cuda] [--each N] [--only TEXT] [--csv FILE]
 
-``triton`` and ``cuda``: one-instruction mutants of the compiled PTX (``ptx/mutation.py``), N of each kernel, drawn with
-a fixed seed from all the forms in which it is compiled; each runs through the checks (``CASES``) that execute the
-instruction until one fails.
-``sources-...``: changes of csrc by hand (``sources.py``). A mutant on which no check fails is a survivor. Exit
-status 1 if fewer than 90 % of a kind are killed, or a survivor's explanation is not in docs/gpu-mutants.md.
+``triton`` and ``cuda`` change one instruction of the compiled PTX (tools/ptx_executor/mutation.py). They draw N mutants
+of each kernel, with a fixed seed, from all the forms in which it is compiled. A mutant goes through the checks
+(``CASES``) that execute its instruction until one fails.
+
+``sources-cpu`` and ``sources-cuda`` make the changes of csrc that sources.py lists.
+
+A mutant that fails no check is a survivor. survivors.csv has a row for each known one, with the reason why no check
+can or need notice it. The exit status is 1 if fewer than 90 % of a kind are killed, or a survivor has no row.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import math
 import random
 import sys
@@ -32,13 +36,13 @@ import feather_kernels as fk
 from tests.conftest import ptx_executor
 from tests.mutation import elementwise, lists, selection
 from tests.mutation.cases import Case, one_atomic_a_warp
-from tests.simulated_gpu.cuda_ptx import plain_name
-from tests.simulated_gpu.cuda_shim import Change
+from tests.simulated_gpu.executed_cuda import plain_name
+from tests.simulated_gpu.sanitized_source import Change
 from tools.ptx_executor import PtxError, UnknownInstructionError, execution
 from tools.ptx_executor.execution import LaunchReport, Program
 from tools.ptx_executor.mutation import Mutation, mutations, planted
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu-mutants.md"
+SURVIVORS = Path(__file__).with_name("survivors.csv")
 CASES = [*elementwise.CASES, *lists.CASES, *selection.CASES]
 ARCHITECTURE = 90
 EACH = 25  # mutants of a kernel
@@ -56,6 +60,16 @@ class Result(NamedTuple):
     after: str
     killed_by: str
     how: str
+
+
+class Survivor(NamedTuple):
+    """A mutant that no check kills, as survivors.csv lists it. ``kernel`` is a source's path for mutants of sources."""
+
+    kind: str
+    kernel: str
+    before: str
+    after: str
+    reason: str
 
 
 class Reach(NamedTuple):
@@ -88,7 +102,7 @@ def recorded() -> Iterator[tuple[list[LaunchReport], list[tuple[Program, LaunchR
 def executor(kind: str, *build: Any) -> Iterator[None]:
     """The backend on the PTX executor. A launch of many more steps than any needs counts as endless."""
     if kind == "cuda":
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
         chosen = executed(ARCHITECTURE, *build)
     else:
@@ -180,29 +194,41 @@ def source_results(kind: str, each: int, only: str) -> Iterator[Result]:
     else:
         outcomes = cuda_outcomes([c for c in sources.CUDA if only in c.path])
     for change, case, how in outcomes:
-        yield Result(kind, change.path, " ".join(change.old.split()), " ".join(change.new.split()), case, how)
+        yield Result(kind, *described(change), case, how)
+
+
+def described(change: Change) -> tuple[str, str, str]:
+    """A change of a source as results name it: its path, and its text before and after on one line."""
+    return change.path, " ".join(change.old.split()), " ".join(change.new.split())
 
 
 def cuda_outcomes(changes: list[Change]) -> Iterator[tuple[Change, str, str]]:
     """Each change with the case that fails on it on the PTX executor, and how; empty for a survivor."""
-    from tests.simulated_gpu import cuda_build
+    from tests.simulated_gpu import shipped_build
 
     with executor("cuda"), recorded() as (reports, _):
         check_unchanged(cases_for("cuda"), reports)
     for change in changes:
         with TemporaryDirectory() as folder:
-            build = cuda_build.changed(change, ARCHITECTURE, Path(folder))
+            build = shipped_build.changed(change, ARCHITECTURE, Path(folder))
         with executor("cuda", *build), recorded() as (reports, _):
             yield change, *killed_by(cases_for("cuda"), reports)
 
 
-def summary(results: list[Result], explained: str) -> tuple[list[str], bool]:
+def known_survivors() -> list[Survivor]:
+    """The rows of survivors.csv."""
+    with SURVIVORS.open(newline="") as file:
+        return [Survivor(**row) for row in csv.DictReader(file)]
+
+
+def summary(results: list[Result], known: list[Survivor]) -> tuple[list[str], bool]:
     """Lines to print for one kind, and whether it is good enough."""
     killed = sum(bool(result.killed_by) for result in results)
-    unexplained = [result for result in results if survived(result) and row(result) not in explained]
+    explained = {survivor[:4] for survivor in known if survivor.reason}
+    unexplained = [result for result in results if survived(result) and result[:4] not in explained]
     lines = [f"{results[0].kind}: {killed} of {len(results)} mutants killed ({killed / len(results):.1%})"]
     lines += [f"  {count:5} by {how}" for how, count in Counter(r.how for r in results if r.how).most_common()]
-    lines += [f"  not explained in docs/gpu-mutants.md: {row(result)}" for result in unexplained]
+    lines += [f"  not explained in {SURVIVORS.name}: {row(result)}" for result in unexplained]
     return lines, killed >= WANTED * len(results) and not unexplained
 
 
@@ -211,9 +237,10 @@ def survived(result: Result) -> bool:
 
 
 def row(result: Result) -> str:
-    """A survivor as docs/gpu-mutants.md names it."""
-    cells = (result.kernel, f"`{result.before}`", f"`{result.after}`")
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    """The line of survivors.csv that a survivor needs, up to the reason."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow([*result[:4], ""])
+    return line.getvalue()
 
 
 def run_kind(kind: str, each: int, only: str) -> list[Result]:
@@ -237,7 +264,7 @@ def main() -> int:
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"kinds must be of {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
     torch.set_num_threads(1)
-    explained, good = DOCUMENT.read_text(), True
+    known, good = known_survivors(), True
     everything: list[Result] = []
     for kind in options.kinds or KINDS:
         try:
@@ -248,7 +275,7 @@ def main() -> int:
             continue
         if not results:
             parser.error(f"only must be a part of a name of {kind}, got {options.only!r}")
-        lines, enough = summary(results, explained)
+        lines, enough = summary(results, known)
         print("\n".join(lines), flush=True)
         everything, good = everything + results, good and enough
     if options.csv:

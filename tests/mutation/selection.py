@@ -1,4 +1,4 @@
-"""Checks of selection that a mutant should fail, see mutant_cases.py."""
+"""Checks of selection (see cases.py); a mutant of its kernels should fail one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.mutation.cases import (
 )
 from tests.mutation.lists import seeded
 from tests.mutation.selection_inputs import SELECTIONS, selection
-from tests.simulated_gpu.cuda_ptx import plain_name
+from tests.simulated_gpu.executed_cuda import plain_name
 from tests.support import oracle, samples
 from tools.ptx_executor.execution import LaunchReport, Program
 

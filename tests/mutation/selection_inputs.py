@@ -1,4 +1,4 @@
-"""Selections for the checks of mutants: lists of weights with groups, scales and caps, and what sorting finds."""
+"""The inputs of the selection checks: lists of weights with groups, scales and caps, and the result of sorting them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Mutants of csrc by hand: mistakes that a person could make there, and the tests that should see them.
+"""Mistakes that a person could make in csrc, one textual change each, and the tests that should notice them.
 
-``CPU``: through the programs of ctest (csrc/tests; no Python). ``CUDA``: compiled by nvcc, through the checks of
-``cases.py`` on the PTX executor. The bugs planted in test_cuda_ptx.py and test_cuda_shim.py are not among them.
+``CPU`` changes go through the ctest programs (csrc/tests; no Python). ``CUDA`` changes are compiled by nvcc and go
+through the checks of cases.py on the PTX executor. test_executed_cuda.py and test_sanitized_source.py plant further
+bugs, which are not repeated here.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.simulated_gpu.cuda_shim import ROOT, Change
+from tests.simulated_gpu.sanitized_source import ROOT, Change
 
 MATH, DTYPE = "include/feather/math.h", "include/feather/dtype.h"
 ELEMENTWISE, SELECTION = "cpu/kernels_elementwise.cpp", "cpu/kernels_selection.cpp"

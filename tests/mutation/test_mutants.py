@@ -1,7 +1,8 @@
-"""The mutation test's own tests; the mutation test itself is `make mutants`."""
+"""Tests of the mutation test's own code. `make mutants` runs the mutation test itself."""
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import os
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.mutation import cases, runner, sources
-from tests.mutation.runner import Result
+from tests.mutation.runner import Result, Survivor
 
 compiles = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1",
@@ -17,25 +18,46 @@ compiles = pytest.mark.skipif(
 )
 KILLED = Result("triton", "count_kernel", "add.s32 a, b, 1", "add.s32 a, b, 2", "count float32", "AssertionError")
 SURVIVOR = KILLED._replace(killed_by="", how="")
-EXPLANATION = "| count_kernel | `add.s32 a, b, 1` | `add.s32 a, b, 2` | nobody reads it |"
+EXPLAINED = [Survivor(*SURVIVOR[:4], reason="nobody reads it")]
 
 
 @pytest.mark.parametrize(
-    ("results", "document", "good"),
+    ("results", "known", "good"),
     [
-        ([KILLED] * 9, "", True),
-        ([KILLED] * 9 + [SURVIVOR], EXPLANATION, True),
-        ([KILLED] * 9 + [SURVIVOR], "", False),
-        ([KILLED] * 8 + [SURVIVOR], EXPLANATION, False),
+        ([KILLED] * 9, [], True),
+        ([KILLED] * 9 + [SURVIVOR], EXPLAINED, True),
+        ([KILLED] * 9 + [SURVIVOR], [], False),
+        ([KILLED] * 9 + [SURVIVOR], [EXPLAINED[0]._replace(kind="cuda")], False),
+        ([KILLED] * 9 + [SURVIVOR], [EXPLAINED[0]._replace(reason="")], False),
+        ([KILLED] * 8 + [SURVIVOR], EXPLAINED, False),
     ],
-    ids=["all killed", "one explained", "one not explained", "too few"],
+    ids=["all killed", "one explained", "one not explained", "another kind", "no reason", "too few"],
 )
-def test_what_is_good_enough(results: list[Result], document: str, good: bool) -> None:
-    lines, enough = runner.summary(results, document)
+def test_what_is_good_enough(results: list[Result], known: list[Survivor], good: bool) -> None:
+    lines, enough = runner.summary(results, known)
     assert enough == good
     killed = results.count(KILLED)
     assert lines[0].startswith(f"triton: {killed} of {len(results)} mutants killed")
-    assert any("not explained in" in line for line in lines) == (SURVIVOR in results and not document)
+    assert any("not explained in" in line for line in lines) == (SURVIVOR in results and known != EXPLAINED)
+
+
+def test_a_survivor_is_printed_as_the_row_that_it_needs() -> None:
+    (printed,) = csv.reader([runner.row(SURVIVOR)])
+    assert printed == ["triton", "count_kernel", "add.s32 a, b, 1", "add.s32 a, b, 2", ""]
+
+
+def test_every_known_survivor_has_a_reason_and_names_a_mutant() -> None:
+    known = runner.known_survivors()
+    assert len({survivor[:4] for survivor in known}) == len(known)
+    listed = {"sources-cpu": sources.CPU, "sources-cuda": sources.CUDA}
+    for survivor in known:
+        assert survivor.reason.endswith("."), survivor
+        assert survivor.kind in runner.KINDS, survivor
+        if survivor.kind in listed:
+            changes = {runner.described(change) for change in listed[survivor.kind]}
+            assert (survivor.kernel, survivor.before, survivor.after) in changes, survivor
+        else:
+            assert survivor.kernel.endswith("_kernel"), survivor
 
 
 @compiles

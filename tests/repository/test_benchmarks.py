@@ -1,4 +1,4 @@
-"""The benchmarks at smoke size: every case runs, the gates catch what is wrong, the csv is as documented."""
+"""The benchmarks at smoke size: every case runs, the gates catch wrong results, the csv has its documented columns."""
 
 from __future__ import annotations
 

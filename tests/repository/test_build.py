@@ -1,6 +1,6 @@
-"""Installing: with and without a compiler, one that fails half-way, editable, from an sdist; in scratch environments.
+"""Installing in scratch environments: with, without and with a failing compiler, editable, and from an sdist.
 
-Build requirements come from the package index, torch does not. Long (minutes): `make check-build`, which CI runs.
+Build requirements come from the package index, torch does not. Takes minutes: `make check-build`, which CI runs.
 """
 
 from __future__ import annotations

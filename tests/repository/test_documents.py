@@ -1,8 +1,9 @@
-"""Every Python snippet of README and the guide runs as it stands; their links lead somewhere."""
+"""Every Python snippet in the documents runs as it stands; links and paths lead somewhere."""
 
 from __future__ import annotations
 
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from feather_kernels.cli.main import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+READMES = [ROOT / part / "README.md" for part in ("benchmarks", "benchmarks/stand_in", "tests", "tools/ptx_executor")]
 SNIPPETS = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
@@ -41,6 +43,63 @@ def test_relative_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), target
+
+
+SOURCES = (".py", ".cpp", ".cu", ".cuh", ".h", ".cmake")
+DATA = (".csv", ".json", ".md", ".toml", ".svg", ".txt")
+PLACEHOLDER = re.compile(r"(?<![A-Z])(NAME|DATE|DEVICE|FOLDER|FILE)(?![A-Z])")
+PARENTS = [ROOT, ROOT / "feather_kernels", ROOT / "csrc", ROOT / "tests"]  # documents may leave these out of a path
+OWN = {folder.name for parent in PARENTS for folder in parent.iterdir() if folder.is_dir()}
+IGNORED = {"build", "results", "runs", "data", ".venv"}  # made by the user's commands
+
+
+def code_in(text: str) -> list[str]:
+    """The words of a page that stand in backticks or in a block of shell commands."""
+    blocks = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, flags=re.DOTALL)
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    return [word for code in [*blocks, *re.findall(r"`([^`\n]+)`", prose)] for word in code.split()]
+
+
+def is_path(word: str) -> bool:
+    """Whether a word of code names a file or folder of this repository: by its first folder, or as a source file."""
+    if not re.fullmatch(r"[\w.*/-]+", word) or word.startswith(("/", "--")) or PLACEHOLDER.search(word):
+        return False
+    first, slash, _ = word.partition("/")
+    return first not in IGNORED and ((bool(slash) and first in OWN) or word.endswith(SOURCES))
+
+
+def exists(word: str, page: Path) -> bool:
+    """A path from the root, from the page or from a part of the repository; a bare file name may be anywhere."""
+    if any(list(parent.glob(word.rstrip("/"))) for parent in [*PARENTS, page.parent]):
+        return True
+    tops = ("feather_kernels", "csrc", "tests", "tools", "benchmarks", "examples", "docs")
+    return "/" not in word and any(list((ROOT / top).rglob(word)) for top in tops)
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_in_code_exists(page: Path) -> None:
+    missing = {word for word in map(bare, code_in(page.read_text())) if is_path(word) and not exists(word, page)}
+    assert not missing
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", page.read_text()):
+        (path,) = (parent / file for parent in (ROOT, ROOT / "tests") if (parent / file).is_file())
+        assert f"def {name}(" in path.read_text(), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_module_in_code_exists(page: Path) -> None:
+    own = re.compile(r"(?:tests|tools|benchmarks|feather_kernels)(?:\.\w+)+")
+    for word in code_in(page.read_text()):
+        if own.fullmatch(word) and not word.endswith((*SOURCES, *DATA)):
+            assert pkgutil.resolve_name(word) is not None
+
+
+def bare(word: str) -> str:
+    """Without punctuation, and without what stands behind a path in ``file.py::test`` and ``file.md#part``."""
+    return re.split(r"::|#", word.strip("(),;:'\""))[0].removeprefix("./")
 
 
 GPU_CI = (ROOT / "docs" / "gpu-ci.md").read_text()

@@ -1,4 +1,4 @@
-"""The scripts in examples/, run on made-up images."""
+"""The scripts in examples/ run on generated images."""
 
 from __future__ import annotations
 

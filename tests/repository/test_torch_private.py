@@ -1,4 +1,4 @@
-"""The package works where a version of torch lacks the private names that it uses, each hidden in turn."""
+"""The package works if torch lacks one of the private names that it uses; each is hidden in turn."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Evidence that needs a process of its own, and a line for each kind as the last lines of ``make test``.
+"""Runs the evidence that needs processes of its own, and prints a line for each kind at the end of ``make test``.
 
 No GPU is needed. The kinds, in the order of their lines:
 
 - ``interpreter``: the op tests on the Triton backend, in Triton's interpreter.
-- ``compiled``: what Triton compiles of its kernels, ahead of time, for four architectures.
-- ``executed (triton)``, ``executed (cuda)``: the compiled PTX of the op tests' launches, executed on CPU tensors by
-  tools/ptx_executor: for sm_90, or with ``--all`` for four architectures.
-- ``sanitized source``: csrc/cuda as C++ on the CPU, under sanitizers.
-- ``shipped build``: the module as nvcc builds it for users, inspected.
+- ``compiled``: inspects what Triton compiles ahead of time from its kernels, for four architectures.
+- ``executed (triton)``, ``executed (cuda)``: the op tests, with the PTX of every launch executed on CPU tensors by
+  tools/ptx_executor; for sm_90, or with ``--all`` for four architectures.
+- ``sanitized source``: csrc/cuda compiled as C++ for the CPU, under sanitizers.
+- ``shipped build``: inspects the module that nvcc builds for users.
 
 docs/gpu.md says what each kind proves and what it does not.
 """
@@ -68,8 +68,8 @@ def architecture(number: int) -> dict[str, str]:
 
 def runs(architectures: tuple[int, ...]) -> list[Run]:
     """Every process, the longest first: two run at a time."""
-    both = [*OP_TESTS, "simulated_gpu/test_traffic.py", "simulated_gpu/test_executed_training.py"]
-    executed = [*both, "simulated_gpu/test_planted_bugs.py", "simulated_gpu/test_triton_compile.py"]
+    both = [*OP_TESTS, "simulated_gpu/test_memory_traffic.py", "simulated_gpu/test_executed_training.py"]
+    executed = [*both, "simulated_gpu/test_planted_bugs.py", "simulated_gpu/test_torch_compile.py"]
     triton = without("triton")
     return [
         *(Run(TRITON, executed, architecture(number), triton) for number in architectures),
@@ -78,14 +78,14 @@ def runs(architectures: tuple[int, ...]) -> list[Run]:
         *(
             Run(
                 CUDA,
-                [*both, "simulated_gpu/test_cuda_ptx.py"],
+                [*both, "simulated_gpu/test_executed_cuda.py"],
                 {**CUDA_ON_EXECUTOR, **architecture(number)},
                 without_any("nvcc"),
             )
             for number in architectures
         ),
-        Run(SANITIZED, ["simulated_gpu/test_cuda_shim.py"], {}, without_any("g++", "c++")),
-        Run(SHIPPED, ["simulated_gpu/test_cuda_build.py"], {}, without_any("nvcc")),
+        Run(SANITIZED, ["simulated_gpu/test_sanitized_source.py"], {}, without_any("g++", "c++")),
+        Run(SHIPPED, ["simulated_gpu/test_shipped_build.py"], {}, without_any("nvcc")),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A small net trains with every op executed as PTX, each step equal to an independent implementation."""
+"""A small net trains with every op executed as PTX; each step equals an independent implementation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic behind the table of costs in docs/gpu.md; the table itself: tests/simulated_gpu/gpu_costs.py."""
+"""The arithmetic of tools/gpu_costs.py, which computes the table of docs/gpu-costs.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from tests.simulated_gpu.gpu_costs import DEVICES, WEIGHTS, Cost, microseconds, occupancy, whole_block_instructions
+from tools.gpu_costs import (
+    DEVICES,
+    WEIGHTS,
+    Cost,
+    microseconds,
+    occupancy,
+    page,
+    slower_than_a_copy,
+    whole_block_instructions,
+)
 
 A100, H100, _ = DEVICES
 
@@ -59,3 +68,18 @@ def test_instructions_of_a_whole_block() -> None:
     assert whole_block_instructions(SASS.replace("STG.E.128", "STG.E")) is None
     loop = SASS.replace("LDG.E.128 R8, desc[UR4][R8.64]", "@P0 BRA `(.L_x_0)")
     assert whole_block_instructions(loop) == 5, "a loop ends after its first turn"
+
+
+def test_the_page_has_a_row_for_each_case_and_names_what_cannot_reach_a_copy() -> None:
+    copying = [cost(read=4, written=4, instructions=1)] * 3
+    computing = [cost(read=4, written=4, instructions=count) for count in (32, 70, 96)]
+    rows = {"a copy": copying, "a long formula": computing}
+    assert slower_than_a_copy(rows).splitlines() == [
+        "- A100 80GB: none",
+        "- H100 SXM: a long formula",
+        "- B200: a long formula",
+    ]
+    lines = page(rows, launches=13).splitlines()
+    (row,) = [line for line in lines if line.startswith("| a long formula |")]
+    assert row.startswith("| a long formula | 4.00 + 4.00 | 70.0 SASS | 32/32/32 | 100%/100%/100% | 102, ")
+    assert max(map(len, (line for line in lines if not line.startswith("|")))) <= 120

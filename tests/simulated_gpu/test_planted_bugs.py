@@ -1,6 +1,6 @@
-"""Bugs planted in this package's own kernels, one textual change each, and the check that catches each one.
+"""Bugs planted in the Triton kernels, one textual change each, and the check that catches each one.
 
-A check compares an op with the oracle under the executor. It passes on an unchanged copy of the file.
+A check compares an op with the oracle on the executor. It passes on an unchanged copy of the file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Bug:
 
 def copy_of(file: str, directory: Path, change: Callable[[str], str] = lambda text: text) -> ModuleType:
     """The backend's module ``file``, changed, as a module of its own: Triton compiles its kernels anew."""
-    spec = importlib.util.find_spec(f"{BACKENDS}.{file}" if file == "chunks" else f"{BACKENDS}.triton.{file}")
+    folder = "gpu" if file == "chunk_tables" else "triton"
+    spec = importlib.util.find_spec(f"{BACKENDS}.{folder}.{file}")
     assert spec is not None
     assert spec.origin is not None
     path = directory / f"{file}_copy.py"
@@ -120,12 +121,12 @@ def count_copied(module: ModuleType) -> None:
 
 
 def with_tables_of(module: ModuleType, weights: Callable[[], Iterator[Tensor]]) -> None:
-    """Counts over each of ``weights``, through the tables of the module ``chunks``."""
+    """Count each of ``weights``, with tables from ``module``, a copy of chunk_tables."""
     from feather_kernels.backends.triton import chunks
     from feather_kernels.backends.triton import count as count_module
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "chunks", module)
+        patch.setattr(chunks, "chunk_tables", module)
         for weight in weights():
             count(count_module, weight)
 
@@ -261,7 +262,7 @@ BUGS = [
     ),
     Bug(
         "vectors at any address of a table",
-        "chunks",
+        "chunk_tables",
         r"address % 16 == 0",
         "address % 4 == 0",
         misaligned,
@@ -270,7 +271,7 @@ BUGS = [
     ),
     Bug(
         "stale table",
-        "chunks",
+        "chunk_tables",
         r"dtype, \*entries\)",
         "dtype, *(entry[1:] for entry in entries))",
         two_weights,
@@ -281,7 +282,7 @@ BUGS = [
         Bug(
             f"copies freed before the launch: {file}",
             file,
-            r"(?m)(table\.make_tables\(.*?\))(,|:|$)",
+            r"(?m)(chunks\.make_tables\(.*?\))(,|:|$)",
             r"[made._replace(kept=[]) for made in \1]\2",
             check,
             "OutOfBoundsError",
@@ -290,7 +291,7 @@ BUGS = [
         for file, check, kernel in (
             ("count", count_copied, "count_kernel"),
             ("select", selection_copied, "histogram_kernel"),
-            ("radix_passes", histogram_copied, "histogram_kernel"),
+            ("radix", histogram_copied, "histogram_kernel"),
         )
     ),
     *(
@@ -301,10 +302,10 @@ BUGS = [
             ("counts without their row", "bracket", bracketed, r"(counts \+ group \* BINS) \+ row \* ROW", r"\1"),
             ("the neighbour in the same row", "bracket", bracketed, r"tl\.minimum\(next_row, ROWS - 1\)", "row"),
             ("keys before the bracket forgotten", "bracket", bracketed, r"\(wanted >= before\) & ", ""),
-            ("counts kept for the next digit", "radix_passes", radix, r"tl\.store\(counts \+ .*", "pass"),
-            ("the digit before", "radix_passes", radix, r"\(total <= wanted\)", "(total < wanted)"),
-            ("the value as its own neighbour", "radix_passes", radix, r"key > bound", "key >= bound"),
-            ("a row beyond its cap", "radix_passes", capped, r"through < tl\.load\(caps", "through <= tl.load(caps"),
+            ("counts kept for the next digit", "radix", radix, r"tl\.store\(counts \+ .*", "pass"),
+            ("the digit before", "radix", radix, r"\(total <= wanted\)", "(total < wanted)"),
+            ("the value as its own neighbour", "radix", radix, r"key > bound", "key >= bound"),
+            ("a row beyond its cap", "radix", capped, r"through < tl\.load\(caps", "through <= tl.load(caps"),
         )
     ),
 ]

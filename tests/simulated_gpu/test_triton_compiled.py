@@ -1,7 +1,7 @@
-"""What Triton's JIT compiles for the ops' launches, for four NVIDIA architectures, without a GPU.
+"""What Triton's JIT compiles for the ops' launches on four NVIDIA architectures; nothing is executed.
 
-Gates: no spills, no local memory, at most 64 registers; no fence, and atomic updates that are relaxed and return
-nothing; in every kernel that streams weights, the 128-bit accesses of a whole block by their number. For gfx942 the
+The code must have no spills, no local memory, at most 64 registers, no fence, and atomic updates that are relaxed and
+return nothing. A kernel that streams weights must have the 128-bit accesses of a whole block, counted. For gfx942 the
 same kernels are compiled and their registers recorded, without a gate.
 """
 
@@ -28,7 +28,7 @@ import feather_kernels as fk  # noqa: E402
 from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
 from feather_kernels.backends.triton.launch import COMPILE  # noqa: E402
 from tests.conftest import ptx_executor  # noqa: E402
-from tests.simulated_gpu.cuda_build import ORDERING  # noqa: E402
+from tests.simulated_gpu.shipped_build import ORDERING  # noqa: E402
 from tests.support import samples  # noqa: E402
 
 ops = torch.ops.feather_kernels

@@ -1,6 +1,6 @@
-"""Launches of the Triton backend: kept kernels are those that Triton would launch, and Triton's own way is left open.
+"""Launches of the Triton backend: a kept kernel is the one that Triton would launch, and hooks still work.
 
-Every launch under ``ptx_executor`` compares the two (``conftest.checked``).
+``conftest.checked`` compares the two at every launch on the executor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every family of layers in a small model of its own, with an input: the rows of the habit matrix."""
+"""A small model and an input for every family of layers: the rows of the test matrix (layers/test_matrix.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A dispatch mode in which reading a tensor on the host is an error, inside our ops too."""
+"""A dispatch mode that forbids reading a tensor on the host, inside our own ops too."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Training in which every step is compared with an independent implementation of the method, from the identical state.
+"""Training beside an independent implementation of the method, compared at every step from the identical state.
 
-The threshold, the masks and the counts are compared exactly, P(w) in ulps, and the gradients exactly; the state then
-advances by our own update. (Free-running fp32 trajectories diverge chaotically.)
+Thresholds, masks, counts and gradients must be equal, P(w) within ulps. Then the state advances by our own update:
+two float32 trajectories that run freely diverge chaotically.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Agreement(NamedTuple):
 
 
 def scheduled_sparsity(step: int, total: int) -> float:
-    """FEATHER section 1: cubic from step 0 to half time."""
+    """The cubic schedule of the Feather paper: from step 0 to half of the training."""
     end = total // 2
     return SPARSITY if step >= end else SPARSITY * (1 - (1 - step / end) ** 3)
 

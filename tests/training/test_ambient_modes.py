@@ -1,4 +1,4 @@
-"""The life of a model under the user's ambient modes: the same bits as without, whatever the default device is."""
+"""A model's life under the user's ambient modes gives the same bits as without them, on any default device."""
 
 from __future__ import annotations
 

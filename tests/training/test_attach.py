@@ -1,4 +1,4 @@
-"""attach(): stepping with the optimizer; detach(): the dense model back."""
+"""attach() steps with the optimizer; detach() gives the dense model back."""
 
 from __future__ import annotations
 

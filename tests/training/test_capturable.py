@@ -1,4 +1,4 @@
-"""capturable=True: step, ranks and thresholds on the device, no host read, and a real capture on a GPU."""
+"""capturable=True keeps step, ranks and thresholds on the device, without a host read; a GPU captures it for real."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model whose layers or weights change after it was made sparse: followed, or an error that names the layer."""
+"""Layers or weights replaced after sparsifying are followed, or an error names the layer."""
 
 from __future__ import annotations
 

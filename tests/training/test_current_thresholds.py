@@ -1,4 +1,4 @@
-"""The thresholds are those of the weights that a forward uses, whatever changed them."""
+"""A forward uses the thresholds of the weights that it uses, whatever changed them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door for scripts of the paper's repository: they run, and compute what a plain implementation computes."""
+"""Scripts written for the paper's repository run, and compute what a plain implementation computes."""
 
 from __future__ import annotations
 

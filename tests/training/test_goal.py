@@ -1,4 +1,4 @@
-"""The end without the goal: finalize() says so, with the numbers, before it changes anything."""
+"""Training that ends short of its final sparsity: finalize() says so, with numbers, before it changes anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that stay dense by default, with reason and size, and the entries of targets that take them all the same."""
+"""Which weights stay dense by default, with reason and size, and how targets takes them in."""
 
 from __future__ import annotations
 

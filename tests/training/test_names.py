@@ -1,4 +1,4 @@
-"""Names of layers: what wrappers add is no part of them, in reports, states and options; and what is no model."""
+"""Layer names leave out what wrappers add, in reports, states and options; objects that are no model are refused."""
 
 from __future__ import annotations
 

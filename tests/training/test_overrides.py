@@ -1,4 +1,4 @@
-"""Options of single layers: which entry wins, what each option does, and what is refused."""
+"""Options of single layers: which entry wins, what each option does, and which are refused."""
 
 from __future__ import annotations
 

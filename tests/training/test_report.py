@@ -1,4 +1,4 @@
-"""The report: layers without one weight left, and what stays dense with its share of the model."""
+"""The report names layers without a weight left, and what stays dense with its share of the model."""
 
 from __future__ import annotations
 

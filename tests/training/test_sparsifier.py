@@ -1,4 +1,4 @@
-"""The sparsifier: schedule, exact sparsity, reports, state, the end of training, and every refusal."""
+"""The sparsifier: schedule, exact sparsity, reports, state, the end of training, and every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that train without their layer's forward: named in the first step."""
+"""The first step names weights that train although the forward of their layer does not run."""
 
 from __future__ import annotations
 

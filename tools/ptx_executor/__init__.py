@@ -1,11 +1,8 @@
-"""A PTX executor: compiled GPU code, run on CPU tensors with numpy.
+"""A PTX executor: runs compiled GPU code on CPU tensors with numpy. README.md says how to use it and what it checks.
 
-Read in this order: ``parsing`` (text to instructions), ``memory`` and ``races`` (what an access is checked for),
+Read the modules in this order: ``parsing`` (text to instructions), ``memory`` and ``races`` (the checks of an access),
 ``lanes`` (registers and threads), ``instructions`` (what each one does), ``execution`` (divergence and barriers),
-``driver`` (Triton's JIT on top; the only module that needs triton).
-
-It executes PTX, not SASS, and memory is sequentially consistent: a missing fence goes unseen, a missing barrier does
-not. Nothing orders two programs of one launch, so a hand-over through a flag or a counter is reported as a race.
+``driver`` (Triton's JIT on top; apart from ``sample_kernels`` the only module that needs triton).
 """
 
 from tools.ptx_executor.errors import (

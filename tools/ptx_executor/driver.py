@@ -1,4 +1,4 @@
-"""A Triton driver without a GPU: ``kernel[grid](cpu_tensors)`` takes the true JIT path and the compiled PTX runs here.
+"""A Triton driver without a GPU: Triton compiles ``kernel[grid](cpu_tensors)`` as for a GPU, and the PTX runs here.
 
     with simulated_gpu(90) as gpu:
         gpu.expose(weights)
@@ -100,9 +100,11 @@ class PtxDriver(DriverBase):
 
     @classmethod
     def is_active(cls) -> bool:
+        """Triton may always choose it."""
         return True
 
     def get_current_target(self) -> GPUTarget:
+        """What Triton compiles for."""
         return GPUTarget("cuda", self.arch, WARP_SIZE)
 
     def get_current_device(self) -> int:
@@ -113,24 +115,31 @@ class PtxDriver(DriverBase):
         """There is one device."""
 
     def get_current_stream(self, device: int | None = None) -> int:
+        """The default stream; there is no other."""
         return 0
 
     def get_device_capability(self, device: int = 0) -> tuple[int, int]:
+        """Major and minor number of the compute capability."""
         return divmod(self.arch, 10)
 
     def get_active_torch_device(self) -> torch.device:
+        """Tensors live on the CPU."""
         return torch.device("cpu")
 
     def get_device_interface(self) -> Any:
+        """The module of torch that manages the device."""
         return torch.cpu
 
     def map_python_to_cpp_type(self, name: str) -> str:
+        """Triton's own name: no C launcher is generated."""
         return name
 
     def get_benchmarker(self) -> Any:
+        """Raise NotImplementedError: nothing can be timed."""
         raise NotImplementedError("a simulated GPU has no time to measure")
 
     def get_empty_cache_for_benchmark(self) -> torch.Tensor:
+        """Raise NotImplementedError: there is no cache to flush."""
         raise NotImplementedError("a simulated GPU has no cache")
 
     def clear_cache(self, cache: torch.Tensor) -> None:

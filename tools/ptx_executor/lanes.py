@@ -228,7 +228,7 @@ def _constant(operand: p.Immediate, width: int) -> Array:
     if width == 1:
         return np.array([bool(operand.value)])
     if operand.float_width and operand.float_width != width:
-        exact = np.array([operand.value], UNSIGNED[operand.float_width]).view(FLOAT[operand.float_width])
+        exact: Array = np.array([operand.value], UNSIGNED[operand.float_width]).view(FLOAT[operand.float_width])
         return exact.astype(FLOAT[width]).view(UNSIGNED[width])
     return np.array([operand.value & ((1 << width) - 1)], UNSIGNED[width])
 

@@ -332,6 +332,7 @@ class _Body:
 
 
 def split_operands(text: str) -> list[str]:
+    """Split at the commas that stand outside of braces and brackets."""
     parts, depth, current = [], 0, ""
     for token in re.findall(r"[{}\[\],]|[^{}\[\],]+", text):
         if token == "," and depth == 0:

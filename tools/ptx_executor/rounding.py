@@ -50,11 +50,11 @@ def add_odd(a: Array, b: Array) -> Array:
 def round_to(exact: Array, dtype: type, mode: str = "rn") -> Array:
     """Floats or integers to ``dtype`` in one of :data:`MODES`; ``exact`` may be float64 rounded to odd."""
     with np.errstate(all="ignore"):
-        nearest = exact.astype(dtype)
+        nearest: Array = exact.astype(dtype)
     if mode == "rn":
         return nearest
     wide, source = nearest.astype(np.longdouble), exact.astype(np.longdouble)
-    raw = nearest.view(UNSIGNED[nearest.dtype.itemsize * 8])
+    raw: Array = nearest.view(UNSIGNED[nearest.dtype.itemsize * 8])
     one = raw.dtype.type(1)
     too_far, too_near = np.abs(wide) > np.abs(source), np.abs(wide) < np.abs(source)
     grow = {"rz": np.zeros_like(too_far), "rm": source < 0, "rp": source > 0}[mode]

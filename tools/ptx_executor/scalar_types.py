@@ -95,5 +95,7 @@ def join(components: list[Array], type_name: str) -> Array:
         return f32_to_bf16(components[0]) if type_name == "bf16" else components[0]
     half = bits(type_name) // 2
     whole = UNSIGNED[2 * half]
+    low: Array
+    high: Array
     low, high = (join([part], PACKED[type_name]).view(UNSIGNED[half]).astype(whole) for part in components)
     return low | (high << whole(half))

@@ -48,7 +48,7 @@ def evaluate(statements: str, out: type, *inputs: Array, options: Options = Opti
     count = len(inputs[0])
     padded = -(-count // THREADS) * THREADS
     arrays = [np.resize(array, padded) for array in inputs]
-    result = np.zeros(padded, out)
+    result: Array = np.zeros(padded, out)
     widths = [array.dtype.itemsize * 8 for array in (*arrays, result)]
     names = [f"%{letter}" for letter in "abcdefg"[: len(arrays)]] + ["%out"]
     lines = [f".reg .b{max(16, width)} {name};" for width, name in zip(widths, names, strict=True)]

@@ -1,6 +1,6 @@
 // A stand-in for the CUDA runtime (cudart), to be linked with the shipped objects of csrc/cuda on a machine without a
 // GPU. Each launch goes, with its stream and the addresses of its arguments, to a function that executes the kernel's
-// PTX: see tests/simulated_gpu/cuda_ptx.py.
+// PTX: see tests/simulated_gpu/executed_cuda.py.
 //
 // It defines exactly the symbols that the objects use, with the types of the runtime's ABI; any other fails to link.
 #include <stddef.h>

@@ -59,7 +59,7 @@ def _update(lanes: Lanes, ins: Instruction, operands: tuple[Operand, ...]) -> Ar
     if name == "add" and ins.type not in FLOATS:
         return _add_integers(cells, index, operand, order, first)
     update = _typed(OPERATIONS[name], ins, flush=ins.type == "f32" and space.name == "global")
-    old = np.empty(lanes.count, dtype)
+    old: Array = np.empty(lanes.count, dtype)
     by_turn = np.argsort(turn, kind="stable")
     for now in np.split(order[by_turn], np.cumsum(np.bincount(turn))[:-1]):
         old[now] = cells[index[now]]

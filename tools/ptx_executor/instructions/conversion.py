@@ -100,7 +100,7 @@ def _float_to_integer(values: Array, target: str, ins: Instruction) -> Array:
     limits = np.iinfo(family[bits(target)])
     wide = INTEGER_ROUNDING[ins.choose(*INTEGER_ROUNDING)](values.astype(np.float64))
     above, below = wide >= float(limits.max), wide <= float(limits.min)
-    inside = np.where(above | below | np.isnan(wide), 0.0, wide).astype(family[bits(target)])
+    inside: Array = np.where(above | below | np.isnan(wide), 0.0, wide).astype(family[bits(target)])
     return np.where(above, limits.max, np.where(below, limits.min, inside)).astype(family[bits(target)])
 
 
@@ -114,7 +114,7 @@ def _between_integers(values: Array, lanes: Lanes, ins: Instruction) -> Array:
         low = values.dtype.type(max(limits.min, have.min))
         high = values.dtype.type(min(limits.max, have.max))
         values = np.clip(values, low, high)
-    result = values.astype(dtype)
+    result: Array = values.astype(dtype)
     destination = ins.operands[0]
     width = destination.width if isinstance(destination, Register) else bits(target)
     return result.astype(family[max(width, bits(target))])

@@ -60,7 +60,7 @@ def _product(a: Array, b: Array, ins: Instruction) -> Array:
         return a * b
     if width == 64:
         return _high_64(a, b)
-    double = a.astype(family[2 * width]) * b.astype(family[2 * width])
+    double: Array = a.astype(family[2 * width]) * b.astype(family[2 * width])
     return double if "wide" in ins.modifiers else (double >> width).astype(family[width])
 
 
@@ -250,7 +250,7 @@ def leading_zeros(lanes: Lanes, ins: Instruction) -> Array:
 def find_leading(lanes: Lanes, ins: Instruction) -> Array:
     """Position of the highest bit that differs from the sign, or its distance from the top; all ones if none."""
     a = lanes.read(ins.operands[1], ins.type)
-    raw = (np.where(a < 0, ~a, a) if a.dtype.kind == "i" else a).astype(UNSIGNED[bits(ins.type)])
+    raw: Array = (np.where(a < 0, ~a, a) if a.dtype.kind == "i" else a).astype(UNSIGNED[bits(ins.type)])
     spread = raw
     for step in (1, 2, 4, 8, 16, 32)[: 5 if bits(ins.type) == 32 else 6]:
         spread = spread | spread >> spread.dtype.type(step)

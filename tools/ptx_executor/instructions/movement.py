@@ -29,7 +29,8 @@ def mov(lanes: Lanes, ins: Instruction) -> Array | None:
             lanes.write(target, piece)
         return None
     if isinstance(source, Vector):
-        part, whole = width // len(source.parts), np.zeros(1, UNSIGNED[width])
+        part = width // len(source.parts)
+        whole: Array = np.zeros(1, UNSIGNED[width])
         for i, operand in enumerate(source.parts):
             whole = whole | lanes.read_bits(operand, part).astype(UNSIGNED[width]) << UNSIGNED[width](part * i)
         return whole

@@ -25,7 +25,7 @@ def integers(type_name: str, seed: int, count: int = COUNT) -> Array:
     dtype = NUMPY_TYPES[type_name]
     limits, rng = np.iinfo(dtype), np.random.default_rng(seed)
     values = rng.integers(limits.min, limits.max, count, dtype=dtype, endpoint=True)
-    edges = np.array([limits.min, limits.max, 0, 1, limits.max - 1, limits.max // 2], dtype)
+    edges: Array = np.array([limits.min, limits.max, 0, 1, limits.max - 1, limits.max // 2], dtype)
     return np.where(rng.random(count) < 1 / 3, edges[rng.integers(0, len(edges), count)], values)
 
 
@@ -41,7 +41,7 @@ def truncated_quotient(a: int, b: int) -> int:
 
 
 # -- integers ----------------------------------------------------------------------------------------------------------
-WHOLE = {
+WHOLE: dict[str, Callable[[int, int], int]] = {
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul.lo": lambda a, b: a * b,
@@ -281,7 +281,10 @@ def test_conversions_to_float(target: str, source: str, mode: str) -> None:
 def test_conversions_from_float_clamp(target: str, source: str, mode: str) -> None:
     a = edge_floats(source, COUNT, 1)
     limits = np.iinfo(NUMPY_TYPES[target])
-    function = {"rni": round, "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil}[mode]
+    functions: dict[str, Callable[[float], int]] = {
+        "rni": round, "rzi": math.trunc, "rmi": math.floor, "rpi": math.ceil,
+    }  # fmt: skip
+    function = functions[mode]
 
     def convert(value: float) -> int:
         if math.isnan(value):

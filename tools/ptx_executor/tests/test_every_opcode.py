@@ -1,8 +1,8 @@
-"""A unit test for every row of the table of instructions; the last test shows that none is left out.
+"""A unit test for every row of the instruction table; the last test shows that none is left out.
 
-Each case is a line or two of PTX on small arrays with the result that the PTX ISA gives. Rounding, edges and random
-operands of the arithmetic: test_arithmetic.py; every form in our compiled kernels: test_compiled_forms.py; divergence,
-races and barriers: tools/ptx_executor/tests/test_executor.py.
+Each case runs a line or two of PTX on small arrays and compares with the result that the PTX ISA defines.
+test_arithmetic.py tests rounding, edge values and random operands; test_executor.py tests divergence, races and
+barriers.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import pytest
 
 from tools.ptx_executor import OutOfBoundsError, UnknownInstructionError, mutation
 from tools.ptx_executor.execution import Program
-from tools.ptx_executor.instructions.registry import Entry
+from tools.ptx_executor.instructions.registry import Entry, find
 from tools.ptx_executor.mutation import REMOVED, mutations, planted
 from tools.ptx_executor.parsing import Instruction
 from tools.ptx_executor.snippets import KERNEL
@@ -62,8 +62,6 @@ def test_mutants_of_an_instruction(line: str, expected: set[str]) -> None:
 
 
 def test_a_mutant_that_the_executor_cannot_run_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    find = mutation.find
-
     def find_no_sub(kernel: str, instruction: Instruction) -> Entry:
         if instruction.opcode == "sub":
             raise UnknownInstructionError("sub")

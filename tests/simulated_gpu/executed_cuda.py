@@ -1,11 +1,12 @@
-"""The shipped objects of csrc/cuda on CPU tensors, every launch executed as PTX.
+"""Runs the shipped objects of csrc/cuda on CPU tensors and executes every launch as PTX.
 
     with executed(90) as gpu, fk.use_backend("cuda"):
         torch.ops.feather_kernels.threshold(w, t, 3.0)
     assert gpu.launches[-1].bytes_read == ...
 
-From the dispatcher through the Python launcher and the module's C++ to a stand-in for the CUDA runtime
-(csrc/tests/cuda/cudart.cpp), which hands each launch, argument bytes included, to tools/ptx_executor.
+A call takes its usual way through the registry, the Python launcher and the module's C++. The module is linked against
+a stand-in for the CUDA runtime (csrc/tests/cuda/cudart.cpp), which hands each launch, with its argument bytes, to
+tools/ptx_executor.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import torch
 
 from feather_kernels.backends import cuda, registry
 from feather_kernels.backends.gpu.chunk_tables import Table
-from tests.simulated_gpu import cuda_build
-from tests.simulated_gpu.cuda_module import load
+from tests.simulated_gpu import shipped_build
+from tests.simulated_gpu.cuda_module_on_cpu import load
 from tools.ptx_executor.execution import LaunchReport, Options, Program
 from tools.ptx_executor.memory import extent
 
@@ -48,8 +49,8 @@ def executed(architecture: int, module: Path | None = None, ptx: Sequence[Path] 
 
     A fault that the executor finds is raised from the op, in place of the RuntimeError of a failed launch.
     """
-    path = cuda_build.relinked() if module is None else module
-    executor = Executor(load(str(path)), cuda_build.ptx(architecture) if ptx is None else ptx)
+    path = shipped_build.relinked() if module is None else module
+    executor = Executor(load(str(path)), shipped_build.ptx(architecture) if ptx is None else ptx)
     set_launcher = ctypes.CDLL(str(path)).feather_set_launcher
     address, addresses = cuda._address, cuda._addresses
 

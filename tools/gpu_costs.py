@@ -1,20 +1,16 @@
-"""Computes what each Triton kernel costs, and prints the table of docs/gpu-costs.md.
+"""Computes what each Triton kernel costs on three GPUs, and writes docs/gpu-costs.md.
 
-    python -m tests.simulated_gpu.gpu_costs
+    python -m tools.gpu_costs [--output FILE]
 
-Nothing here is a measured time. tools/ptx_executor runs the kernels' PTX on CPU tensors and counts bytes of global
-memory and instructions of all threads; registers and shared memory are those of the compiled cubin. From these
-follow occupancy and, for each device, two bounds of the time: bytes / bandwidth and instructions / rate.
-
-Instructions are those of SASS, on the way of a whole block from entry to exit, where a kernel has one without loops;
-else executed PTX instructions, of which ptxas makes somewhat fewer.
-
-The bracket of selection has the width that WEIGHTS elements give it; its counts, set to zero and summed once in a call,
-are divided by WEIGHTS.
+Nothing here is a measured time. tools/ptx_executor runs the PTX of the kernels on CPU tensors and counts the bytes of
+global memory and the instructions of all threads. Registers and shared memory are those of the compiled cubin.
+Occupancy follows from these, and for each device two lower bounds on the time: bytes / bandwidth and
+instructions / rate. The page says how to read them (``PAGE``).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -36,6 +32,7 @@ ops = torch.ops.feather_kernels
 
 ELEMENTS = 1 << 17
 WEIGHTS = 25_502_912  # prunable weights of ResNet-50
+DOCUMENT = Path(__file__).parents[1] / "docs" / "gpu-costs.md"
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -62,6 +59,7 @@ DEVICES = (
     Device("H100 SXM", 90, 3.35e12, 132, 1.71e9, 128, 64, 228 << 10),
     Device("B200", 100, 8.0e12, 148, 1.85e9, 128, 64, 228 << 10),
 )
+COUNTED_ON = DEVICES[1]  # whose bytes and instructions the table shows
 ISSUE_LANES, WARP, MAX_WARPS, MAX_PROGRAMS, REGISTERS = 128, 32, 64, 32, 65536  # of an SM; 4 warps issue in a cycle
 
 
@@ -221,25 +219,105 @@ def microseconds(cost: Cost, device: Device) -> tuple[float, float]:
     return WEIGHTS * moved / device.bytes_per_second * 1e6, WEIGHTS * cycles / device.cycles_per_second * 1e6
 
 
-def main() -> None:
-    """Print the table."""
-    with fk.use_backend("triton"):
-        rows = {case.name: [measure(case, device.architecture) for device in DEVICES] for case in cases()}
+PAGE = """# Computed cost of each Triton kernel
+
+These figures are computed, not measured: no kernel has run on a GPU yet. `python -m tools.gpu_costs` wrote this page
+with triton {triton}.
+
+- **Bytes** of global memory per weight are counted by the PTX executor on sm_{architecture}. A plain copy of the
+  float32 weights moves the bytes of the first row.
+- **Instructions** per weight are SASS instructions along the path of a whole block if the kernel has no loop. Otherwise
+  they are executed PTX instructions, of which ptxas makes somewhat fewer.
+- **Registers and occupancy** are given for {architectures}. Occupancy is what registers, threads and shared
+  memory of an SM allow.
+- **The last columns** are two lower bounds on the time for ResNet-50's {weights:.1f} M weights: *by bytes, by
+  instructions*. The larger one counts.
+
+Bandwidths come from NVIDIA's data sheets: {bandwidths}.
+Instructions issue at 4 warps per cycle on {multiprocessors} SMs at an assumed {clocks} GHz;
+multiplications and additions are limited by the width of the float32 and float64 units.
+
+The bracket has the width that ResNet-50 gives it, {keys:,} keys. Its row includes the 8 bytes per key that are zeroed
+and summed.
+
+{table}
+
+Where the second bound is larger, the kernel cannot reach the speed of a copy:
+
+{slower}
+
+A selection is {launches} launches. Those missing from the table (scans, sums, the end of the bracket) run one program
+per group or per 512 keys and cost little beyond their launch. "Steady" is a call whose hint was right, so the passes
+behind the bracket find everything done.
+"""
+
+
+def table(rows: dict[str, list[Cost]]) -> str:
+    """A line for each case, from its costs on each of DEVICES."""
     devices = " | ".join(f"µs on {device.name}" for device in DEVICES)
-    print(f"| kernel | bytes read + written | instructions | registers | occupancy | {devices} |")
-    print("|---|---|---|---|---|" + "---|" * len(DEVICES))
+    lines = [
+        f"| kernel | bytes read + written | instructions | registers | occupancy | {devices} |",
+        "|---|---|---|---|---|" + "---|" * len(DEVICES),
+    ]
     for name, costs in rows.items():
         of_devices = list(zip(costs, DEVICES, strict=True))
-        read, written, instructions, sass, *_ = costs[1]  # of the H100
+        counted = costs[DEVICES.index(COUNTED_ON)]
         cells = [
             name,
-            f"{read:.2f} + {written:.2f}",
-            f"{instructions:.1f} {'SASS' if sass else 'PTX'}",
+            f"{counted.read:.2f} + {counted.written:.2f}",
+            f"{counted.instructions:.1f} {'SASS' if counted.sass else 'PTX'}",
             "/".join(str(cost.registers) for cost in costs),
             "/".join(f"{occupancy(cost, device):.0%}" for cost, device in of_devices),
             *("{:.0f}, {:.0f}".format(*microseconds(cost, device)) for cost, device in of_devices),
         ]
-        print(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def slower_than_a_copy(rows: dict[str, list[Cost]]) -> str:
+    """For each device, the cases that read the weights and take longer by instructions than by bytes."""
+    lines = []
+    for place, device in enumerate(DEVICES):
+        times = {name: microseconds(costs[place], device) for name, costs in rows.items() if costs[place].read > 1}
+        names = [name for name, (by_bytes, by_instructions) in times.items() if by_instructions > by_bytes]
+        lines.append(f"- {device.name}: {'; '.join(names) or 'none'}")
+    return "\n".join(lines)
+
+
+def page(rows: dict[str, list[Cost]], launches: int) -> str:
+    """The text of docs/gpu-costs.md; ``launches``: of a selection."""
+    return PAGE.format(
+        triton=triton.__version__,
+        architecture=COUNTED_ON.architecture,
+        architectures="/".join(f"sm_{device.architecture}" for device in DEVICES),
+        weights=WEIGHTS / 1e6,
+        bandwidths=", ".join(f"{device.name} {device.bytes_per_second / 1e12:.3g} TB/s" for device in DEVICES),
+        multiprocessors="/".join(str(device.multiprocessors) for device in DEVICES),
+        clocks="/".join(f"{device.hertz / 1e9:.2f}" for device in DEVICES),
+        keys=bracket.bracket_keys(torch.float32, 1, WEIGHTS),
+        table=table(rows),
+        slower=slower_than_a_copy(rows),
+        launches=launches,
+    )
+
+
+def launches_of(case: Case) -> int:
+    """How many kernels one call launches, those without a row included."""
+    with conftest.ptx_executor(COUNTED_ON.architecture) as executor:
+        case.run()
+    return len(executor.launches)
+
+
+def main() -> None:
+    """Measure every case for every device and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--output", type=Path, default=DOCUMENT, help="default: %(default)s")
+    output = parser.parse_args().output
+    with fk.use_backend("triton"):
+        listed = cases()
+        rows = {case.name: [measure(case, device.architecture) for device in DEVICES] for case in listed}
+        launches = launches_of(next(case for case in listed if case.counts))  # the steady selection
+    output.write_text(page(rows, launches), encoding="utf-8")
 
 
 if __name__ == "__main__":

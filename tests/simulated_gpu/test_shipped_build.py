@@ -1,4 +1,4 @@
-"""feather_kernels._cuda built by nvcc for every architecture, looked into and loaded without a GPU."""
+"""The module that nvcc builds for every architecture: its machine code, and how it loads without a GPU."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import feather_kernels as fk
 from feather_kernels._version import __version__
 from feather_kernels.backends import compiled_module, cuda, registry
-from tests.simulated_gpu import cuda_build
-from tests.simulated_gpu.cuda_build import configure, run
+from tests.simulated_gpu import shipped_build
+from tests.simulated_gpu.shipped_build import configure, run
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ("75", "80", "90", "100", "120")
@@ -31,7 +31,7 @@ CUDA = torch.device("cuda", 0)
 @pytest.fixture(scope="module")
 def build() -> Path:
     """Folder with the module and the build's log."""
-    return cuda_build.shipped()
+    return shipped_build.shipped()
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_accesses_of_16_bytes(module_path: Path, architecture: str) -> None:
 def test_atomic_updates_are_relaxed_and_return_nothing(module_path: Path, architecture: str) -> None:
     """A fence costs as much as what it waits for, and a value that comes back as much as a load."""
     atomics = 0
-    for path in cuda_build.ptx(int(architecture)):
+    for path in shipped_build.ptx(int(architecture)):
         text = path.read_text()
-        assert not cuda_build.ORDERING.search(text), path
+        assert not shipped_build.ORDERING.search(text), path
         atomics += len(re.findall(r"\b(?:atom|red)\.global\.", text))
     assert atomics > 100
     sass = run(disassembler(), "-sass", "-arch", f"sm_{architecture}", module_path).stdout
@@ -137,7 +137,7 @@ def test_loads_and_reports_itself_without_a_driver(module_path: Path) -> None:
 @pytest.fixture
 def module(module_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The built module in its place in the backend."""
-    from tests.simulated_gpu.cuda_module import load
+    from tests.simulated_gpu.cuda_module_on_cpu import load
 
     loaded = load(str(module_path))
     monkeypatch.setattr(cuda, "_cuda", loaded)
@@ -226,7 +226,7 @@ def nvcc_that_knows(folder: Path, release: str, numbers: list[str]) -> str:
     fake = folder / "nvcc"
     listed = "\\n".join(f"compute_{number}" for number in numbers)
     known = f"--list-gpu-arch) printf '{listed}\\n';; --version) echo 'release {release},';;"
-    fake.write_text(f'#!/bin/sh\ncase "$1" in {known} *) exec "{cuda_build.nvcc()}" "$@";; esac\n')
+    fake.write_text(f'#!/bin/sh\ncase "$1" in {known} *) exec "{shipped_build.nvcc()}" "$@";; esac\n')
     fake.chmod(0o755)
     return str(fake)
 
@@ -243,7 +243,7 @@ def test_what_is_built_is_what_nvcc_knows(tmp_path: Path, release: str) -> None:
 
 
 def test_named_architectures_are_built_as_they_are(tmp_path: Path) -> None:
-    done = configure(tmp_path / "build", FEATHER_NVCC=cuda_build.nvcc(), FEATHER_CUDA_ARCHITECTURES="86-real;90")
+    done = configure(tmp_path / "build", FEATHER_NVCC=shipped_build.nvcc(), FEATHER_CUDA_ARCHITECTURES="86-real;90")
     assert done.returncode == 0, done.stderr
     assert "feather_kernels._cuda is compiled for sm_86 sm_90 compute_90\n" in done.stdout
 

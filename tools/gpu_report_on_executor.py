@@ -1,10 +1,9 @@
-"""``feather-kernels gpu-report`` with an executor of PTX in the place of the GPU: counts instead of times.
+"""Runs ``feather-kernels gpu-report`` with the PTX executor in place of a GPU: counts instead of times.
 
-    python -m tests.simulated_gpu.executed_gpu_report FOLDER [PART ...]
+    python -m tools.gpu_report_on_executor FOLDER [PART ...]
 
-writes gpu-report-ptx-sm_90.json and .md there, over those of before. It executes the PTX of
-Triton's kernels, and where ``nvcc`` is on PATH that of the CUDA C++ backend. With the arguments of a part's process it
-is that process.
+replaces gpu-report-ptx-sm_90.json and .md in FOLDER. It executes the PTX of Triton's kernels, and that of the CUDA C++
+backend if ``nvcc`` is on PATH. The report starts this module once for each part, with that part's arguments.
 """
 
 from __future__ import annotations
@@ -25,11 +24,12 @@ from tests.conftest import CPU, ptx_executor
 
 ARCHITECTURE = 90
 NAME = f"ptx-sm_{ARCHITECTURE}"
-CHILD = (sys.executable, "-m", "tests.simulated_gpu.executed_gpu_report")
+CHILD = (sys.executable, "-m", "tools.gpu_report_on_executor")
 SLOW = 6.0  # the executor, on a busy machine
 
 
 def facts() -> dict[str, str]:
+    """The head of the report: there is no GPU, and the versions of what compiled the kernels."""
     major, minor = divmod(ARCHITECTURE, 10)
     own = {"gpu": "none: an executor of PTX", "compute capability": f"{major}.{minor}"}
     return {**own, "memory": "none", "driver": "none", **machine.versions()}
@@ -53,6 +53,7 @@ def counting(launches: list[Any]) -> Callable[[Callable[[], object]], dict[str, 
 
 
 def place(launches: list[Any]) -> Place:
+    """Where the parts run: on CPU tensors, at sizes that the executor can manage."""
     meter = counting(launches)
     return Place(
         CPU,
@@ -74,7 +75,7 @@ def executor(name: str) -> Iterator[list[Any]]:
     if name.endswith("-cuda"):
         import shutil
 
-        from tests.simulated_gpu.cuda_ptx import executed
+        from tests.simulated_gpu.executed_cuda import executed
 
         chosen: Any = executed(ARCHITECTURE) if shutil.which("nvcc") else nullcontext()
     else:
@@ -90,6 +91,7 @@ def make(folder: Path, parts: tuple[str, ...] = tuple(PARTS)) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    """Make the report, or one part of it in a process of its own."""
     if "--device" not in arguments:
         return make(Path(arguments[0]), tuple(arguments[1:]) or tuple(PARTS))
     with executor(arguments[0]) as launches, registry.use_backend(registry.AUTO):

@@ -1,4 +1,4 @@
-"""Builds of ``feather_kernels._cuda`` that run its kernels on CPU tensors."""
+"""Puts a build of ``feather_kernels._cuda`` that runs on CPU tensors in the place of the shipped module."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""torch.compile over the ops, on the backend of the ring: eager's bits, one graph, nothing compiled twice.
+"""torch.compile over the ops gives eager's bits in one graph and compiles nothing twice.
 
-On the PTX executor the compiled graphs call the Triton kernels, whose PTX runs on the executor.
+Runs on the backend under test. On the PTX executor the compiled graphs call the Triton kernels, whose PTX it executes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A unit test for every form of an instruction in this package's compiled kernels; the last test shows that it is so.
+"""A unit test for every form of an instruction in this package's compiled kernels; the last test shows it is complete.
 
-A form is an opcode with its modifiers and types. ``test_every_opcode.py`` has a case for each row of the table of
-instructions, which understands many forms; here are the forms of our kernels that have none there.
+A form is an opcode with its modifiers and types. One row of the executor's instruction table understands many forms;
+this file has a case for each form in our kernels that tools/ptx_executor/tests/test_every_opcode.py does not use.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Bytes of global memory that the launches of each op read and write, against the contract's minimum.
+"""The bytes of global memory that the launches of each op move, against the minimum that the op needs.
 
-The executor counts a byte once per access of a program (ptx/memory.py), so scalars and tables of chunks count as well:
-the overheads are room for them. What torch itself moves, such as zeros for counts, is not seen.
+The executor counts a byte once per access of a program (tools/ptx_executor/memory.py), so scalars and chunk tables
+count as well; the overheads below leave room for them. What torch itself moves, such as zeros for counts, is not seen.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Builds of csrc/cuda with nvcc, kept under build/: the shipped module, its objects and its PTX."""
+"""Builds csrc/cuda with nvcc: the shipped module, its objects and its PTX, kept in build/."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import re
 import shutil
@@ -20,11 +19,11 @@ from pathlib import Path
 import pytest
 
 from feather_kernels.backends import compiled_module
-from tests.simulated_gpu.cuda_shim import BINDINGS, KERNELS, Change, digest, uses
+from tests.simulated_gpu.sanitized_source import BINDINGS, KERNELS, Change, digest, pybind11, uses
 
 ROOT = Path(__file__).parents[2]
 CSRC = ROOT / "csrc"
-KEPT = ROOT / "build" / "cuda_ptx"
+KEPT = ROOT / "build" / "executed_cuda"
 
 
 def nvcc() -> str:
@@ -54,14 +53,6 @@ def configure(folder: Path, **options: str) -> subprocess.CompletedProcess[str]:
     }
     given = [f"-D{key}={value}" for key, value in options.items()]
     return run("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja", *given)
-
-
-def pybind11() -> Path:
-    """pybind11's folder; skips the test where it is not installed."""
-    spec = importlib.util.find_spec("pybind11")
-    if spec is None or spec.origin is None:
-        pytest.skip("pybind11 is not installed")
-    return Path(spec.origin).parent
 
 
 def shipped() -> Path:

@@ -1,4 +1,4 @@
-"""Builds of csrc/cuda for the CPU (csrc/tests/cuda/cuda_on_cpu.h), under sanitizers. Objects are kept under build/."""
+"""Builds csrc/cuda as C++ for the CPU (csrc/tests/cuda/cuda_on_cpu.h), under sanitizers; keeps objects in build/."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KEPT = ROOT / "build" / "cuda_on_cpu"
+KEPT = ROOT / "build" / "sanitized_source"
 KERNELS = ("cuda/count.cu", "cuda/elementwise.cu", "cuda/selection.cu")
 TESTS = ("tests/cuda/main.cpp", "tests/cuda/test_elementwise.cpp", "tests/cuda/test_selection.cpp")
 BINDINGS = "cuda/bindings.cpp"
@@ -65,6 +65,14 @@ def compiler() -> str:
     return found
 
 
+def pybind11() -> Path:
+    """pybind11's folder; skips the test where it is not installed."""
+    spec = importlib.util.find_spec("pybind11")
+    if spec is None or spec.origin is None:
+        pytest.skip("pybind11 is not installed")
+    return Path(spec.origin).parent
+
+
 def test_program(build: Build) -> Path:
     """The program of csrc/tests/cuda."""
     objects = _objects(build, ROOT / "csrc", [*KERNELS, *TESTS])
@@ -82,11 +90,8 @@ def changed_program(build: Build, change: Change, folder: Path) -> Path:
 
 def module() -> Path:
     """feather_kernels._cuda with its kernels on the CPU; skips the test where pybind11 is missing."""
-    spec = importlib.util.find_spec("pybind11")
-    if spec is None or spec.origin is None:
-        pytest.skip("pybind11 is not installed")
     facts = ("VERSION", "SOURCE_HASH", "COMPILER", "ARCHITECTURES")
-    includes = (Path(spec.origin).parent / "include", Path(sysconfig.get_paths()["include"]))
+    includes = (pybind11() / "include", Path(sysconfig.get_paths()["include"]))
     bindings = Build("module", (*MODULE.flags, *(f'-DFEATHER_{f}="on a CPU"' for f in facts)))
     bindings = Build("bindings", (*bindings.flags, *(f"-isystem{path}" for path in includes), "-fvisibility=hidden"))
     objects = [*_objects(MODULE, ROOT / "csrc", KERNELS), *_objects(bindings, ROOT / "csrc", [BINDINGS])]

@@ -1,4 +1,4 @@
-"""The CUDA sources as C++ on the CPU, under sanitizers; planted bugs are found. See docs/design/cuda.md."""
+"""The CUDA sources as C++ on the CPU, under sanitizers, which find planted bugs (docs/design/cuda.md)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulated_gpu import cuda_shim
-from tests.simulated_gpu.cuda_shim import MEMORY, RACES, SHIPPED, Change
+from tests.simulated_gpu import sanitized_source
+from tests.simulated_gpu.sanitized_source import MEMORY, RACES, SHIPPED, Change
 
 TESTS = Path(__file__).parent
 EVERY_KERNEL_ONCE = ("elementwise_once", "select_once", "histogram", "count")  # a CUDA thread is one of the system's
@@ -23,17 +23,17 @@ def run(program: Path, *tests: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("build", "tests"),
     [(MEMORY, ()), (SHIPPED, ()), (RACES, EVERY_KERNEL_ONCE)],
-    ids=lambda value: value.name if isinstance(value, cuda_shim.Build) else "",
+    ids=lambda value: value.name if isinstance(value, sanitized_source.Build) else "",
 )
-def test_csrc_tests_pass(build: cuda_shim.Build, tests: tuple[str, ...]) -> None:
-    done = run(cuda_shim.test_program(build), *tests)
+def test_csrc_tests_pass(build: sanitized_source.Build, tests: tuple[str, ...]) -> None:
+    done = run(sanitized_source.test_program(build), *tests)
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
     assert done.stdout.count("passed in") == (len(tests) or 7)
 
 
 def test_op_tests_pass_on_the_python_backend() -> None:
     """From the dispatcher through the Python launcher and the C++ launches to the kernels."""
-    environment = {**os.environ, "FEATHER_CUDA_MODULE": str(cuda_shim.module())}
+    environment = {**os.environ, "FEATHER_CUDA_MODULE": str(sanitized_source.module())}
     modes = "test_ambient_modes.py::test_ops_inside_of_a_mode_give_what_they_give_outside"
     files = [str(TESTS / name) for name in ("test_threshold.py", "test_select.py", modes)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not any_values", *files]
@@ -114,6 +114,6 @@ PER_COMMIT = ("no barrier between counting and adding up", "tail one too long", 
 )
 def test_planted_bug_is_found(name: str, tmp_path: Path) -> None:
     change, build, test, words = PLANTED[name]
-    done = run(cuda_shim.changed_program(build, change, tmp_path), test)
+    done = run(sanitized_source.changed_program(build, change, tmp_path), test)
     assert done.returncode != 0, "the bug passed"
     assert words in done.stderr, done.stderr[-4000:]

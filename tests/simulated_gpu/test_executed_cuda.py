@@ -1,6 +1,6 @@
-"""What the stand-in for the CUDA runtime and the executor see, and bugs planted in csrc/cuda that they find.
+"""Bugs planted in csrc/cuda, and what the executor and the stand-in for the CUDA runtime report for each.
 
-The op tests run on it too: see evidence.py, which sets FEATHER_PTX_BACKEND=cuda and FEATHER_PTX_ARCHITECTURE=90.
+evidence.py also runs the op tests this way, with FEATHER_PTX_BACKEND=cuda and FEATHER_PTX_ARCHITECTURE=90.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 import feather_kernels as fk
 from feather_kernels.backends import cuda
 from tests.conftest import PTX_ARCHITECTURE, PTX_BACKEND
-from tests.simulated_gpu import cuda_build
-from tests.simulated_gpu.cuda_module import cuda_on_cpu
-from tests.simulated_gpu.cuda_ptx import STREAM, Executor, executed
-from tests.simulated_gpu.cuda_shim import Change
+from tests.simulated_gpu import shipped_build
+from tests.simulated_gpu.cuda_module_on_cpu import cuda_on_cpu
+from tests.simulated_gpu.executed_cuda import STREAM, Executor, executed
+from tests.simulated_gpu.sanitized_source import Change
 from tests.support import oracle, samples
 from tools.ptx_executor import errors
 
@@ -233,7 +233,7 @@ BUGS = [
 
 @pytest.mark.parametrize("bug", BUGS, ids=str)
 def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
-    module, code = cuda_build.changed(bug.change, PTX_ARCHITECTURE, tmp_path)
+    module, code = shipped_build.changed(bug.change, PTX_ARCHITECTURE, tmp_path)
     error = {"AssertionError": AssertionError, "TypeError": TypeError}.get(bug.error) or getattr(errors, bug.error)
     with executed(PTX_ARCHITECTURE, module, code) as gpu, fk.use_backend("cuda"), pytest.raises(error) as raised:
         bug.check(gpu)
@@ -253,13 +253,15 @@ def test_every_kernel_has_ptx() -> None:
     """Names that the module's objects register, against the entries of the PTX."""
     with executed(PTX_ARCHITECTURE) as gpu:
         names = {name.encode() for name in gpu.entries}
-    registered = set(re.findall(rb"\0(_ZN7feather4cuda\d+[a-z_]+_kernel\w+)(?=\0)", cuda_build.relinked().read_bytes()))
+    registered = set(
+        re.findall(rb"\0(_ZN7feather4cuda\d+[a-z_]+_kernel\w+)(?=\0)", shipped_build.relinked().read_bytes())
+    )
     assert len(names) > 50
     assert names <= registered
 
 
 def test_a_launch_that_nobody_takes_names_the_op() -> None:
-    path = str(cuda_build.relinked())
+    path = str(shipped_build.relinked())
     with cuda_on_cpu(path), fk.use_backend("cuda"):
         ctypes.CDLL(path).feather_set_launcher(None)
         with pytest.raises(RuntimeError, match=r"^threshold: CUDA error cudaErrorInvalidDeviceFunction: "):
