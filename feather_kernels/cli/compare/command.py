@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from feather_kernels.cli.compare import figures, results, table
-from feather_kernels.cli.compare.folder import GridFolder, open_folder
+from feather_kernels.cli.compare.folder import RESULTS, GridFolder, open_folder
 from feather_kernels.cli.compare.grid import Cell, make_grid, read_grid
 from feather_kernels.cli.compare.progress import Progress
 from feather_kernels.cli.compare.session import Session
@@ -43,8 +43,10 @@ def run(given: dict[str, Any]) -> int:
     out, cells = given.pop("out", None), _cells(given)
     folder = open_folder(Path(out if out is not None else _default_folder(given)))
     with folder.locked() as lock:
+        folder.check(cells)
+        before = results.read_finished(folder, cells)
         folder.claim(cells)
-        return _run(folder, cells, jobs, threads, lock)
+        return _run(folder, cells, before, jobs, threads, lock)
 
 
 def write_table(path: Path) -> str:
@@ -55,7 +57,7 @@ def write_table(path: Path) -> str:
     """
     found = results.read_results(path)
     if not found:
-        raise InputError(f"--table needs a {results.RESULTS} with at least one cell, got {path / results.RESULTS}")
+        raise InputError(f"--table needs a {RESULTS} with at least one cell, got {path / RESULTS}")
     layers = results.read_layers(path)
     text = table.to_markdown(found)
     run_folder.write_file(path / TABLE, text.encode())
@@ -83,13 +85,19 @@ def _default_folder(given: dict[str, Any]) -> str:
     return f"runs/{Path(given['grid']).stem if 'grid' in given else 'compare'}"
 
 
-def _run(folder: GridFolder, cells: Sequence[Cell], jobs: int, threads: int, lock: int) -> int:
+def _run(
+    folder: GridFolder, cells: Sequence[Cell], before: Mapping[str, results.Outcome], jobs: int, threads: int, lock: int
+) -> int:
     """Run every cell that is not finished; the files are written anew as each one ends."""
-    progress = Progress(folder, cells)
-    session = Session(folder, cells, jobs, threads, lock, progress)
+    runs_gone = [cell.name for cell in cells if cell.name in before and not folder.run_of(cell).finished]
+    waiting = [cell for cell in cells if cell.name not in runs_gone and not folder.run_of(cell).finished]
+    progress = Progress(folder, cells, runs_gone)
+    session = Session(folder, waiting, jobs, threads, lock, progress)
+    if runs_gone:
+        progress.say(f"{len(runs_gone)} of {len(cells)} cells are finished by {folder.path / RESULTS} alone")
 
     def write() -> None:
-        results.collect(folder, cells, session.failures)
+        results.collect(folder, cells, before, session.failures)
         write_table(folder.path)
 
     with Interruption() as interruption:
