@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from feather_kernels._version import __version__
 from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.cli.train.options import add_compare_options, add_train_options
 from feather_kernels.errors import BackendUnavailableError
 
@@ -133,7 +134,7 @@ def _warmup(options: argparse.Namespace) -> int:
     dtypes = options.dtype or warmup.DEFAULT_DTYPES
     for name in dtypes:
         if name not in warmup.DTYPES:
-            raise InputError(f"--dtype must be of {', '.join(warmup.DTYPES)}, got {name!r}")
+            raise unknown_name("--dtype", name, warmup.DTYPES)
     names = options.device or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
     try:
         devices = [torch.device(name) for name in names]
@@ -155,7 +156,7 @@ def _selftest(options: argparse.Namespace) -> int:
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
     for backend in options.require:
         if backend not in registry.BACKENDS:
-            raise InputError(f"--require must be of {', '.join(registry.BACKENDS)}, got {backend!r}")
+            raise unknown_name("--require", backend, registry.BACKENDS)
     return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit), options.require)
 
 

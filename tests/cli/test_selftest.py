@@ -162,7 +162,7 @@ def test_a_required_backend_that_cannot_run_is_a_failure(tmp_path: Path, capsys:
     assert output.splitlines()[-1] == "FAILED: triton is required and cannot run"
     assert {case[0].tag for case in cases(file, "triton").values()} == {"error"}
     assert cli.main([*arguments, "abacus"]) == 2
-    assert "--require must be of triton, cuda, cpp, reference, got 'abacus'" in capsys.readouterr().err
+    assert "--require must be one of triton, cuda, cpp, reference, got 'abacus'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--json", "--junit"])

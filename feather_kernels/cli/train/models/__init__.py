@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.cli.train.models import zoo
 from feather_kernels.cli.train.models.densenet import DenseNet40
 from feather_kernels.cli.train.models.mobilenet import MobileNetV1
@@ -37,7 +37,7 @@ def check_model(name: str) -> None:
     if is_torchvision(name):
         zoo.check_name(name.removeprefix(zoo.PREFIX))
     elif name not in MODELS:
-        raise InputError(f"--model must be one of {', '.join(MODELS)} or {zoo.PREFIX}NAME, got {name!r}")
+        raise unknown_name("--model", name, MODELS, otherwise=f"{zoo.PREFIX}NAME")
 
 
 def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:

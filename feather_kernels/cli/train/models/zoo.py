@@ -24,9 +24,9 @@ def check_name(name: str) -> None:
     known = models.list_models(module=models)
     if name not in known:
         near = nearest(name, known)
+        choices = f", such as {', '.join(near)}" if near else f": {', '.join(known)}"
         raise InputError(
-            f"--model {PREFIX}NAME must be one of torchvision's {len(known)} classifiers"
-            f"{f', such as {near}' if near else ''}; got {name!r}"
+            f"--model {PREFIX}NAME must be one of torchvision's {len(known)} classifiers{choices}; got {name!r}"
         )
 
 
