@@ -1,4 +1,4 @@
-"""Networks of torchvision, by name."""
+"""torchvision's networks, under names such as ``torchvision:resnet50``."""
 
 from __future__ import annotations
 
@@ -12,32 +12,37 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "torchvision:"
-CHANNELS = 3  # that they take
+CHANNELS = 3  # of the images that they take
 
 
-def check_name(name: str) -> None:
-    """Raise InputError unless ``name``, without the prefix, is a classifier that torchvision has."""
+def is_torchvision(name: str) -> bool:
+    """Whether the name is ``torchvision:NAME``."""
+    return name.startswith(PREFIX)
+
+
+def check_torchvision_model(name: str) -> None:
+    """Raise InputError unless ``name`` is ``torchvision:`` and the name of a classifier that torchvision has."""
     if importlib.util.find_spec("torchvision") is None:
-        raise InputError(f'--model {PREFIX}{name} needs torchvision: pip install "feather_kernels[train]"')
+        raise InputError(f'--model {name} needs torchvision: pip install "feather_kernels[train]"')
     from torchvision import models
 
-    known = models.list_models(module=models)
-    if name not in known:
-        near = nearest(name, known)
+    known, own_name = models.list_models(module=models), name.removeprefix(PREFIX)
+    if own_name not in known:
+        near = nearest(own_name, known)
         choices = f", such as {', '.join(near)}" if near else f": {', '.join(known)}"
         raise InputError(
-            f"--model {PREFIX}NAME must be one of torchvision's {len(known)} classifiers{choices}; got {name!r}"
+            f"--model {PREFIX}NAME must be one of torchvision's {len(known)} classifiers{choices}; got {own_name!r}"
         )
 
 
 def make_torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
-    """A classifier of torchvision with its own initialisation; the name is one that ``check_name`` lets pass.
+    """A classifier with torchvision's own initialization; ``name`` is one that ``check_torchvision_model`` accepts.
 
     Raises:
-        InputError: the images are not in colour.
+        InputError: the images are not in color.
     """
     from torchvision import models
 
     if channels != CHANNELS:
-        raise InputError(f"--model {PREFIX}{name} takes images with {CHANNELS} channels, got {channels}")
-    return models.get_model(name, weights=None, num_classes=classes)
+        raise InputError(f"--model {name} takes images with {CHANNELS} channels, got {channels}")
+    return models.get_model(name.removeprefix(PREFIX), weights=None, num_classes=classes)
