@@ -9,17 +9,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-COMMAND = "command"  # the attribute in which the parser keeps the function of the command
-
 
 def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that the user gave, by name, without the command itself."""
-    return {name: value for name, value in vars(options).items() if name != COMMAND}
+    """The options that the user gave, by name."""
+    return {name: value for name, value in vars(options).items() if name != "command"}
 
 
 def add_train_options(parser: argparse.ArgumentParser) -> None:
-    """One run: its method and seed, its folder, and all that ``compare`` takes too."""
-    parser.argument_default = argparse.SUPPRESS  # leaves out of the result what is not given
+    """Describe one run: its method, its seed, its folder, and all that ``compare`` takes too."""
+    _leave_out_defaults(parser)
     add = parser.add_argument
     _add_shared_options(parser)
     add("--method", metavar="METHOD", help="feather (default), hard, soft, gmp or dense")
@@ -36,7 +34,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         metavar="THETA",
         help="factor of the gradient at pruned weights: a number or auto (default: the method's)",
     )
-    add("--seed", type=int, metavar="N", help="seeds initialization, data order and augmentation (default 0)")
+    add("--seed", type=int, metavar="N", help="seeds initialisation, data order and augmentation (default 0)")
     add("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's choice)")
     add("--runs", metavar="DIR", help="folder that holds all runs (default runs)")
     add("--name", metavar="NAME", help="folder of this run in it (default DATA-MODEL-SPARSITY, numbered if taken)")
@@ -44,13 +42,24 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_compare_options(parser: argparse.ArgumentParser) -> None:
-    """A grid, what its cells have in common, and how they run."""
-    parser.argument_default = argparse.SUPPRESS  # leaves out of the result what is not given
+    """Describe a grid, what its cells have in common, and how they run."""
+    _leave_out_defaults(parser)
     add = parser.add_argument
     add("grid", metavar="GRID.toml", nargs="?", help="file that lists the cells (docs/experiments has examples)")
-    add("--methods", nargs="+", metavar="METHOD", help="without a grid file (default feather hard soft dense)")
-    add("--sparsities", nargs="+", type=float, metavar="S", help="without a grid file (default 0.9 0.95 0.98)")
-    add("--seeds", nargs="+", type=int, metavar="N", help="without a grid file (default 0)")
+    add(
+        "--methods",
+        nargs="+",
+        metavar="METHOD",
+        help="methods to compare, without a grid file (default feather hard soft dense)",
+    )
+    add(
+        "--sparsities",
+        nargs="+",
+        type=float,
+        metavar="S",
+        help="their sparsities, without a grid file (default 0.9 0.95 0.98)",
+    )
+    add("--seeds", nargs="+", type=int, metavar="N", help="their seeds, without a grid file (default 0)")
     add("--jobs", type=int, metavar="N", help="number of cells that run at the same time (default 1)")
     add("--threads", type=int, metavar="N", help="CPU threads of each cell (default 1)")
     add(
@@ -63,14 +72,14 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_warmup_options(parser: argparse.ArgumentParser) -> None:
-    """What to compile for."""
+    """Say what to compile for."""
     add = parser.add_argument
     add("--dtype", metavar="DTYPE", nargs="+", help="dtypes of weights (default float32 bfloat16 float16)")
     add("--device", metavar="DEVICE", nargs="+", help="devices to compile for (default: every CUDA device)")
 
 
 def add_selftest_options(parser: argparse.ArgumentParser) -> None:
-    """What to test, and the files to write."""
+    """Say what to test, and which files to write."""
     add = parser.add_argument
     add("--device", metavar="DEVICE", help="device to test (default cuda if available, else cpu)")
     add("--require", metavar="BACKEND", nargs="+", default=[], help="fail if one of these backends cannot run")
@@ -79,7 +88,7 @@ def add_selftest_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_gpu_report_options(parser: argparse.ArgumentParser) -> None:
-    """What to measure, and the files to write."""
+    """Say what to measure, and which files to write."""
     add = parser.add_argument
     add("--device", metavar="DEVICE", default="cuda", help="cuda (default) or cuda:N")
     add("--output", metavar="DIR", default=".", help="folder for gpu-report-NAME.json and .md (default: this one)")
@@ -89,13 +98,17 @@ def add_gpu_report_options(parser: argparse.ArgumentParser) -> None:
     add("--table", metavar="FILE", nargs="+", help="run nothing: print one page from the reports in these JSON files")
 
 
-def add_doctor_options(parser: argparse.ArgumentParser) -> None:
-    """None."""
+def add_no_options(parser: argparse.ArgumentParser) -> None:
+    """For a command without options."""
 
 
 def number_or_auto(text: str) -> float | str:
     """A gradient scale; raises ValueError unless the text is a number or "auto"."""
     return text if text == "auto" else float(text)
+
+
+def _leave_out_defaults(parser: argparse.ArgumentParser) -> None:
+    parser.argument_default = argparse.SUPPRESS
 
 
 def _add_shared_options(parser: argparse.ArgumentParser) -> None:

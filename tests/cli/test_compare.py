@@ -19,7 +19,7 @@ from feather_kernels.cli.compare.folder import GRID
 from feather_kernels.cli.compare.grid import make_grid, read_grid
 from feather_kernels.cli.compare.results import FAILED, FINISHED, OPEN, Result, read_layers, read_results
 from feather_kernels.cli.errors import InputError
-from tests.support.train_runs import SHORT, make_npz, process_settings, train  # noqa: F401 (fixture)
+from tests.support.train_runs import SHORT, make_npz, train
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = {"results.csv", "layers.csv", "table.md", "accuracy.png", "layers.png"}

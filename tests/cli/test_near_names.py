@@ -6,7 +6,7 @@ import pytest
 
 from feather_kernels import cli
 from feather_kernels.cli.near_names import nearest, unknown_name
-from tests.support.train_runs import process_settings, train  # noqa: F401 (fixture)
+from tests.support.train_runs import train
 
 METHODS = "feather, hard, soft, gmp, dense"
 MODELS = "cnn, resnet20, resnet20-16, mobilenetv1, densenet40-24 or torchvision:NAME"

@@ -13,7 +13,7 @@ from feather_kernels.cli.train import config, data, recipe_file
 from feather_kernels.cli.train.models import make_model
 from feather_kernels.cli.train.recipe_file import read_recipe, recipe_names
 from feather_kernels.sparsify import Choice, select_weights
-from tests.support.train_runs import make_npz, process_settings, train  # noqa: F401 (fixture)
+from tests.support.train_runs import make_npz, train
 
 PAPER = ["cifar100-densenet40-24", "cifar100-mobilenetv1", "cifar100-resnet20"]
 np = pytest.importorskip("numpy")

@@ -36,10 +36,10 @@ def check_torchvision_model(name: str) -> None:
 
 
 def make_torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
-    """A classifier with torchvision's own initialization; ``name`` is one that ``check_torchvision_model`` accepts.
+    """A classifier with torchvision's own initialisation; ``name`` is one that ``check_torchvision_model`` accepts.
 
     Raises:
-        InputError: the images are not in color.
+        InputError: the images are not in colour.
     """
     from torchvision import models
 
