@@ -6,12 +6,14 @@ import pytest
 
 from feather_kernels import cli
 from feather_kernels.cli.near_names import nearest, unknown_name
+from feather_kernels.cli.train import data, methods, models
+from feather_kernels.cli.train.recipe_file import recipe_names
 from tests.support.train_runs import train
 
-METHODS = "feather, hard, soft, gmp, dense"
-MODELS = "cnn, resnet20, resnet20-16, mobilenetv1, densenet40-24 or torchvision:NAME"
-DATA = "digits, fashion-mnist, cifar10, cifar100 or an .npz file"
-RECIPES = "cifar100-densenet40-24, cifar100-mobilenetv1, cifar100-resnet20 or a .toml file"
+METHODS = ", ".join(methods.METHODS)
+MODELS = f"{', '.join(models.MODELS)} or torchvision:NAME"
+DATA = f"{', '.join(data.SOURCES)} or an .npz file"
+RECIPES = f"{', '.join(recipe_names())} or a .toml file"
 
 
 @pytest.mark.parametrize(
