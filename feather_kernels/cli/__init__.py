@@ -1,4 +1,4 @@
-"""The command line: training and comparing, warm-up, self-test, GPU report, diagnosis."""
+"""The command line ``feather-kernels``: one module or folder for each command, and ``main`` above them."""
 
 from feather_kernels.cli.main import main
 

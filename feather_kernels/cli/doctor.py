@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +15,22 @@ from feather_kernels.backends import cpp, cuda, registry
 from feather_kernels.cli import nvidia_driver
 from feather_kernels.cli.errors import InputError
 
+if TYPE_CHECKING:
+    import argparse
+
+
+def run(options: argparse.Namespace) -> int:  # noqa: ARG001
+    """Print what ``examine`` finds; returns the exit code 0.
+
+    Raises:
+        InputError: see ``examine``.
+    """
+    print(examine())
+    return 0
+
 
 def examine() -> str:
-    """Plain text, several lines.
+    """Describe versions, devices and backends, as plain text of several lines.
 
     Raises:
         InputError: FEATHER_KERNELS_BACKEND holds a name that no backend has.

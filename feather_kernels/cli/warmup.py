@@ -12,13 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from feather_kernels.backends.registry import backend_for, use_backend
+from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.errors import BackendUnavailableError
 from feather_kernels.ops.schema import compute_dtype
+
+if TYPE_CHECKING:
+    import argparse
 
 ops = torch.ops.feather_kernels
 
@@ -32,12 +38,33 @@ SIZE = 1 << 17
 LIST_NUMELS = tuple(1 << k for k in range(14, 22))
 
 
-def run(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
-    """Warm up every device and print what was compiled; returns the exit code: 1, with the reason, where it cannot.
+def run(options: argparse.Namespace) -> int:
+    """Warm up the devices and dtypes that the options name; returns the exit code, as ``warm_up`` does.
+
+    Raises:
+        InputError: a dtype or a device is none.
+    """
+    dtypes = options.dtype or DEFAULT_DTYPES
+    for name in dtypes:
+        if name not in DTYPES:
+            raise unknown_name("--dtype", name, DTYPES)
+    names = options.device or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+    try:
+        devices = [torch.device(name) for name in names]
+    except RuntimeError as error:
+        raise InputError(f"--device must be devices such as cuda:0, got {' '.join(names)}: {error}") from error
+    return warm_up(devices, dtypes)
+
+
+def warm_up(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
+    """Compile for every device and dtype, and print what was compiled.
 
     Args:
         devices: where to compile; each must be one on which Triton can run.
         dtypes: of weights, names in ``DTYPES``.
+
+    Returns:
+        The exit code: 1, with the reason on stderr, if Triton cannot run.
     """
     begin, total = time.perf_counter(), 0
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import pytest
 
 from feather_kernels import cli
 from feather_kernels.cli.compare import command, process, table
+from feather_kernels.cli.compare.folder import GRID
 from feather_kernels.cli.compare.grid import make_grid, read_grid
 from feather_kernels.cli.compare.results import FAILED, FINISHED, OPEN, Result, read_layers, read_results
 from feather_kernels.cli.errors import InputError
-from tests.support.train_runs import SHORT, process_settings, train  # noqa: F401 (fixture)
+from tests.support.train_runs import SHORT, make_npz, train
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = {"results.csv", "layers.csv", "table.md", "accuracy.png", "layers.png"}
@@ -280,6 +282,174 @@ def test_a_signal_stops_the_cells_and_tells_how_to_go_on(tmp_path, fake_cells, m
     assert compare(*options) == 130
     assert "continue with the same command" in capsys.readouterr().out
     assert [result.status for result in read_results(tmp_path)] == [OPEN, OPEN]
+
+
+# ------------------------------------------------------------------------------------------------ committed results
+
+
+TWO_CELLS = ["--methods", "feather", "dense", "--sparsities", "0.9"]
+
+
+@pytest.fixture
+def committed(tmp_path, fake_cells, capsys) -> Path:
+    """A folder with what compare has written, as it may be committed: without the runs and without grid.json."""
+    assert compare(*TWO_CELLS, "--out", str(tmp_path / "out")) == 0
+    folder = tmp_path / "committed"
+    folder.mkdir()
+    for name in WRITTEN:
+        shutil.copy(tmp_path / "out" / name, folder)
+    capsys.readouterr()
+    return folder
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert text.count(old) >= 1
+    path.write_text(text.replace(old, new))
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PROGRAM", "raise SystemExit('trained again')")
+
+
+def test_finished_rows_are_taken_over_unchanged(committed, no_training, capsys) -> None:
+    edit(committed / "results.csv", ",0.5,", ",0.12345678901234568,")  # what no training here could give
+    before = contents(committed)
+    assert compare(*TWO_CELLS, "--out", str(committed)) == 0
+    output = capsys.readouterr().out
+    assert f"2 of 2 cells are finished by {committed / 'results.csv'} alone" in output
+    assert "begun" not in output
+    for name in ("results.csv", "layers.csv"):
+        assert (committed / name).read_bytes() == before[committed / name]
+    assert "| feather |  | 12.35 (1) |" in (committed / "table.md").read_text()
+    assert compare(*TWO_CELLS, "--out", str(committed)) == 0, "now the folder has its grid.json"
+    assert (committed / "results.csv").read_bytes() == before[committed / "results.csv"]
+
+
+def test_cells_that_are_not_finished_or_new_are_trained(committed, capsys) -> None:
+    edit(committed / "results.csv", ",0.5,", ",0.25,")
+    lines = (committed / "results.csv").read_text().splitlines(keepends=True)
+    dense = lines[2].replace("finished,0.25,0.8,3.5", "failed,,,").replace("\n", "it broke\n")
+    (committed / "results.csv").write_text(lines[0] + lines[1] + dense)
+    assert compare(*TWO_CELLS, "--seeds", "0", "1", "--out", str(committed)) == 0
+    output = capsys.readouterr().out
+    assert "feather-0.9-seed0" not in output
+    assert output.count(": begun") == 3
+    assert {result.cell: result.test_accuracy for result in read_results(committed)} == {
+        "feather-0.9-seed0": 0.25,  # as committed
+        "dense-0-seed0": 0.5,
+        "feather-0.9-seed1": 0.5,
+        "dense-0-seed1": 0.5,
+    }
+    assert len(read_layers(committed)) == 8
+    assert (committed / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_a_cell_whose_run_was_deleted_stays_finished(tmp_path, fake_cells, monkeypatch, capsys) -> None:
+    assert compare(*TWO_CELLS, "--out", str(tmp_path)) == 0
+    before = contents(tmp_path)
+    shutil.rmtree(tmp_path / "cells/feather-0.9-seed0")
+    (tmp_path / "cells/dense-0-seed0/model.safetensors").unlink()
+    monkeypatch.setattr(process, "PROGRAM", "raise SystemExit('trained again')")
+    assert compare(*TWO_CELLS, "--out", str(tmp_path)) == 0
+    assert (tmp_path / "results.csv").read_bytes() == before[tmp_path / "results.csv"]
+    assert (tmp_path / "layers.csv").read_bytes() == before[tmp_path / "layers.csv"]
+
+
+def test_files_beside_committed_results_are_left_alone(committed, no_training) -> None:
+    (committed / "README.md").write_text("the story")
+    assert compare(*TWO_CELLS, "--out", str(committed)) == 0
+    assert (committed / "README.md").read_text() == "the story"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--methods", "dense"], "the grid has no feather-0.9-seed0"),
+        (["--methods", "hard", "--sparsities", "0.9"], "the grid has no feather-0.9-seed0, dense-0-seed0"),
+        ([*TWO_CELLS, "--epochs", "2"], "feather-0.9-seed0 has epochs 30 there and 2 here"),
+        ([*TWO_CELLS, "--model", "resnet20"], "feather-0.9-seed0 has model 'cnn' there and 'resnet20' here"),
+        (
+            [*TWO_CELLS, "--lr", "0.2"],
+            "some option was another one; if the row was made with label feather, data digits",
+        ),
+        ([*TWO_CELLS, "--dtype", "bfloat16"], "dtype bfloat16"),
+    ],
+)
+def test_committed_results_of_another_grid_are_refused(committed, capsys, options: list[str], words: str) -> None:
+    before = contents(committed)
+    error = refused(capsys, *options, "--out", str(committed))
+    assert words in error
+    assert str(committed / "results.csv") in error
+    assert contents(committed) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "words"),
+    [
+        ("results.csv", ",finished,0.5,", ",finished,,", "a finished cell must have test_accuracy"),
+        ("results.csv", ",finished,", ",done,", "status must be finished, failed or open, got 'done'"),
+        ("results.csv", "feather,feather,digits,cnn,30,0.9,0,", "dense,dense,digits,cnn,30,0.0,0,", "more than one of"),
+        ("layers.csv", "feather,", "soft,", "lacks feather-0.9-seed0"),
+        ("layers.csv", ",100,", ",x,", "layers.csv with the columns"),
+    ],
+)
+def test_damaged_committed_results_are_refused(committed, capsys, file, old, new, words) -> None:
+    edit(committed / file, old, new)
+    before = contents(committed)
+    assert words in refused(capsys, *TWO_CELLS, "--out", str(committed))
+    assert contents(committed) == before
+
+
+def test_results_without_layers_or_with_runs_of_unknown_origin_are_refused(committed, capsys) -> None:
+    (committed / "layers.csv").unlink()
+    assert "no layers.csv" in refused(capsys, *TWO_CELLS, "--out", str(committed))
+    (committed / "cells").mkdir()
+    assert "must be a new folder" in refused(capsys, *TWO_CELLS, "--out", str(committed))
+
+
+def test_rows_of_older_versions_need_grid_json_or_a_decision(tmp_path, fake_cells, capsys) -> None:
+    """They have no fingerprint, so nothing but grid.json tells which options made them."""
+    assert compare(*TWO_CELLS, "--out", str(tmp_path)) == 0
+    new = (tmp_path / "results.csv").read_text()
+    first, second = (result.fingerprint for result in read_results(tmp_path))
+    old = new.replace(",fingerprint", "").replace(f",{first}", "").replace(f",{second}", "")
+    (tmp_path / "results.csv").write_text(old)
+    shutil.rmtree(tmp_path / "cells")
+    assert compare("--table", str(tmp_path)) == 0
+    capsys.readouterr()
+    assert compare(*TWO_CELLS, "--out", str(tmp_path)) == 0
+    assert "begun" not in capsys.readouterr().out
+    assert (tmp_path / "results.csv").read_text() == new
+    (tmp_path / "results.csv").write_text(old)
+    (tmp_path / GRID).unlink()
+    shutil.rmtree(tmp_path / "cells")
+    error = refused(capsys, *TWO_CELLS, "--out", str(tmp_path))
+    assert "an older version wrote it" in error
+    assert f"put {first} there" in error
+
+
+def test_a_fingerprint_changes_with_every_option_that_counts_and_with_no_other(tmp_path: Path) -> None:
+    def fingerprint(**given: object) -> str:
+        (cell,) = make_grid(["feather"], [0.9], [0], {"device": "cpu", **given})
+        return cell.fingerprint
+
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        make_npz(tmp_path / folder / "bright.npz", (8, 8))
+    counts = [
+        *({"data": str(tmp_path / "here/bright.npz")}, {"model": "resnet20"}, {"power": 2.0}, {"grad_scale": 0.5}),
+        *({"epochs": 2}, {"batch_size": 32}, {"lr": 0.2}, {"momentum": 0.8}, {"weight_decay": 0.0}, {"clip": 1.0}),
+        {"dtype": "bfloat16"},
+    ]
+    found = [fingerprint(), *(fingerprint(**given) for given in counts)]
+    assert len(set(found)) == len(found)
+    assert fingerprint(lr=1) == fingerprint(lr=1.0)
+    assert fingerprint(data_dir="elsewhere") == fingerprint()
+    assert fingerprint(data=str(tmp_path / "there/bright.npz")) == found[1], "the data may lie elsewhere"
+    named = {next(iter(given)) for given in counts} | {"label", "method", "sparsity", "seed", "device"}
+    assert set(make_grid(["feather"], [0.9], [0], {})[0].portable_identity()) == named
 
 
 # ------------------------------------------------------------------------------------------------ table

@@ -206,7 +206,10 @@ def test_warmup_of_a_device_that_is_not_there(capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--dtype", "int8"], ["--dtype must be of float32", "'int8'"]), (["--device", "gpu"], ["--device", "got gpu"])],
+    [
+        (["--dtype", "int8"], ["--dtype must be one of float32", "'int8'"]),
+        (["--device", "gpu"], ["--device", "got gpu"]),
+    ],
 )
 def test_warmup_arguments_that_are_wrong(capsys, arguments, words):
     assert cli.main(["warmup", *arguments]) == 2

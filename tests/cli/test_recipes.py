@@ -10,10 +10,10 @@ import torch
 
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import config, data, recipe_file
-from feather_kernels.cli.train.models import check_model, make_model
+from feather_kernels.cli.train.models import make_model
 from feather_kernels.cli.train.recipe_file import read_recipe, recipe_names
 from feather_kernels.sparsify import Choice, select_weights
-from tests.support.train_runs import make_npz, process_settings, train  # noqa: F401 (fixture)
+from tests.support.train_runs import make_npz, train
 
 PAPER = ["cifar100-densenet40-24", "cifar100-mobilenetv1", "cifar100-resnet20"]
 np = pytest.importorskip("numpy")
@@ -67,20 +67,6 @@ def test_networks_of_torchvision_train(tmp_path: Path, cifar_like: str) -> None:
         assert train(tmp_path, *options) == 0
     one, two = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("resnet5", ["such as resnet50", "got 'resnet5'"]),
-        ("qqqq", ["one of torchvision's", "got 'qqqq'"]),
-    ],
-)
-def test_an_unknown_network_of_torchvision_names_the_nearest(name: str, words: list[str]) -> None:
-    pytest.importorskip("torchvision")
-    with pytest.raises(InputError) as caught:
-        check_model(f"torchvision:{name}")
-    assert [word for word in words if word not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize(
@@ -162,13 +148,6 @@ def test_bad_recipes_are_one_line_that_names_the_file(tmp_path, capsys, text: st
     if not words.startswith("--sparsity") and words != "no such file":  # errors of the value, wherever it comes from
         assert str(path) in error
     assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize("recipe", ["cifar100-resnet2", "absent.toml"])
-def test_an_unknown_recipe_is_refused_with_those_that_exist(tmp_path, capsys, recipe: str) -> None:
-    assert train(tmp_path / "runs", "--recipe", recipe) == 2
-    error = capsys.readouterr().err
-    assert f"--recipe must be one of {', '.join(recipe_names())} or a .toml file, got {recipe!r}" in error
 
 
 def test_every_recipe_of_the_package_is_installed() -> None:

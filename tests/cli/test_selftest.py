@@ -14,13 +14,13 @@ import torch
 
 from feather_kernels import cli
 from feather_kernels.backends import reference
-from feather_kernels.cli import exact, selftest
+from feather_kernels.cli.selftest import checks, command, oracle
 
 CPU = torch.device("cpu")
 
 
 def failed(backend: str = "reference") -> set[tuple[str, str]]:
-    return {(check.op, check.dtype) for check in selftest.examine(backend, CPU) if not check.passed}
+    return {(check.op, check.dtype) for check in checks.examine(backend, CPU) if not check.passed}
 
 
 def test_every_op_and_dtype_passes_and_is_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,7 +28,7 @@ def test_every_op_and_dtype_passes_and_is_recorded(tmp_path: Path, capsys: pytes
     assert cli.main(["selftest", "--device", "cpu", "--json", str(file)]) == 0
     record = json.loads(file.read_text())
     assert {(c["op"], c["dtype"]) for c in record["checks"] if c["backend"] == "reference"} == {
-        (op, str(dtype).removeprefix("torch.")) for op in selftest.TESTS for dtype in exact.MANTISSA_BITS
+        (op, str(dtype).removeprefix("torch.")) for op in checks.TESTS for dtype in oracle.MANTISSA_BITS
     }
     assert all(check["passed"] and check["values"] > 0 for check in record["checks"])
     assert record["device"] == "cpu"
@@ -80,8 +80,8 @@ def test_an_error_is_a_failure_with_its_words(
         raise RuntimeError("illegal address\nin a kernel")
 
     monkeypatch.setattr(reference, "count_pruned", broken)
-    monkeypatch.setattr(selftest.dispatch, "availability", lambda device: {"reference": None})
-    assert selftest.run(CPU) == 1
+    monkeypatch.setattr(command.registry, "availability", lambda device: {"reference": None})
+    assert command.check_device(CPU) == 1
     assert "FAILED  count_pruned" in (out := capsys.readouterr().out)
     assert "RuntimeError: illegal address in a kernel" in out
 
@@ -91,14 +91,14 @@ def test_an_error_that_is_no_number_is_null_in_json(tmp_path: Path, monkeypatch:
         out.fill_(math.nan)
 
     monkeypatch.setattr(reference, "threshold", wrong)
-    monkeypatch.setattr(selftest.dispatch, "availability", lambda device: {"reference": None})
-    assert selftest.run(CPU, tmp_path / "result.json") == 1
+    monkeypatch.setattr(command.registry, "availability", lambda device: {"reference": None})
+    assert command.check_device(CPU, tmp_path / "result.json") == 1
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")
 
-    checks = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)["checks"]
-    assert {check["error"] for check in checks if check["op"] == "threshold"} == {None}
+    records = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)["checks"]
+    assert {check["error"] for check in records if check["op"] == "threshold"} == {None}
 
 
 def cases(path: Path, backend: str) -> dict[str, ElementTree.Element]:
@@ -136,8 +136,8 @@ def test_junit_says_what_failed_and_why_a_backend_did_not_run(tmp_path: Path, mo
     monkeypatch.setattr(reference, "count_pruned", broken)
     monkeypatch.setattr(reference, "_pruned", lambda w, t: (t > 0) & (w.abs() < t))
     offered = {"triton": "is not installed: No module named 'triton'", "reference": None}
-    monkeypatch.setattr(selftest.dispatch, "availability", lambda device: offered)
-    assert selftest.run(CPU, junit_file=tmp_path / "result.xml") == 1
+    monkeypatch.setattr(command.registry, "availability", lambda device: offered)
+    assert command.check_device(CPU, junit_file=tmp_path / "result.xml") == 1
     found = cases(tmp_path / "result.xml", "reference")
     assert set(found) == NAMES
     raised, wrong = found["count_pruned[float16]"].find("failure"), found["threshold[float32]"].find("failure")
@@ -162,7 +162,7 @@ def test_a_required_backend_that_cannot_run_is_a_failure(tmp_path: Path, capsys:
     assert output.splitlines()[-1] == "FAILED: triton is required and cannot run"
     assert {case[0].tag for case in cases(file, "triton").values()} == {"error"}
     assert cli.main([*arguments, "abacus"]) == 2
-    assert "--require must be of triton, cuda, cpp, reference, got 'abacus'" in capsys.readouterr().err
+    assert "--require must be one of triton, cuda, cpp, reference, got 'abacus'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--json", "--junit"])
@@ -178,8 +178,8 @@ def test_a_file_that_cannot_be_written_is_one_line_before_anything_runs(
 
 
 def test_nothing_to_test_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selftest.dispatch, "availability", lambda device: {"reference": "is missing"})
-    assert selftest.run(CPU) == 1
+    monkeypatch.setattr(command.registry, "availability", lambda device: {"reference": "is missing"})
+    assert command.check_device(CPU) == 1
 
 
 def test_bad_device_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -192,9 +192,9 @@ def test_bad_device_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_decimal_oracle_at_hand_computed_points() -> None:
     t, weights = torch.tensor(3.0), torch.tensor([5.0, -5.0, 3.0, -2.0, math.inf, math.nan])
-    leading, rest = exact.threshold(weights, t, 2.0)
+    leading, rest = oracle.threshold(weights, t, 2.0)
     assert leading[:5].tolist() == [4.0, -4.0, 0.0, 0.0, math.inf]
     assert leading[5].isnan()
     assert rest.tolist() == [0.0] * 6
-    assert exact.ulp_error(torch.tensor([4.0]).nextafter(torch.tensor(9.0)), (leading[:1], rest[:1])) == 1.0
-    assert exact.ulp_error(torch.tensor([math.nan]), (leading[:1], rest[:1])) == math.inf
+    assert oracle.ulp_error(torch.tensor([4.0]).nextafter(torch.tensor(9.0)), (leading[:1], rest[:1])) == 1.0
+    assert oracle.ulp_error(torch.tensor([math.nan]), (leading[:1], rest[:1])) == math.inf

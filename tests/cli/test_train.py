@@ -18,8 +18,6 @@ from tests.support.train_runs import (
     EPOCHS,
     FILES,
     STEPS,
-    make_short_run,  # noqa: F401 (fixture)
-    process_settings,  # noqa: F401 (fixture)
     read_rows,
     train,
 )

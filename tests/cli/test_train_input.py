@@ -17,7 +17,6 @@ from tests.support.train_runs import (
     FILES,
     IMAGES,
     make_npz,
-    process_settings,  # noqa: F401 (fixture)
     train,
 )
 

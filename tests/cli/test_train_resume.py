@@ -23,8 +23,6 @@ from tests.support.train_runs import (
     SHORT,
     STEPS,
     make_npz,
-    make_short_run,  # noqa: F401 (fixture)
-    process_settings,  # noqa: F401 (fixture)
     read_rows,
     train,
 )

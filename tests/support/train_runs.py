@@ -1,4 +1,4 @@
-"""Training runs for the tests of ``feather-kernels train``: the command in this process, one short run, npz data.
+"""Training runs for the tests of ``feather-kernels train``: the command in this process, and npz data.
 
 Importing this module skips the test module if a package of the extra ``train`` is missing.
 """
@@ -9,7 +9,6 @@ import csv
 from pathlib import Path
 
 import pytest
-import torch
 
 from feather_kernels import cli
 
@@ -22,23 +21,6 @@ EPOCHS, STEPS = 3, 12  # of the short run: 1,437 digits in batches of at most 12
 SHORT = ["--epochs", str(EPOCHS), "--batch-size", "128", "--seed", "3", "--threads", "1", "--device", "cpu"]
 
 IMAGES = np.zeros((40, 8, 8), dtype=np.uint8)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def process_settings():
-    """The command sets threads and cuDNN of its process, which here is that of all tests."""
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    yield
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.deterministic = deterministic
-
-
-@pytest.fixture(scope="module", name="short_run")
-def make_short_run(tmp_path_factory) -> Path:
-    """An uninterrupted run of 3 epochs on the digits."""
-    runs = tmp_path_factory.mktemp("runs")
-    assert train(runs, "--name", "short") == 0
-    return runs / "short"
 
 
 def train(runs: Path, *options: str) -> int:

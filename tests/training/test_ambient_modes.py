@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import feather_kernels as fk
 from feather_kernels.backends import device_constants
-from feather_kernels.cli import selftest
+from feather_kernels.cli.selftest.checks import TESTS
 from feather_kernels.sparsify.policies import largest_below
 from tests.conftest import CPU, BackendUnderTest, ptx_executor
 from tests.support.no_host_read import NoHostRead
@@ -350,11 +350,11 @@ def test_triton_uploads_its_tables_from_the_cpu_in_every_mode(mode: str) -> None
 
 
 @pytest.mark.parametrize("mode", ["device meta", "float16"])
-@pytest.mark.parametrize("op", selftest.TESTS)
+@pytest.mark.parametrize("op", TESTS)
 def test_selftest_passes_in_every_mode(op: str, mode: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         with OPS_MODES[mode](), torch.no_grad():
-            _, error, bound, _ = selftest.TESTS[op](dtype, CPU)
+            _, error, bound, _ = TESTS[op](dtype, CPU)
         assert error <= bound
 
 

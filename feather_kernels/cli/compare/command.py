@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feather_kernels.cli.compare import figures, results, table
-from feather_kernels.cli.compare.folder import GridFolder, open_folder
+from feather_kernels.cli.compare.folder import RESULTS, GridFolder, open_folder
 from feather_kernels.cli.compare.grid import Cell, make_grid, read_grid
 from feather_kernels.cli.compare.progress import Progress
 from feather_kernels.cli.compare.session import Session
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.interruption import Interrupted, Interruption
+from feather_kernels.cli.options import given
 from feather_kernels.cli.train import run_folder
+
+if TYPE_CHECKING:
+    import argparse
 
 FINISHED, SOME_FAILED, INTERRUPTED = 0, 1, 130  # exit codes
 TABLE, ACCURACY, LAYERS = "table.md", "accuracy.png", "layers.png"
 DEFAULT_METHODS, DEFAULT_SPARSITIES = ["feather", "hard", "soft", "dense"], [0.9, 0.95, 0.98]
 
 
-def run(given: dict[str, Any]) -> int:
-    """Compare, or with ``table`` write table and figures of a folder anew; returns the exit code.
-
-    Args:
-        given: the options that were given, by name.
+def run(options: argparse.Namespace) -> int:
+    """Run a grid, or with ``--table`` redraw the table and figures of a folder; returns the exit code.
 
     Raises:
-        InputError, OSError: an option, the grid or the folder; nothing has been written then.
+        InputError, OSError: an option, the grid or the folder is not what it should be; nothing has been written then.
     """
-    given = dict(given)
-    path = given.pop("table", None)
+    rest = given(options)
+    path = rest.pop("table", None)
     if path is not None:
-        if given:
-            raise InputError(f"--table takes no other option, got {', '.join(given)}")
+        if rest:
+            raise InputError(f"--table takes no other option, got {', '.join(rest)}")
         print(write_table(Path(path)), end="")
         return FINISHED
-    jobs, threads = given.pop("jobs", 1), given.pop("threads", 1)
+    jobs, threads = rest.pop("jobs", 1), rest.pop("threads", 1)
     for name, value in (("jobs", jobs), ("threads", threads)):
         if value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
-    out, cells = given.pop("out", None), _cells(given)
-    folder = open_folder(Path(out if out is not None else _default_folder(given)))
+    out, cells = rest.pop("out", None), _cells(rest)
+    folder = open_folder(Path(out if out is not None else _default_folder(rest)))
     with folder.locked() as lock:
+        folder.check(cells)
+        before = results.read_finished(folder, cells)
         folder.claim(cells)
-        return _run(folder, cells, jobs, threads, lock)
+        return _run(folder, cells, before, jobs, threads, lock)
 
 
 def write_table(path: Path) -> str:
@@ -55,7 +58,7 @@ def write_table(path: Path) -> str:
     """
     found = results.read_results(path)
     if not found:
-        raise InputError(f"--table needs a {results.RESULTS} with at least one cell, got {path / results.RESULTS}")
+        raise InputError(f"--table needs a {RESULTS} with at least one cell, got {path / RESULTS}")
     layers = results.read_layers(path)
     text = table.to_markdown(found)
     run_folder.write_file(path / TABLE, text.encode())
@@ -64,32 +67,38 @@ def write_table(path: Path) -> str:
     return text
 
 
-def _cells(given: dict[str, Any]) -> list[Cell]:
-    """The grid of the file, or of the options; ``given`` keeps what was not used."""
-    shared = {name: value for name, value in given.items() if name not in ("grid", "methods", "sparsities", "seeds")}
-    if "grid" in given:
-        axes = [f"--{name}" for name in ("methods", "sparsities", "seeds") if name in given]
+def _cells(options: dict[str, Any]) -> list[Cell]:
+    """The cells of the grid file, or those that the options span."""
+    shared = {name: value for name, value in options.items() if name not in ("grid", "methods", "sparsities", "seeds")}
+    if "grid" in options:
+        axes = [f"--{name}" for name in ("methods", "sparsities", "seeds") if name in options]
         if axes:
             raise InputError(f"a grid file says which cells there are; leave out {', '.join(axes)}")
-        path = Path(given["grid"])
+        path = Path(options["grid"])
         if not path.is_file():
-            raise InputError(f"the grid must be a .toml file, got {given['grid']!r}: no such file")
+            raise InputError(f"the grid must be a .toml file, got {options['grid']!r}: no such file")
         return read_grid(path, shared)
-    methods, seeds = given.get("methods", DEFAULT_METHODS), given.get("seeds", [0])
-    return make_grid(methods, given.get("sparsities", DEFAULT_SPARSITIES), seeds, shared)
+    methods, seeds = options.get("methods", DEFAULT_METHODS), options.get("seeds", [0])
+    return make_grid(methods, options.get("sparsities", DEFAULT_SPARSITIES), seeds, shared)
 
 
-def _default_folder(given: dict[str, Any]) -> str:
-    return f"runs/{Path(given['grid']).stem if 'grid' in given else 'compare'}"
+def _default_folder(options: dict[str, Any]) -> str:
+    return f"runs/{Path(options['grid']).stem if 'grid' in options else 'compare'}"
 
 
-def _run(folder: GridFolder, cells: Sequence[Cell], jobs: int, threads: int, lock: int) -> int:
+def _run(
+    folder: GridFolder, cells: Sequence[Cell], before: Mapping[str, results.Outcome], jobs: int, threads: int, lock: int
+) -> int:
     """Run every cell that is not finished; the files are written anew as each one ends."""
-    progress = Progress(folder, cells)
-    session = Session(folder, cells, jobs, threads, lock, progress)
+    runs_gone = [cell.name for cell in cells if cell.name in before and not folder.run_of(cell).finished]
+    waiting = [cell for cell in cells if cell.name not in runs_gone and not folder.run_of(cell).finished]
+    progress = Progress(folder, cells, runs_gone)
+    session = Session(folder, waiting, jobs, threads, lock, progress)
+    if runs_gone:
+        progress.say(f"{len(runs_gone)} of {len(cells)} cells are finished by {folder.path / RESULTS} alone")
 
     def write() -> None:
-        results.collect(folder, cells, session.failures)
+        results.collect(folder, cells, before, session.failures)
         write_table(folder.path)
 
     with Interruption() as interruption:

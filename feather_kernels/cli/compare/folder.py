@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from feather_kernels.cli.compare.grid import Cell
 
 GRID = "grid.json"
+RESULTS, LAYERS = "results.csv", "layers.csv"
 CELLS, LOGS = "cells", "logs"  # folders
 LOCK, CELLS_LOCK = ".compare.lock", ".cells.lock"
 LOCKS = {LOCK, CELLS_LOCK}
@@ -42,30 +43,39 @@ class GridFolder:
         """What the processes of a cell have printed."""
         return self.path / LOGS / f"{cell.name}.log"
 
-    def claim(self, cells: Sequence[Cell]) -> None:
-        """Make this the folder of the grid of ``cells``; call it while it is locked.
+    @property
+    def has_grid(self) -> bool:
+        """Whether a ``compare`` has begun here; a copy of the results alone has none."""
+        return (self.path / GRID).is_file()
 
-        Raises:
-            InputError: it holds another grid, or other files. Nothing has been written then.
+    def check(self, cells: Sequence[Cell]) -> None:
+        """Raise InputError unless the grid of ``cells`` may begin or continue here; call it while it is locked.
+
+        It may if the folder is empty, holds that grid, or holds results without the runs that they came from. Whether
+        those results belong to the grid, ``results.read_finished`` checks.
         """
-        grid = {cell.name: cell.identity() for cell in cells}
         file = self.path / GRID
-        if not file.is_file():
-            others = sorted(path.name for path in self.path.iterdir() if path.name not in {*LOCKS, f"{GRID}.tmp"})
-            if others:
+        if not self.has_grid:
+            others = {path.name for path in self.path.iterdir()} - {*LOCKS, f"{GRID}.tmp"}
+            if others and (RESULTS not in others or CELLS in others):
                 raise InputError(
-                    f"--out must be a new folder or that of this grid, got {self.path}: it has {others[0]}"
+                    "--out must be a new folder, or one with this grid or its results, got "
+                    f"{self.path}: it has {min(others)}"
                 )
-            run_folder.write_file(file, (json.dumps(grid, indent=2) + "\n").encode())
+            return
         try:
-            found = json.loads(file.read_text())
-            difference = _difference(found, json.loads(json.dumps(grid)))
+            difference = _difference(json.loads(file.read_text()), json.loads(_to_json(cells)))
         except (ValueError, AttributeError) as error:
             raise InputError(f"--out needs a readable {GRID}, got {file}: {error}") from error
         if difference:
             raise InputError(
                 f"--out must be a new folder or that of this grid, got {self.path} of another: {difference}"
             )
+
+    def claim(self, cells: Sequence[Cell]) -> None:
+        """Make this the folder of the grid of ``cells``, once ``check`` has let them pass."""
+        if not self.has_grid:
+            run_folder.write_file(self.path / GRID, (_to_json(cells) + "\n").encode())
         for name in (CELLS, LOGS):
             (self.path / name).mkdir(exist_ok=True)
 
@@ -105,6 +115,10 @@ def _lock(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _to_json(cells: Sequence[Cell]) -> str:
+    return json.dumps({cell.name: cell.identity() for cell in cells}, indent=2)
 
 
 def _difference(found: dict[str, dict[str, object]], wanted: dict[str, dict[str, object]]) -> str:

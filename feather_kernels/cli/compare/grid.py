@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -37,15 +39,28 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its folder, e.g. ``feather-0.95-seed0``."""
-        label = re.sub(r"[^a-z0-9.]+", "-", self.label.lower()).strip("-")
-        return f"{label}-{self.config.sparsity:g}-seed{self.config.seed}"
+        """The name of its folder, e.g. ``feather-0.95-seed0``."""
+        return cell_name(self.label, self.config.sparsity, self.config.seed)
 
     def identity(self) -> dict[str, Any]:
         """What makes it this cell: its label and the options that its numbers depend on."""
         left_out = *OF_THE_SESSION, "data_dir"
         options = {name: value for name, value in asdict(self.config).items() if name not in left_out}
         return {"label": self.label, **options}
+
+    def portable_identity(self) -> dict[str, Any]:
+        """``identity``, such that it is the same on every machine: the data by name, the device by type."""
+        device = self.config.device.partition(":")[0]
+        return {**self.identity(), "data": self.config.data_name, "device": device}
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of a hash of ``portable_identity``: they differ where any option differs."""
+        values = {
+            name: float(value) if isinstance(value, int) else value  # 1 and 1.0 are the same option
+            for name, value in self.portable_identity().items()
+        }
+        return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,12 @@ class Block:
             f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self.options.items()
         ]
+
+
+def cell_name(label: str, sparsity: float, seed: int) -> str:
+    """The name of a cell's folder; no two cells of a grid share it."""
+    words = re.sub(r"[^a-z0-9.]+", "-", label.lower()).strip("-")
+    return f"{words}-{sparsity:g}-seed{seed}"
 
 
 def read_grid(path: Path, given: dict[str, Any]) -> list[Cell]:

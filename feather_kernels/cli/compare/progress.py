@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from feather_kernels.cli.train import run_folder
@@ -17,15 +17,21 @@ LINE_SECONDS = 60.0  # between lines about the time left, where there is no term
 
 
 class Progress:
-    """Epochs done of all cells; the time left is by those since this command began."""
+    """Epochs done of all cells; the time left is estimated from those since this command began.
 
-    def __init__(self, folder: GridFolder, cells: Sequence[Cell]) -> None:
+    Args:
+        folder: of the grid.
+        cells: all of them.
+        runs_gone: names of finished cells without a run folder.
+    """
+
+    def __init__(self, folder: GridFolder, cells: Sequence[Cell], runs_gone: Collection[str]) -> None:
         from rich import progress
         from rich.console import Console
 
         self.folder, self.cells = folder, cells
         self.total = sum(cell.config.epochs for cell in cells)
-        self.done = {cell.name: self._epochs(cell) for cell in cells}
+        self.done = {cell.name: cell.config.epochs if cell.name in runs_gone else self._epochs(cell) for cell in cells}
         self.at_begin, self.begin = sum(self.done.values()), time.monotonic()
         self.shown = self.begin
         self.bar = progress.Progress(

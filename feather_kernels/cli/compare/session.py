@@ -23,7 +23,7 @@ class Session:
 
     Args:
         folder: of the grid, locked.
-        cells: in the order in which they run.
+        cells: those to run, in this order.
         jobs: processes at a time.
         threads: of each.
         lock: what each process holds open; see ``GridFolder.locked``.
@@ -37,7 +37,7 @@ class Session:
         self, folder: GridFolder, cells: Sequence[Cell], jobs: int, threads: int, lock: int, progress: Progress
     ) -> None:
         self.folder, self.jobs, self.threads, self.lock, self.progress = folder, jobs, threads, lock, progress
-        self.waiting = deque(cell for cell in cells if not folder.run_of(cell).finished)
+        self.waiting = deque(cells)
         self.running: list[CellProcess] = []
         self.tries = dict.fromkeys((cell.name for cell in cells), 0)
         self.failures: dict[str, str] = {}

@@ -7,8 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from feather_kernels.backends import registry
-from feather_kernels.cli import doctor, selftest
+from feather_kernels.cli import doctor
 from feather_kernels.cli.gpu_report import speed, training
+from feather_kernels.cli.selftest import checks
 
 if TYPE_CHECKING:
     from feather_kernels.cli.gpu_report.place import Place
@@ -37,7 +38,7 @@ def doctor_rows(place: Place) -> Iterator[dict[str, object]]:  # noqa: ARG001
 def selftest_rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
     """A row for each op and dtype, without the times."""
     place.require(backend)
-    for check in selftest.examine(backend, place.device):
+    for check in checks.examine(backend, place.device):
         record = check.record()
         del record["seconds"], record["passed"], record["problem"]
         yield {**record, "wrong": None if check.passed else check.outcome}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends import registry
-from feather_kernels.cli import exact
 from feather_kernels.cli.gpu_report.clock import interleaved, spread
+from feather_kernels.cli.selftest import oracle
 
 if TYPE_CHECKING:
     from feather_kernels.cli.gpu_report.place import Place
@@ -63,7 +63,7 @@ def rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
 def difference(result: Tensor, wanted: Tensor, relative: float) -> str | None:
     """How the result differs from the wanted one, or None; zeros must be the same ones."""
     if relative == 0:
-        same = exact.same(result, wanted) if result.is_floating_point() else result == wanted
+        same = oracle.same(result, wanted) if result.is_floating_point() else result == wanted
     else:
         far = (result.double() - wanted.double()).abs() > relative * wanted.double().abs()
         same = ~far & ((result == 0) == (wanted == 0))

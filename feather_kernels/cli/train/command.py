@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shlex
 from dataclasses import replace
@@ -15,13 +16,16 @@ import torch
 from feather_kernels._version import __version__
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.interruption import Interrupted, Interruption
-from feather_kernels.cli.train import config as options
+from feather_kernels.cli.options import given
+from feather_kernels.cli.train import config as configs
 from feather_kernels.cli.train import data, run_folder
 from feather_kernels.cli.train.recipe_file import with_recipe
 from feather_kernels.cli.train.run_folder import RunFolder
 from feather_kernels.cli.train.training import COLUMNS, Training
 
 if TYPE_CHECKING:
+    import argparse
+
     from feather_kernels.cli.train.config import TrainConfig
     from feather_kernels.cli.train.data import Dataset
 
@@ -29,17 +33,36 @@ FINISHED, INTERRUPTED = 0, 130  # exit codes
 PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # what every run needs of the extra ``train``
 
 
-def train(given: dict[str, Any]) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Start a run, or with ``--resume`` continue one; returns the exit code.
+
+    Raises:
+        InputError, OSError: see ``train`` and ``resume``; several processes, which a run does not support.
+    """
+    world_size = os.environ.get("WORLD_SIZE", "1")  # set by torchrun and other launchers
+    if world_size not in ("", "1"):
+        raise InputError(f"train must run as one process, got WORLD_SIZE={world_size}; start it without a launcher")
+    options_given = given(options)
+    if "resume" not in options_given:
+        return train(options_given)
+    path, threads = options_given.pop("resume"), options_given.pop("threads", None)
+    if options_given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in options_given)
+        raise InputError(f"--resume takes its options from config.json; only --threads may accompany it, got {names}")
+    return resume(path, threads)
+
+
+def train(options: dict[str, Any]) -> int:
     """A new run with the given options, those of the recipe that they name, and defaults; returns the exit code.
 
     Args:
-        given: names of ``TrainConfig``, and ``recipe``.
+        options: values by the names of ``TrainConfig``, and ``recipe``.
 
     Raises:
         InputError, OSError: an option, the data or the run folder; nothing has been created then.
         InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
-    config = options.resolve(with_recipe(given))
+    config = configs.resolve(with_recipe(options))
     run_folder.check_free(config)
     dataset = _prepare(config)
     with Interruption() as interruption:
@@ -159,7 +182,7 @@ def _headline(training: Training, folder: RunFolder) -> str:
 
 def _read_options(folder: RunFolder, content: dict[str, Any]) -> TrainConfig:
     try:
-        return options.from_json(content.get("options"))
+        return configs.from_json(content.get("options"))
     except InputError as error:
         raise InputError(f"--resume {folder.path}: {run_folder.CONFIG}: {error}") from error
 

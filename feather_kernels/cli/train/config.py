@@ -11,6 +11,7 @@ import torch
 
 from feather_kernels.backends import registry
 from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.cli.train import data as data_sources
 from feather_kernels.cli.train.methods import DEFAULT_METHOD, METHODS, Method
 from feather_kernels.cli.train.models import DEFAULT_MODEL, check_model
@@ -75,7 +76,8 @@ class TrainConfig:
             raise InputError(str(error)) from error
         check_model(self.model)
         self._check_method()
-        _check("--dtype", self.dtype in DTYPES, f"one of {', '.join(DTYPES)}", self.dtype)
+        if self.dtype not in DTYPES:
+            raise unknown_name("--dtype", self.dtype, DTYPES)
         _check("--epochs", self.epochs >= 1, "at least 1", self.epochs)
         _check("--batch-size", self.batch_size >= 1, "at least 1", self.batch_size)
         _check("--threads", 1 <= self.threads <= MAX_THREADS, f"in [1, {MAX_THREADS}]", self.threads)
@@ -91,7 +93,8 @@ class TrainConfig:
         _check_device(self.device)
 
     def _check_method(self) -> None:
-        _check("--method", self.method in METHODS, f"one of {', '.join(METHODS)}", self.method)
+        if self.method not in METHODS:
+            raise unknown_name("--method", self.method, METHODS)
         if not METHODS[self.method].prunes:
             given = {"--sparsity": self.sparsity or None, "--power": self.power, "--grad-scale": self.grad_scale}
             for argument, value in given.items():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.cli.train.batches import AUGMENTED_SHAPE
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def source_of(data: str) -> Source:
         return SOURCES[data]
     if not Path(data).is_file():
         what = "no such file" if data.endswith(".npz") else "neither a known name nor a file"
-        raise InputError(f"--data must be one of {', '.join(SOURCES)} or an .npz file, got {data!r} ({what})")
+        raise unknown_name("--data", data, SOURCES, otherwise="an .npz file", problem=what)
     batch_size = 128 if _header_shape(data)[1:] == AUGMENTED_SHAPE else 64
     return Source(lambda data_dir: _read_npz(data), "numpy", epochs=30, batch_size=batch_size)  # noqa: ARG005
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from feather_kernels.cli.errors import InputError
-from feather_kernels.cli.near_names import nearest
+from feather_kernels.cli.near_names import nearest, unknown_name
 from feather_kernels.cli.train.config import check_type
 from feather_kernels.cli.train.data import SOURCES
 
@@ -45,9 +45,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     path = FOLDER / f"{recipe}.toml" if recipe in recipe_names() else Path(recipe)
     if not path.is_file():
         what = "no such file" if path.suffix == ".toml" else "neither a known name nor a file"
-        raise InputError(
-            f"--recipe must be one of {', '.join(recipe_names())} or a .toml file, got {recipe!r} ({what})"
-        )
+        raise unknown_name("--recipe", recipe, recipe_names(), otherwise="a .toml file", problem=what)
     content = read_toml(path, "--recipe")
     check_keys(str(path), content, KEYS)
     return check_options(str(path), content, path.parent)
@@ -73,7 +71,7 @@ def check_keys(where: str, content: Collection[str], known: Collection[str]) -> 
     for key in content:
         if key not in known:
             near = nearest(key, known, count=1)
-            hint = f"did you mean {near!r}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise InputError(f"{where}: unknown key {key!r} ({hint})")
 
 

@@ -8,12 +8,17 @@ from functools import partial
 import torch
 from torch import nn
 
-from feather_kernels.cli.errors import InputError
-from feather_kernels.cli.train.models import zoo
+from feather_kernels.cli.near_names import unknown_name
+from feather_kernels.cli.train.models.cnn import SmallCNN
 from feather_kernels.cli.train.models.densenet import DenseNet40
 from feather_kernels.cli.train.models.mobilenet import MobileNetV1
-from feather_kernels.cli.train.models.residual import ResNet20
-from feather_kernels.cli.train.models.small import SmallCNN
+from feather_kernels.cli.train.models.resnet import ResNet20
+from feather_kernels.cli.train.models.torchvision_models import (
+    PREFIX,
+    check_torchvision_model,
+    is_torchvision,
+    make_torchvision_model,
+)
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "check_model", "is_torchvision", "make_model"]
 
@@ -27,17 +32,12 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 DEFAULT_MODEL = "cnn"
 
 
-def is_torchvision(name: str) -> bool:
-    """Whether the name is ``torchvision:NAME``."""
-    return name.startswith(zoo.PREFIX)
-
-
 def check_model(name: str) -> None:
     """Raise InputError unless ``name`` is a key of ``MODELS``, or ``torchvision:`` and a classifier of torchvision."""
     if is_torchvision(name):
-        zoo.check_name(name.removeprefix(zoo.PREFIX))
+        check_torchvision_model(name)
     elif name not in MODELS:
-        raise InputError(f"--model must be one of {', '.join(MODELS)} or {zoo.PREFIX}NAME, got {name!r}")
+        raise unknown_name("--model", name, MODELS, otherwise=f"{PREFIX}NAME")
 
 
 def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:
@@ -61,7 +61,7 @@ def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if is_torchvision(name):
-            return zoo.make_torchvision_model(name.removeprefix(zoo.PREFIX), channels, classes)
+            return make_torchvision_model(name, channels, classes)
         model = MODELS[name](channels, classes)
         for module in model.modules():
             if isinstance(module, nn.Conv2d):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather_kernels.cli.train.models.small import conv_norm
+from feather_kernels.cli.train.models.cnn import conv_norm
 
 
 class ResNet20(nn.Module):
