@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 
 import feather_kernels as fk
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from tests.support import samples
 
 torch.set_num_threads(1)  # small tensors: more threads only fight each other
@@ -123,15 +123,15 @@ def ptx_executor(
     from feather_kernels.backends.triton.launch import Kernel
     from tools.ptx_executor.driver import simulated_gpu
 
-    with simulated_gpu(architecture, noise=noise, execute=execute) as driver, pytest.MonkeyPatch.context() as patch:
+    with (
+        simulated_gpu(architecture, noise=noise, execute=execute) as driver,
+        pytest.MonkeyPatch.context() as patch,
+        registry.assume_available("triton", CPU),
+    ):
         patch.setattr(chunks, "make_tables", exposing(driver, chunks.make_tables))
         if check:
             patch.setattr(Kernel, "launch", checked(Kernel.launch))
-        patch.setitem(registry._probed, ("triton", CPU), None)
-        try:
-            yield driver
-        finally:
-            registry.reset()  # that Triton takes CPU tensors holds no longer
+        yield driver
 
 
 def checked(launch: Callable[..., None]) -> Callable[..., None]:

@@ -145,7 +145,7 @@ def _warmup(options: argparse.Namespace) -> int:
 def _selftest(options: argparse.Namespace) -> int:
     import torch
 
-    from feather_kernels.backends import registry
+    from feather_kernels.backends.registry import registry
     from feather_kernels.cli import selftest
 
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -154,8 +154,8 @@ def _selftest(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
     for backend in options.require:
-        if backend not in registry.BACKENDS:
-            raise InputError(f"--require must be of {', '.join(registry.BACKENDS)}, got {backend!r}")
+        if backend not in registry.modules:
+            raise InputError(f"--require must be of {', '.join(registry.modules)}, got {backend!r}")
     return selftest.run(device, _file("--json", options.json), _file("--junit", options.junit), options.require)
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from feather_kernels import cli
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli import doctor, exact
 from feather_kernels.cli.gpu_report import clock, machine, page, part, report, speed
 from feather_kernels.cli.gpu_report.layers import make_layers

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import feather_kernels as fk
 from feather_kernels._version import __version__
-from feather_kernels.backends import compiled_module, cuda, registry
+from feather_kernels.backends import compiled_module, cuda
+from feather_kernels.backends.registry import registry
 from tests.simulated_gpu import cuda_build
 from tests.simulated_gpu.cuda_build import configure, run
 

@@ -19,9 +19,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
-from feather_kernels.backends import device_constants, reference, registry
+from feather_kernels.backends import device_constants, reference
 from feather_kernels.backends.gpu import chunk_tables, first_launch
 from feather_kernels.backends.interface import Histogram, Selection
+from feather_kernels.backends.registry import registry
 from tests.conftest import CPU, ptx_executor
 from tests.gpu.gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
 from tests.support.no_host_read import NoHostRead
@@ -59,8 +60,8 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
 
     module.probe = lambda _: first_launch.launch_problem(threshold, CPU, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry.BACKENDS, "probed", module.__name__)
-    monkeypatch.setitem(registry.ORDER, "cuda", ("probed", "reference"))
+    monkeypatch.setitem(registry.modules, "probed", module.__name__)
+    monkeypatch.setitem(registry.order, "cuda", ("probed", "reference"))
     registry.reset()
     yield failures
     registry.reset()
@@ -126,8 +127,8 @@ def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: 
     module = types.ModuleType("probed_backend")
     module.probe = lambda device: first_launch.launch_problem(no_launch, device, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry.BACKENDS, "probed", module.__name__)
-    monkeypatch.setitem(registry.ORDER, "cuda", ("probed", "reference"))
+    monkeypatch.setitem(registry.modules, "probed", module.__name__)
+    monkeypatch.setitem(registry.order, "cuda", ("probed", "reference"))
     registry.reset()
     device = BrokenDevice(monkeypatch)
     for count in (1, 2):
@@ -135,7 +136,7 @@ def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: 
             registry.backend_for(GPU)
         assert str(e.value.__cause__) == "CUDA error: an illegal memory access was encountered"
         assert device.waited == [GPU] * count
-    assert registry._probed == {}
+    assert not registry.is_probed("probed", GPU)
     registry.reset()
 
 

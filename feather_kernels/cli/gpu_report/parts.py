@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli import doctor, selftest
 from feather_kernels.cli.gpu_report import speed, training
 
 if TYPE_CHECKING:
     from feather_kernels.cli.gpu_report.place import Place
 
-BACKENDS = registry.ORDER["cuda"]
+BACKENDS = registry.order["cuda"]
 WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
 
 

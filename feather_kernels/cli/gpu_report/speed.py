@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli import exact
 from feather_kernels.cli.gpu_report.clock import interleaved, spread
 

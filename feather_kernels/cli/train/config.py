@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import data as data_sources
 from feather_kernels.cli.train.methods import DEFAULT_METHOD, METHODS, Method
