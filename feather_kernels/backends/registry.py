@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from feather_kernels.backends import cpp, cuda, reference, triton
     from feather_kernels.backends.interface import Backend
 
-    # the modules are loaded by name, so this is where the type checker proves that each of them is a Backend
-    PROVEN: tuple[Backend, ...] = (triton, cuda, cpp, reference)
+    # modules are loaded by name: here the type checker proves that each is a Backend, or names what it lacks
+    TRITON: Backend = triton
+    CUDA: Backend = cuda
+    CPP: Backend = cpp
+    REFERENCE: Backend = reference
 
 NOT_INSTALLED = "is not installed"  # how the reason of a backend that is missing begins
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def refuse_onnx() -> None:
@@ -18,11 +21,11 @@ def refuse_onnx() -> None:
         )
 
 
-def not_in_onnx(fake: Callable) -> Callable:
-    """The fake implementation of an op, which an exporter calls, with ``refuse_onnx()``."""
+def not_in_onnx(fake: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Wrap the fake implementation of an op, which exporters call, so that it raises in an export to ONNX."""
 
     @wraps(fake)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         refuse_onnx()
         return fake(*args, **kwargs)
 

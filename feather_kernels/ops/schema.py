@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Op(NamedTuple):
     """One op: its full schema and the function that checks its arguments and allocates its result."""
 
     schema: str
-    fake: Callable
+    fake: Callable[..., Tensor | None]
 
     @property
     def name(self) -> str:
@@ -35,10 +35,11 @@ class Op(NamedTuple):
 
 
 OPS: dict[str, Op] = {}
+Fake = TypeVar("Fake", bound=Callable[..., "Tensor | None"])
 
 
-def _op(schema: str) -> Callable[[Callable], Callable]:
-    def register(fake: Callable) -> Callable:
+def _op(schema: str) -> Callable[[Fake], Fake]:
+    def register(fake: Fake) -> Fake:
         op = Op(schema, fake)
         OPS[op.name] = op
         return fake
