@@ -6,7 +6,6 @@ Sparsification", BMVC 2023 (arXiv 2310.02448).
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +13,21 @@ import torch
 from torch import Tensor
 
 from feather_kernels import autograd
-from feather_kernels.ops import schema
+from feather_kernels.checks import (
+    check_constant,
+    check_dtype,
+    check_grad_scale,
+    check_power,
+    check_sparsity,
+    check_tensor,
+    check_threshold,
+    check_weight,
+    check_weights,
+    threshold_fits,
+    type_name,
+)
+from feather_kernels.dtypes import compute_dtype
+from feather_kernels.quantile import interpolate, quantile_position
 
 __all__ = ["magnitude_threshold", "sparse_conv1d", "sparse_conv2d", "sparse_conv3d", "sparse_linear", "threshold"]
 
@@ -141,7 +154,7 @@ def sparse_conv2d(
         (N, out, H', W') or (out, H', W').
 
     Raises:
-        ValueError, TypeError: as ``threshold``; also where stride, padding or dilation fits no dimension.
+        ValueError, TypeError: as ``threshold``; also where stride, padding or dilation threshold_fits no dimension.
 
     Example::
 
@@ -220,7 +233,7 @@ def magnitude_threshold(weights: Tensor | Sequence[Tensor], sparsity: float) -> 
     count = sum(tensor.numel() for tensor in tensors)
     if count == 0:
         raise ValueError("weights must hold at least one element, got none")
-    dtype = schema.check_list(tensors)
+    dtype = check_weights(tensors)
     if sparsity == 0:
         return tensors[0].new_zeros((), dtype=dtype)
     rank, fraction = quantile_position(count, sparsity)
@@ -234,57 +247,11 @@ def _tensors(weights: object) -> list[Tensor]:
     if not isinstance(weights, Iterable) or isinstance(weights, Mapping | str):
         hint = ": pass its values()" if isinstance(weights, Mapping) else ""
         hint = ": pass its parameters()" if isinstance(weights, torch.nn.Module) else hint
-        raise TypeError(f"weights must be a tensor or a sequence of tensors, got {_kind(weights)}{hint}")
+        raise TypeError(f"weights must be a tensor or a sequence of tensors, got {type_name(weights)}{hint}")
     tensors = list(weights)
     for index, tensor in enumerate(tensors):
         check_tensor(f"weights[{index}]", tensor)
     return tensors
-
-
-def quantile_position(count: int, sparsity: float) -> tuple[int, float]:
-    """Rank floor(m) and fraction m - floor(m) of the position ``m = (count - 1) sparsity``, in float64."""
-    position = (count - 1) * sparsity
-    rank = math.floor(position)
-    return rank, position - rank
-
-
-def interpolate(values: Tensor, fraction: Tensor | float) -> Tensor:
-    """T between the neighbouring order statistics ``values[..., 0] <= values[..., 1]``, never reaching the second.
-
-    Shapes (..., 2) -> (...), a fraction tensor being (...) in the values' dtype. T = v0 where the fraction is 0, where
-    v1 is not greater than v0 (ties, NaN), and where rounding (or an infinite v1) would give T >= v1.
-    """
-    low, high = values.unbind(-1)
-    value = low + (high - low) * fraction
-    return torch.where(value < high, value, low)  # false for NaN, and for ties, where the value is v0
-
-
-def check_sparsity(name: str, sparsity: float) -> None:
-    """Raise ValueError unless ``0 <= sparsity < 1``."""
-    schema.check_number(name, sparsity)
-    if not 0 <= sparsity < 1:
-        wanted = f": {sparsity / 100:g}" if 1 < sparsity < 100 else ""
-        hint = f" (a fraction of zeros, not a percentage{wanted})" if 1 < sparsity <= 100 else ""
-        raise ValueError(f"{name} must be in [0, 1), got {sparsity}{hint}")
-
-
-def check_grad_scale(grad_scale: float) -> None:
-    """Raise ValueError unless ``0 <= grad_scale < inf``."""
-    schema.check_number("grad_scale", grad_scale)
-    if not 0 <= grad_scale < math.inf:
-        raise ValueError(f"grad_scale must be a finite number of at least 0, got {grad_scale}")
-
-
-def check_constant(name: str, value: object) -> None:
-    """Raise ValueError if ``value`` is a tensor that requires grad: the method treats it as a constant."""
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
-
-
-def check_tensor(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {_kind(value)}")
 
 
 def _check_tensors(x: object, weight: object, bias: object) -> None:
@@ -292,11 +259,6 @@ def _check_tensors(x: object, weight: object, bias: object) -> None:
     check_tensor("weight", weight)
     if bias is not None:
         check_tensor("bias", bias)
-
-
-def _kind(value: object) -> str:
-    kind = type(value)
-    return "None" if value is None else f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
 
 
 def _operands(
@@ -308,13 +270,13 @@ def _operands(
 ) -> autograd.SparseWeight:
     """What P(w) is computed from, as the ops take it: grad_scale is None for the float 1. Checks all arguments."""
     check_tensor("weight", weight)
-    if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
-        schema.check_weight("weight", weight)
+    if not (isinstance(threshold, Tensor) and threshold_fits(weight, threshold)):
+        check_weight("weight", weight)
         threshold = _scalar("threshold", threshold, weight)
     if dtype is not None:
-        schema.check_dtype("out_dtype", dtype)
+        check_dtype("out_dtype", dtype)
     check_constant("threshold", threshold)
-    schema.check_power(power)
+    check_power(power)
     scale: Tensor | None = None
     if isinstance(grad_scale, Tensor):
         check_constant("grad_scale", grad_scale)
@@ -327,10 +289,10 @@ def _operands(
 
 def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:
     if isinstance(value, Tensor):
-        schema.check_threshold(name, value, weight)
+        check_threshold(name, value, weight)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {_kind(value)}")
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {type_name(value)}")
     if not value >= 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
-    return torch.full((), value, dtype=schema.compute_dtype(weight.dtype), device=weight.device)
+    return torch.full((), value, dtype=compute_dtype(weight.dtype), device=weight.device)

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from feather_kernels.backends.device_constants import resident
 from feather_kernels.backends.interface import Histogram, Selection
+from feather_kernels.dtypes import BITS_DTYPE, NAN_KEY
 
 RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
-NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf
-KEY_DTYPE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 CountDigits = Callable[[Histogram, Tensor], None]
 SmallestAbove = Callable[[Selection, Sequence[int], Tensor], Tensor]
@@ -72,5 +71,5 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
 
 
 def _value_of_key(key: Tensor, dtype: torch.dtype) -> Tensor:
-    value = key.to(KEY_DTYPE[dtype]).view(dtype)
+    value = key.to(BITS_DTYPE[dtype]).view(dtype)
     return torch.where(key >= NAN_KEY[dtype], math.nan, value)

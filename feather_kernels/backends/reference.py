@@ -17,12 +17,14 @@ from torch import Tensor
 
 from feather_kernels.backends import radix
 from feather_kernels.backends.layouts import storage_order
-from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
+from feather_kernels.dtypes import BITS_DTYPE, NAN_KEY, compute_dtype
 
 if TYPE_CHECKING:
     from feather_kernels.backends.interface import Histogram, Selection
 
 POWERS = None  # all
+MANTISSA_BITS = {torch.float32: 23, torch.float64: 52}
+EXPONENT_BIAS = {torch.float32: 127, torch.float64: 1023}
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
 MOST_COPIES, COPIED_BINS = 64, 1 << 17  # of a bin on CUDA, and of all bins together: 1 MB
 
@@ -83,8 +85,8 @@ def _root_of_difference(weight: Tensor, t: Tensor, p: int) -> Tensor:
     """
     scale, unscale = _power_of_two_scale(t)
     x, ts = weight.abs() * scale, t * scale
-    bits = 53 if t.dtype == torch.float64 else 24
-    far = x > 2.0 ** math.ceil((bits + 1 + p) / p)  # there (T/a)^p / p < 2^-(bits + 1)
+    bits = MANTISSA_BITS[t.dtype]
+    far = x > 2.0 ** math.ceil((bits + 2 + p) / p)  # there (T/a)^p / p < 2^-(bits + 2), a quarter of the last place
     z = (x - ts) * (x + ts if p == 2 else x * (x + ts) + ts * ts)
     z = torch.where((x <= ts) | far, 1.0, z)
     if p == 2:
@@ -98,11 +100,8 @@ def _root_of_difference(weight: Tensor, t: Tensor, p: int) -> Tensor:
 
 def _power_of_two_scale(t: Tensor) -> tuple[Tensor, Tensor]:
     """(S, 1/S), powers of two with S T in [1, 2) for normal T; the exponent is clamped to the normal range."""
-    if t.dtype == torch.float64:
-        mantissa_bits, bias, integer = 52, 1023, torch.int64
-    else:
-        mantissa_bits, bias, integer = 23, 127, torch.int32
-    exponent = (t.view(integer) >> mantissa_bits) & (2 * bias + 1)
+    mantissa_bits, bias = MANTISSA_BITS[t.dtype], EXPONENT_BIAS[t.dtype]
+    exponent = (t.view(BITS_DTYPE[t.dtype]) >> mantissa_bits) & (2 * bias + 1)
     exponent = (2 * bias - exponent).clamp(1, 2 * bias - 1)
     return (exponent << mantissa_bits).view(t.dtype), ((2 * bias - exponent) << mantissa_bits).view(t.dtype)
 
@@ -180,7 +179,7 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
 
 def _smallest_key_above(selection: Selection, rows: Sequence[int], keys: Tensor) -> Tensor:
     """Per row the smallest key greater than keys[row], or the NaN key where there is none."""
-    nan_key = NAN_KEY[torch.promote_types(selection.weights[0].dtype, torch.float32)]
+    nan_key = NAN_KEY[compute_dtype(selection.weights[0].dtype)]
     result = torch.full_like(keys, nan_key)
     for row, key in _keys(selection.weights, rows, selection.scales):
         smallest = torch.where(key > keys[row].to(key.dtype), key, nan_key).amin()
@@ -190,13 +189,13 @@ def _smallest_key_above(selection: Selection, rows: Sequence[int], keys: Tensor)
 
 def _keys(weights: Sequence[Tensor], rows: Sequence[int], scales: Tensor | None) -> Iterator[tuple[int, Tensor]]:
     """Each row and integer keys of its scores, chunk by chunk; ascending keys are ascending scores, NaN last."""
-    dtype = torch.promote_types(weights[0].dtype, torch.float32)
+    dtype = compute_dtype(weights[0].dtype)
     for index, (w, row) in enumerate(zip(weights, rows, strict=True)):
         for (chunk,) in _chunks(w):
             score = chunk.to(dtype).abs().reshape(-1)
             if scales is not None:
                 score = (score * scales[index]).abs()  # abs again: a NaN product may carry a sign bit
-            yield row, score.view(KEY_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
+            yield row, score.view(BITS_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
 
 
 def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from feather_kernels._version import __version__
 from feather_kernels.backends.registry import registry
 from feather_kernels.cli import exact
-from feather_kernels.ops.schema import WEIGHT_DTYPES, compute_dtype
+from feather_kernels.dtypes import WEIGHT_DTYPES, compute_dtype
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
 
 ops = torch.ops.feather_kernels

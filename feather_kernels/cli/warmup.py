@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends.registry import registry
+from feather_kernels.dtypes import compute_dtype
 from feather_kernels.errors import BackendUnavailableError
-from feather_kernels.ops.schema import compute_dtype
 
 ops = torch.ops.feather_kernels
 

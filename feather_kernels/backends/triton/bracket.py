@@ -12,7 +12,7 @@ from torch import Tensor
 
 from feather_kernels.backends.gpu.chunk_tables import Table, group_elements
 from feather_kernels.backends.interface import Selection
-from feather_kernels.backends.triton.chunks import clamp_nan, key_of, launch_chunks, load_chunk, load_keys
+from feather_kernels.backends.triton.chunks import NAN_KEY_32, clamp_nan, key_of, launch_chunks, load_chunk, load_keys
 from feather_kernels.backends.triton.launch import Kernel, aligned
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
@@ -26,7 +26,7 @@ ROW = 512  # keys whose counts are summed, so that one program finds its place i
 def bracket_start(value, BINS: tl.constexpr):
     """First key of the bracket around a value (float32), or -1 where that is NaN; NaN is in no bracket."""
     key = clamp_nan(key_of(value, tl.float32), tl.float32)
-    return tl.where(key == 0x7F800001, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), 0x7F800001 - BINS))
+    return tl.where(key == NAN_KEY_32, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), NAN_KEY_32 - BINS))
 
 
 @Kernel

@@ -15,6 +15,7 @@ from torch import Tensor
 from feather_kernels.backends.gpu import chunk_tables
 from feather_kernels.backends.gpu.chunk_tables import Table
 from feather_kernels.backends.triton.launch import Kernel
+from feather_kernels.dtypes import NAN_KEY, compute_dtype
 
 BLOCK = 1024
 LOOP = 8  # blocks a program
@@ -25,6 +26,9 @@ STORED = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
+# kernels read globals of this type only
+NAN_KEY_32 = tl.constexpr(NAN_KEY[torch.float32])
+NAN_KEY_64 = tl.constexpr(NAN_KEY[torch.float64])
 
 
 @triton.jit
@@ -52,7 +56,7 @@ def load_magnitudes(address, aligned, first, elements, STORED: tl.constexpr, DTY
 
 @triton.jit
 def key_of(score, DTYPE: tl.constexpr):
-    """The bits of a score as an ordered integer of its width; those of a NaN are NAN_KEY or more."""
+    """The bits of a score as an ordered integer of its width; those of a NaN are its key or more."""
     if DTYPE == tl.float64:
         key = score.to(tl.int64, bitcast=True) & 0x7FFFFFFFFFFFFFFF
     else:
@@ -63,7 +67,7 @@ def key_of(score, DTYPE: tl.constexpr):
 @triton.jit
 def clamp_nan(key, DTYPE: tl.constexpr):
     """The key, for every NaN the one behind inf."""
-    return tl.minimum(key, 0x7FF0000000000001 if DTYPE == tl.float64 else 0x7F800001)
+    return tl.minimum(key, NAN_KEY_64 if DTYPE == tl.float64 else NAN_KEY_32)
 
 
 @triton.jit
@@ -90,5 +94,5 @@ def launch_chunks(kernel: Kernel, tables: Sequence[Table], form: tuple[Hashable,
     ``form`` beside these. DTYPE is the compute dtype of weights that are stored as STORED.
     """
     for entries, dtype, _ in tables:
-        stored, computed = STORED[dtype], STORED[torch.float64 if dtype == torch.float64 else torch.float32]
+        stored, computed = STORED[dtype], STORED[compute_dtype(dtype)]
         kernel.launch(len(entries), (stored, *form), entries, *arguments, stored, computed, BLOCK, LOOP)

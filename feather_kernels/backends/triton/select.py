@@ -1,6 +1,6 @@
 """Exact selection over a list of tensors; every result stays on the device and nothing is read on the host.
 
-With a hint: one pass over the weights (``bracket.py``). Radix passes (``radix_passes.py``) are launched behind it; the
+With a hint: one pass over the weights (``bracket.py``). Radix passes (``radix.py``) are launched behind it; the
 programs of groups that are done exit at once.
 """
 
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from feather_kernels.backends.gpu.chunk_tables import element_count, make_rows
 from feather_kernels.backends.interface import Selection
-from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import chunks
 from feather_kernels.backends.triton.bracket import bracket_keys, try_bracket
 from feather_kernels.backends.triton.chunks import launch_chunks
 from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.radix import DIGIT_BITS, count_digits, scan_kernel, smallest_above_kernel
+from feather_kernels.dtypes import KEY_BITS, NAN_KEY
 
-KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
 
 
