@@ -17,7 +17,7 @@ import torch
 
 import feather_kernels as fk
 from feather_kernels.backends import cpp, reference
-from feather_kernels.backends.gpu.first_launch import on_its_device
+from feather_kernels.backends.gpu.device_guard import device_guard
 from feather_kernels.backends.registry import registry
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -303,7 +303,7 @@ def test_kernels_run_on_the_device_of_their_result(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
     monkeypatch.setattr(torch.cuda, "device", device_guard)
     seen = []
-    op = on_its_device(lambda *arguments: seen.append(current[-1]))
+    op = device_guard(lambda *arguments: seen.append(current[-1]))
     for device in ("cuda:1", "cuda:0", "cpu"):
         op(None, types.SimpleNamespace(device=torch.device(device)))
     assert seen == [1, 0, 0]

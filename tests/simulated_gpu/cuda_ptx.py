@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from feather_kernels.backends import cuda
-from feather_kernels.backends.gpu.chunk_tables import Table
+from feather_kernels.backends.gpu.chunk_tables import ChunkTable
 from feather_kernels.backends.registry import registry
 from tests.simulated_gpu import cuda_build
 from tests.simulated_gpu.cuda_module import load
@@ -59,7 +59,7 @@ def executed(architecture: int, module: Path | None = None, ptx: Sequence[Path] 
             executor.extents.append(extent(tensor))
         return address(tensor)
 
-    def addresses_of(tables: Sequence[Table]) -> Any:
+    def addresses_of(tables: Sequence[ChunkTable]) -> Any:
         executor.extents.extend(extent(tensor) for table in tables for tensor in table.kept)
         return addresses(tables)
 

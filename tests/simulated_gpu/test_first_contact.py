@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
 from feather_kernels.backends import device_constants, reference
-from feather_kernels.backends.gpu import chunk_tables, first_launch
+from feather_kernels.backends.gpu import chunk_tables, probe
 from feather_kernels.backends.interface import Histogram, Selection
 from feather_kernels.backends.registry import registry
 from tests.conftest import CPU, ptx_executor
@@ -58,7 +58,7 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
             raise failures.pop(0)
         reference.threshold(*arguments)
 
-    module.probe = lambda _: first_launch.launch_problem(threshold, CPU, str)  # type: ignore[attr-defined]
+    module.probe = lambda _: probe.probe_by_launch(threshold, CPU, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(registry.modules, "probed", module.__name__)
     monkeypatch.setitem(registry.order, "cuda", ("probed", "reference"))
@@ -99,8 +99,8 @@ def test_triton_loads_a_module_again_that_did_not_load_at_first(monkeypatch: pyt
         monkeypatch.setattr(driver.utils, "load_binary", load_when_there_is_room)
         triton.elementwise.threshold_kernel.function.device_caches.clear()
         with pytest.raises(RuntimeError, match="out of memory"):
-            first_launch.launch_problem(triton.threshold, CPU, triton.describe)
-        assert first_launch.launch_problem(triton.threshold, CPU, triton.describe) is None
+            probe.probe_by_launch(triton.threshold, CPU, triton.describe)
+        assert probe.probe_by_launch(triton.threshold, CPU, triton.describe) is None
         assert loads == ["threshold_kernel"] * 2
 
 
@@ -125,7 +125,7 @@ def no_launch(*_: Any) -> None:
 
 def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("probed_backend")
-    module.probe = lambda device: first_launch.launch_problem(no_launch, device, str)  # type: ignore[attr-defined]
+    module.probe = lambda device: probe.probe_by_launch(no_launch, device, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(registry.modules, "probed", module.__name__)
     monkeypatch.setitem(registry.order, "cuda", ("probed", "reference"))
@@ -372,7 +372,7 @@ def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypa
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
 
     def use() -> Any:
-        return device_constants.resident("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
+        return device_constants.device_constant("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
 
     first = use()
     assert log == ["pinned", (GPU, True), "first"]
