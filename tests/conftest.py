@@ -135,13 +135,14 @@ def ptx_executor(
 
 
 def checked(launch: Callable[..., None]) -> Callable[..., None]:
-    """``Kernel.launch``; the kernel that it keeps for a form is the one that Triton has for the arguments."""
+    """``Kernel.launch``, checked to keep for each specialization the kernel that Triton has for the arguments."""
     from feather_kernels.backends.triton.launch import COMPILE
 
-    def launch_and_check(kernel: Any, programs: int, form: Any, *arguments: Any) -> None:
-        launch(kernel, programs, form, *arguments)
+    def launch_and_check(kernel: Any, programs: int, specialization: Any, *arguments: Any) -> None:
+        launch(kernel, programs, specialization, *arguments)
         wanted = kernel.function.warmup(*arguments, grid=(programs,), **COMPILE)
-        assert kernel.kept[arguments[0].device, form] is wanted, f"{kernel.function}: {form} is not all it depends on"
+        kept = kernel.kept[arguments[0].device, specialization]
+        assert kept is wanted, f"{kernel.function}: {specialization} is not all it depends on"
 
     return launch_and_check
 

@@ -1,4 +1,4 @@
-"""The reference backend: plain PyTorch on any device, readable, and what every other backend is tested against.
+"""The reference backend: plain PyTorch on any device, written to be read. All other backends are tested against it.
 
 Formulas are evaluated in the compute dtype (float64 for float64 weights, else float32) and rounded once, on the final
 copy into ``out``. Nothing here reads a tensor on the host, sorts, or concatenates.
@@ -26,11 +26,11 @@ POWERS = None  # all
 MANTISSA_BITS = {torch.float32: 23, torch.float64: 52}
 EXPONENT_BIAS = {torch.float32: 127, torch.float64: 1023}
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
-MOST_COPIES, COPIED_BINS = 64, 1 << 17  # of a bin on CUDA, and of all bins together: 1 MB
+MOST_COPIES, COPIED_BINS = 64, 1 << 17  # copies of a bin on CUDA, and of all bins together: 1 MB
 
 
 def probe(device: torch.device) -> str | None:
-    """Available on every device with storage."""
+    """Return None, except for meta tensors: every device with storage will do."""
     return "meta tensors have no data" if device.type == "meta" else None
 
 
@@ -38,13 +38,13 @@ def probe(device: torch.device) -> str | None:
 
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
-    """Thresholding operator, chunk by chunk."""
+    """Fill ``out`` with P(w), chunk by chunk."""
     for out_chunk, w_chunk in _chunks(out, w):
         out_chunk.copy_(_threshold(w_chunk.to(t.dtype), t, p))
 
 
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
-    """Scaled straight-through gradient, chunk by chunk."""
+    """Fill ``out`` with the scaled straight-through gradient, chunk by chunk."""
     for out_chunk, g_chunk, w_chunk in _chunks(out, g, w):
         out_chunk.copy_(scaled_gradient(g_chunk, w_chunk, t, grad_scale))
 
@@ -132,12 +132,15 @@ def _inverse_power(z: Tensor, p: float) -> Tensor:
 
 
 def magnitude_select(selection: Selection, out: Tensor) -> None:
-    """Radix selection with the passes below; a hint can save this backend nothing."""
+    """Fill ``out`` (G, 2) by radix selection with the passes below; a hint cannot save this backend any work."""
     radix.select(selection, out, magnitude_histogram, _smallest_key_above)
 
 
 def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
-    """Count digit values by an integer scatter-add; keys under another prefix go to extra bins that are dropped."""
+    """Fill ``out`` (G, 2^bits) with digit counts by an integer scatter-add.
+
+    Keys under another prefix go to extra bins that are dropped.
+    """
     weights, groups, prefix, shift, bits, scales = histogram
     one = torch.ones((), dtype=torch.int64, device=out.device)
     copies, dropped = _copies(bits) if _adds_atomically(out.device) else (1, 1)
@@ -154,12 +157,12 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
 
 
 def _adds_atomically(device: torch.device) -> bool:
-    """Whether additions to one address wait for each other there."""
+    """Whether additions to one address wait for each other on the device."""
     return device.type == "cuda"
 
 
 def _copies(bits: int) -> tuple[int, int]:
-    """Copies of each bin, a power of two, and bins for what is dropped: few keys of a chunk share one."""
+    """Copies of each bin, a power of two, and bins for dropped keys: so many that few keys of a chunk share one."""
     return max(1, min(MOST_COPIES, COPIED_BINS >> bits)), CHUNK
 
 
@@ -170,7 +173,7 @@ def _spread_bins(digit: Tensor, inside: Tensor, copies: int, bits: int) -> Tenso
 
 
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
-    """Count by the predicate, a chunk at a time."""
+    """Fill ``out`` (L,) with the number of pruned elements of each weight, counted chunk by chunk."""
     out.zero_()
     for index, (w, t) in enumerate(zip(weights, thresholds, strict=True)):
         for (chunk,) in _chunks(w):

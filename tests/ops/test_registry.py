@@ -295,13 +295,13 @@ def test_kernels_run_on_the_device_of_their_result(monkeypatch: pytest.MonkeyPat
     current = [0]
 
     @contextlib.contextmanager
-    def device_guard(device: torch.device) -> Iterator[None]:
+    def set_current(device: torch.device) -> Iterator[None]:
         current.append(device.index)
         yield
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
-    monkeypatch.setattr(torch.cuda, "device", device_guard)
+    monkeypatch.setattr(torch.cuda, "device", set_current)
     seen = []
     op = device_guard(lambda *arguments: seen.append(current[-1]))
     for device in ("cuda:1", "cuda:0", "cpu"):
