@@ -116,7 +116,7 @@ def check_weights(weights: Sequence[Tensor]) -> torch.dtype:
     dtype, device = compute_dtype(weights[0].dtype), weights[0].device
     for index, w in enumerate(weights):
         if COMPUTE_DTYPE.get(w.dtype) is dtype and w.layout is torch.strided and w.device == device:
-            continue  # every step comes here for every weight: one look
+            continue  # every step comes here for every weight: one condition
         check_weight(f"weights[{index}]", w)
         check_device(f"weights[{index}]", w, weights[0])
         if compute_dtype(w.dtype) != dtype:

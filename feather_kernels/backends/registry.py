@@ -131,10 +131,11 @@ class Registry:
             ValueError: no backend has that name.
             BackendUnavailableError: raised by an op in the block where the named backend cannot run on its device.
 
-        Example::
-
-            with feather_kernels.use_backend("reference"):
-                loss(model(x), y).backward()
+        Example:
+            >>> with fk.use_backend("reference"):
+            ...     y = fk.functional.threshold(torch.tensor([0.2, -1.0]), 0.5, power=1)
+            >>> y
+            tensor([ 0.0000, -0.5000])
         """
         with self._lock:
             self._named.append(self._check_name(name, "backend"))

@@ -1,7 +1,7 @@
-"""What runs when an op is called: check and allocate by the contract, then let the chosen backend fill in.
+"""The functions that run when an op is called: the contract checks and allocates, the backend fills in the result.
 
-An empty result launches nothing. Ops that write in place count it in the tensor's version, so that autograd notices
-where it had saved the tensor.
+An empty result launches nothing. Ops that write in place increment the tensor's version, so that autograd notices if it
+had saved the tensor.
 """
 
 from __future__ import annotations

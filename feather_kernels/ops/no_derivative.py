@@ -1,4 +1,4 @@
-"""Raw ops have no derivative: they raise where a gradient would be lost."""
+"""Ops have no derivative: they raise an error instead of losing a gradient."""
 
 from __future__ import annotations
 

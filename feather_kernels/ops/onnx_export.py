@@ -1,4 +1,4 @@
-"""ONNX has no such ops: both of its exporters get an error that says what to do."""
+"""ONNX has no such ops: in both of torch's exporters they raise an error that says what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 def refuse_onnx() -> None:
-    """Raise RuntimeError inside of ``torch.onnx.export``; for code that runs under tracers only (1.4 us)."""
+    """Raise RuntimeError inside ``torch.onnx.export``. The check takes 1.4 us: call it only under tracers."""
     if torch.onnx.is_in_onnx_export():
         raise RuntimeError(
             "ONNX has no operator feather_kernels::threshold, with which a live sparse model computes its weights: "

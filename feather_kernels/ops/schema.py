@@ -1,8 +1,8 @@
 """The op contract: schema, arguments and result of every op in ``torch.ops.feather_kernels``.
 
 Each function below is the fake (meta) implementation of one op. It checks the arguments and allocates the result:
-shape, dtype, strides and device. What runs (``ops/implementations.py``) calls the same function and hands the
-result to a backend, which fills it in; so a fake can never disagree with what a kernel returns.
+shape, dtype, strides and device. The real implementation (``ops/implementations.py``) calls the same function and hands
+the result to a backend, which fills it in; so a fake can never disagree with a kernel.
 
 Notation: w is a weight, ``t`` its threshold T, and the *compute dtype* of w is float64 for float64 weights and float32
 for every other one. A weight is pruned iff ``T > 0 and abs(w) <= T``, evaluated in the compute dtype.
@@ -35,14 +35,19 @@ NAMESPACE = "feather_kernels"
 
 
 class Op(NamedTuple):
-    """One op: its full schema and the function that checks its arguments and allocates its result."""
+    """An op of the library.
+
+    Attributes:
+        schema: the full schema.
+        fake: checks the arguments and allocates the result.
+    """
 
     schema: str
     fake: Callable[..., Tensor | None]
 
     @property
     def name(self) -> str:
-        """Name with the overload, e.g. ``threshold.out``."""
+        """The name with the overload, e.g. ``threshold.out``."""
         return self.schema.split("(", 1)[0]
 
 
@@ -79,7 +84,7 @@ def check_gradient(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
         and t.device == grad_scale.device == g.device == device
         and g.shape == w.shape
     ):
-        return  # every call comes here: one look
+        return  # every call comes here: one condition
     check_weight("g", g)
     check_weight("w", w)
     check_like("g", g, w)
@@ -119,10 +124,10 @@ def threshold_recompute(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``threshold`` for use in a backward pass.
+    """``threshold`` for use in a backward pass, which takes the incoming gradient as the unused operand ``after``.
 
-    The same values under a name of its own and with the incoming gradient as the unused operand ``after``: called by
-    the forward's name, torch.compile merges the two calls and keeps the copy of the weights that recomputing avoids.
+    If backward called ``threshold`` itself, torch.compile would merge it with the call in forward, and keep the copy of
+    the weights that recomputing avoids.
     """
     return threshold(w, t, p, out_dtype=out_dtype)
 
