@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 
 
 def available(device: torch.device) -> list[str]:
     """Names of the backends that run on ``device``, the one that is chosen by default first."""
     names = [registry.chosen_name(device)]
-    for name in registry.BACKENDS:
+    for name in registry.modules:
         with suppress(fk.BackendUnavailableError), fk.use_backend(name):
             registry.backend_for(device)
             names.append(name)

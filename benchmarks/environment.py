@@ -10,7 +10,7 @@ import torch
 
 import feather_kernels as fk
 from benchmarks import backends
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.doctor import version
 from feather_kernels.cli.gpu_report.machine import commit
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MANTISSA_BITS = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}
-MIN_EXPONENT = {torch.float32: -126, torch.bfloat16: -126, torch.float16: -14}
+from feather_kernels.cli.selftest.oracle import ulp
+
 ALLOWED_ULP = {torch.float32: 2.0, torch.bfloat16: 0.55, torch.float16: 0.55}
 SAMPLED = 50_000  # elements of each tensor whose values are compared; masks are compared everywhere
 BAND = 1e-5  # relative distance from T within which a peer's mask may differ
@@ -57,11 +57,9 @@ def _check_values(values: Tensor, weight: Tensor, t: Tensor, power: float, exact
     if not error.numel():
         return None
     if exact:
-        exponent = (torch.frexp(expected).exponent - 1).clamp_min(MIN_EXPONENT[dtype])
-        ulp = torch.ldexp(torch.ones_like(expected), exponent - MANTISSA_BITS[dtype])
-        worst = float((error / ulp).max())
+        worst = float((error / ulp(expected, dtype)).max())
         return None if worst <= ALLOWED_ULP[dtype] else f"error of {worst:.3g} ulp"
-    relative = 1e-5 if dtype == torch.float32 else 2.0 ** -MANTISSA_BITS[dtype]
+    relative = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
     worst = float((error / (relative * weight.abs() + 1e-2 * t)).max())
     return None if worst <= 1 else f"error of {worst:.3g} times what the formula's cancellation explains"
 

@@ -1,7 +1,7 @@
-"""feather_kernels: sparse training in PyTorch.
+"""Sparse training in PyTorch with Feather (BMVC 2023).
 
-Feather (BMVC 2023) for PyTorch: a thresholding operator with a scaled straight-through gradient, under a global
-magnitude threshold that follows a schedule.
+Feather computes with P(w), the weights under a thresholding operator, and scales the gradient of those that it prunes.
+The threshold is one magnitude for all layers, which follows a schedule.
 
     sparsifier = feather_kernels.Sparsifier(model, sparsity=0.95, total_steps=len(loader) * epochs)
     ...                       # after every optimizer.step(): sparsifier.step()
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The sparsifier and what belongs to it, imported when first named: half of the package's import time."""
+    """Import ``feather_kernels.sparsify`` when one of its names is first used: it takes half of the import time."""
     if name not in __all__ and name != "sparsify":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     sparsify = importlib.import_module("feather_kernels.sparsify")

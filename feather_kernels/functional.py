@@ -1,12 +1,11 @@
-"""The differentiable functions of the package.
+"""The differentiable functions of the package: the thresholding operator, and layers that compute with it.
 
-Source of the method: Glentis Georgoulakis, Retsinas, Maragos, "Feather: An Elegant Solution to Effective DNN
+The method is that of Glentis Georgoulakis, Retsinas, Maragos, "Feather: An Elegant Solution to Effective DNN
 Sparsification", BMVC 2023 (arXiv 2310.02448).
 """
 
 from __future__ import annotations
 
-import math
 import numbers
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,7 +13,21 @@ import torch
 from torch import Tensor
 
 from feather_kernels import autograd
-from feather_kernels.ops import schema
+from feather_kernels.checks import (
+    check_constant,
+    check_dtype,
+    check_grad_scale,
+    check_power,
+    check_sparsity,
+    check_tensor,
+    check_threshold,
+    check_weight,
+    check_weights,
+    threshold_fits,
+    type_name,
+)
+from feather_kernels.dtypes import compute_dtype
+from feather_kernels.quantile import interpolate, quantile_position
 
 __all__ = ["magnitude_threshold", "sparse_conv1d", "sparse_conv2d", "sparse_conv3d", "sparse_linear", "threshold"]
 
@@ -30,24 +43,34 @@ def threshold(
 ) -> Tensor:
     """Feather's thresholding operator with a scaled straight-through gradient.
 
-    Forward: ``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)`` where kept and +0.0 where pruned; w is pruned iff ``T > 0`` and
-    ``abs(w) <= T``. Backward: ``dL/dw = g`` where kept and ``grad_scale * g`` where pruned. ``T <= 0`` is the identity
-    both ways, bit for bit. ``power`` 1 is soft, inf is hard thresholding. Twice differentiable (in g).
+    A weight is pruned iff ``T > 0`` and ``abs(w) <= T``. Forward computes ``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)``
+    where w is kept and +0.0 where it is pruned. Backward computes ``dL/dw = g`` where w is kept and ``grad_scale * g``
+    where it is pruned. If ``T <= 0``, both are the identity, bit for bit. The gradient is differentiable in g.
 
     Args:
-        weight: any shape and strides; float16, bfloat16, float32 or float64.
+        weight: w, of any shape and strides; float16, bfloat16, float32 or float64.
         threshold: T; a float of at least 0, or a 0-dim tensor on the weight's device in float32 (float64 for float64
             weights) that does not require grad. A tensor may change between calls without a recompilation.
-        power: p, at least 1 or ``math.inf``.
-        grad_scale: theta of the paper, at least 0; a float, or a 0-dim tensor like ``threshold``. At the float 1.0 the
+        power: p, at least 1; 1 is soft thresholding, ``math.inf`` hard thresholding.
+        grad_scale: theta of the paper, at least 0; a float, or a 0-dim tensor like ``threshold``. For the float 1.0 the
             backward pass launches nothing and saves nothing.
-        out_dtype: dtype of the result, default the weight's (e.g. bfloat16 straight from float32 weights).
+        out_dtype: dtype of the result, by default the weight's; e.g. bfloat16 straight from float32 weights.
 
     Returns:
-        The weight's shape, in ``out_dtype``; dense layouts such as channels_last are kept.
+        P(w) in the weight's shape; dense layouts such as channels_last are kept.
 
     Raises:
-        ValueError, TypeError: an argument is outside of what is stated above; the message names it.
+        ValueError: an argument has a value, shape or device other than stated above; the message names it.
+        TypeError: an argument has another type or dtype.
+
+    Example:
+        >>> w = torch.tensor([0.1, -0.5, 2.0], requires_grad=True)
+        >>> y = fk.functional.threshold(w, threshold=0.5, power=1, grad_scale=0.25)
+        >>> y
+        tensor([0.0000, 0.0000, 1.5000], grad_fn=<PlainThresholdBackward>)
+        >>> y.sum().backward()
+        >>> w.grad
+        tensor([0.2500, 0.2500, 1.0000])
     """
     return autograd.threshold(*_operands(weight, threshold, power, grad_scale, out_dtype))
 
@@ -61,10 +84,10 @@ def sparse_linear(
     power: float = 3.0,
     grad_scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """``x P(w)^T + b``, where backward computes P(w) again: no copy of the weight lives in between.
+    """Compute ``x P(w)^T + b``; backward computes P(w) again, so that it is not kept in between.
 
-    The gradient of w is that of ``threshold``. Under autocast x, P(w) and b are in its dtype. In torch.func transforms,
-    forward-mode differentiation and tracers P(w) is kept after all.
+    The gradient of w is that of ``threshold``. Under autocast, x, P(w) and b are cast to its dtype. P(w) is kept after
+    all inside torch.func transforms, forward-mode differentiation and tracers, and for nested or sparse x.
 
     Args:
         x: (*, in).
@@ -78,15 +101,17 @@ def sparse_linear(
         (*, out).
 
     Raises:
-        ValueError, TypeError: as ``threshold`` and ``torch.nn.functional.linear``.
+        ValueError: as ``threshold``.
+        TypeError: as ``threshold``.
+        RuntimeError: as ``torch.nn.functional.linear``, if the shapes do not match.
 
     Example:
-        A layer of your own, under a threshold of your own::
-
-            class SparseLinear(torch.nn.Linear):
-                def forward(self, x):
-                    t = fk.functional.magnitude_threshold(self.weight, sparsity=0.9)
-                    return fk.functional.sparse_linear(x, self.weight, t, self.bias, grad_scale=0.5)
+        >>> class SparseLinear(nn.Linear):
+        ...     def forward(self, x):
+        ...         t = fk.functional.magnitude_threshold(self.weight, sparsity=0.9)
+        ...         return fk.functional.sparse_linear(x, self.weight, t, self.bias, grad_scale=0.5)
+        >>> SparseLinear(16, 4)(torch.randn(8, 16)).shape
+        torch.Size([8, 4])
     """
     _check_tensors(x, weight, bias)
     dtype = autograd.autocast_dtype(weight)
@@ -106,7 +131,34 @@ def sparse_conv1d(
     power: float = 3.0,
     grad_scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """``torch.nn.functional.conv1d`` with P(w); see ``sparse_conv2d``. x: (N, C, L) or (C, L)."""
+    """Compute ``torch.nn.functional.conv1d`` with P(w) as the weight; backward computes P(w) again.
+
+    Under autocast, x, P(w) and b are cast to its dtype. ``sparse_linear`` says where P(w) is kept after all.
+
+    Args:
+        x: (N, C, L) or (C, L).
+        weight: w, (out, C / groups, k); float16, bfloat16, float32 or float64.
+        threshold: T, as in ``threshold``.
+        bias: b, (out,), or None.
+        stride: an integer, or a sequence of one.
+        padding: zeros on both sides, an integer, or one for each dimension; not "same" or "valid".
+        dilation: an integer, or one for each dimension.
+        groups: number of blocks of channels that are connected only among themselves.
+        power: p, as in ``threshold``.
+        grad_scale: theta, as in ``threshold``.
+
+    Returns:
+        (N, out, L') or (out, L').
+
+    Raises:
+        ValueError: as ``threshold``; or x, weight, stride, padding or dilation has another number of dimensions.
+        TypeError: as ``threshold``; or stride, padding or dilation is not made of integers.
+
+    Example:
+        >>> x, weight = torch.randn(8, 3, 50), torch.randn(16, 3, 5)
+        >>> fk.functional.sparse_conv1d(x, weight, threshold=1.0, padding=2).shape
+        torch.Size([8, 16, 50])
+    """
     return _sparse_convolution(1, x, weight, threshold, bias, (stride, padding, dilation), groups, power, grad_scale)
 
 
@@ -123,17 +175,19 @@ def sparse_conv2d(
     power: float = 3.0,
     grad_scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """``torch.nn.functional.conv2d`` with P(w), where backward computes P(w) again: see ``sparse_linear``.
+    """Compute ``torch.nn.functional.conv2d`` with P(w) as the weight; backward computes P(w) again.
+
+    Under autocast, x, P(w) and b are cast to its dtype. ``sparse_linear`` says where P(w) is kept after all.
 
     Args:
         x: (N, C, H, W) or (C, H, W).
-        weight: w, (out, C / groups, kH, kW).
+        weight: w, (out, C / groups, kH, kW); float16, bfloat16, float32 or float64.
         threshold: T, as in ``threshold``.
         bias: b, (out,), or None.
-        stride: an integer, or one for each dimension.
+        stride: an integer, or one for each of the 2 dimensions.
         padding: zeros on both sides, an integer, or one for each dimension; not "same" or "valid".
         dilation: an integer, or one for each dimension.
-        groups: blocked connections.
+        groups: number of blocks of channels that are connected only among themselves.
         power: p, as in ``threshold``.
         grad_scale: theta, as in ``threshold``.
 
@@ -141,11 +195,14 @@ def sparse_conv2d(
         (N, out, H', W') or (out, H', W').
 
     Raises:
-        ValueError, TypeError: as ``threshold``; also where stride, padding or dilation fits no dimension.
+        ValueError: as ``threshold``; or x, weight, stride, padding or dilation has another number of dimensions.
+        TypeError: as ``threshold``; or stride, padding or dilation is not made of integers.
 
-    Example::
-
-        y = fk.functional.sparse_conv2d(images, layer.weight, t, layer.bias, stride=2, padding=1)
+    Example:
+        >>> images, weight = torch.randn(8, 3, 32, 32), torch.randn(16, 3, 3, 3)
+        >>> t = fk.functional.magnitude_threshold(weight, sparsity=0.9)
+        >>> fk.functional.sparse_conv2d(images, weight, t, stride=2, padding=1).shape
+        torch.Size([8, 16, 16, 16])
     """
     return _sparse_convolution(2, x, weight, threshold, bias, (stride, padding, dilation), groups, power, grad_scale)
 
@@ -163,7 +220,34 @@ def sparse_conv3d(
     power: float = 3.0,
     grad_scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """``torch.nn.functional.conv3d`` with P(w); see ``sparse_conv2d``. x: (N, C, D, H, W) or (C, D, H, W)."""
+    """Compute ``torch.nn.functional.conv3d`` with P(w) as the weight; backward computes P(w) again.
+
+    Under autocast, x, P(w) and b are cast to its dtype. ``sparse_linear`` says where P(w) is kept after all.
+
+    Args:
+        x: (N, C, D, H, W) or (C, D, H, W).
+        weight: w, (out, C / groups, kD, kH, kW); float16, bfloat16, float32 or float64.
+        threshold: T, as in ``threshold``.
+        bias: b, (out,), or None.
+        stride: an integer, or one for each of the 3 dimensions.
+        padding: zeros on both sides, an integer, or one for each dimension; not "same" or "valid".
+        dilation: an integer, or one for each dimension.
+        groups: number of blocks of channels that are connected only among themselves.
+        power: p, as in ``threshold``.
+        grad_scale: theta, as in ``threshold``.
+
+    Returns:
+        (N, out, D', H', W') or (out, D', H', W').
+
+    Raises:
+        ValueError: as ``threshold``; or x, weight, stride, padding or dilation has another number of dimensions.
+        TypeError: as ``threshold``; or stride, padding or dilation is not made of integers.
+
+    Example:
+        >>> volumes, weight = torch.randn(2, 1, 8, 16, 16), torch.randn(4, 1, 3, 3, 3)
+        >>> fk.functional.sparse_conv3d(volumes, weight, threshold=1.0, padding=1).shape
+        torch.Size([2, 4, 8, 16, 16])
+    """
     return _sparse_convolution(3, x, weight, threshold, bias, (stride, padding, dilation), groups, power, grad_scale)
 
 
@@ -197,30 +281,37 @@ def _sparse_convolution(
 
 @torch.no_grad()
 def magnitude_threshold(weights: Tensor | Sequence[Tensor], sparsity: float) -> Tensor:
-    """Global magnitude threshold: the ``sparsity`` quantile of abs(w) over all weights together.
+    """Select the threshold that prunes a fraction of all weights together: the ``sparsity`` quantile of abs(w).
 
     With v the ascending sort of all N magnitudes and ``m = (N - 1) sparsity``, T is the linear interpolation between
-    v[floor m] and v[ceil m], and v[floor m] where float rounding would reach v[ceil m]. So exactly
-    ``floor(m) + 1`` weights, plus those tied with v[floor m] beyond that rank, are pruned. Sparsity 0 gives T = 0,
-    which prunes nothing. The selection is exact, uses no sort and reads nothing on the host.
+    v[floor m] and v[ceil m], or v[floor m] where rounding would give v[ceil m]. So it prunes exactly ``floor(m) + 1``
+    weights, and those beyond that rank which are tied with v[floor m]. Sparsity 0 gives T = 0, which prunes nothing.
+    The selection is exact, sorts nothing and reads nothing on the host.
 
     Args:
-        weights: one tensor, or tensors on one device; float64 only, or any mix of float16, bfloat16 and float32.
-        sparsity: fraction of zeros wanted, in [0, 1).
+        weights: one tensor, or a sequence or iterator of tensors on one device; all in float64, or in any mix of
+            float16, bfloat16 and float32.
+        sparsity: wanted fraction of zeros, in [0, 1).
 
     Returns:
         T, 0-dim, float32 (float64 for float64 weights), on the weights' device, not differentiable.
 
     Raises:
-        ValueError: sparsity is outside [0, 1), or there is no weight at all.
+        ValueError: sparsity is outside [0, 1), there is no weight at all, or the weights are on several devices.
         TypeError: an argument has another type, or a tensor another dtype.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+        >>> t = fk.functional.magnitude_threshold([model[0].weight, model[2].weight], sparsity=0.75)
+        >>> sum(int((layer.weight.abs() <= t).sum()) for layer in (model[0], model[2]))  # of 192
+        144
     """
     check_sparsity("sparsity", sparsity)
     tensors = [weights] if isinstance(weights, Tensor) else _tensors(weights)
     count = sum(tensor.numel() for tensor in tensors)
     if count == 0:
         raise ValueError("weights must hold at least one element, got none")
-    dtype = schema.check_list(tensors)
+    dtype = check_weights(tensors)
     if sparsity == 0:
         return tensors[0].new_zeros((), dtype=dtype)
     rank, fraction = quantile_position(count, sparsity)
@@ -230,61 +321,15 @@ def magnitude_threshold(weights: Tensor | Sequence[Tensor], sparsity: float) -> 
 
 
 def _tensors(weights: object) -> list[Tensor]:
-    """Several weights as a list; raises TypeError unless they are a collection, or an iterator, of tensors."""
+    """Return several weights as a list; raise TypeError unless they are a sequence, or an iterator, of tensors."""
     if not isinstance(weights, Iterable) or isinstance(weights, Mapping | str):
         hint = ": pass its values()" if isinstance(weights, Mapping) else ""
         hint = ": pass its parameters()" if isinstance(weights, torch.nn.Module) else hint
-        raise TypeError(f"weights must be a tensor or a sequence of tensors, got {_kind(weights)}{hint}")
+        raise TypeError(f"weights must be a tensor or a sequence of tensors, got {type_name(weights)}{hint}")
     tensors = list(weights)
     for index, tensor in enumerate(tensors):
         check_tensor(f"weights[{index}]", tensor)
     return tensors
-
-
-def quantile_position(count: int, sparsity: float) -> tuple[int, float]:
-    """Rank floor(m) and fraction m - floor(m) of the position ``m = (count - 1) sparsity``, in float64."""
-    position = (count - 1) * sparsity
-    rank = math.floor(position)
-    return rank, position - rank
-
-
-def interpolate(values: Tensor, fraction: Tensor | float) -> Tensor:
-    """T between the neighbouring order statistics ``values[..., 0] <= values[..., 1]``, never reaching the second.
-
-    Shapes (..., 2) -> (...), a fraction tensor being (...) in the values' dtype. T = v0 where the fraction is 0, where
-    v1 is not greater than v0 (ties, NaN), and where rounding (or an infinite v1) would give T >= v1.
-    """
-    low, high = values.unbind(-1)
-    value = low + (high - low) * fraction
-    return torch.where(value < high, value, low)  # false for NaN, and for ties, where the value is v0
-
-
-def check_sparsity(name: str, sparsity: float) -> None:
-    """Raise ValueError unless ``0 <= sparsity < 1``."""
-    schema.check_number(name, sparsity)
-    if not 0 <= sparsity < 1:
-        wanted = f": {sparsity / 100:g}" if 1 < sparsity < 100 else ""
-        hint = f" (a fraction of zeros, not a percentage{wanted})" if 1 < sparsity <= 100 else ""
-        raise ValueError(f"{name} must be in [0, 1), got {sparsity}{hint}")
-
-
-def check_grad_scale(grad_scale: float) -> None:
-    """Raise ValueError unless ``0 <= grad_scale < inf``."""
-    schema.check_number("grad_scale", grad_scale)
-    if not 0 <= grad_scale < math.inf:
-        raise ValueError(f"grad_scale must be a finite number of at least 0, got {grad_scale}")
-
-
-def check_constant(name: str, value: object) -> None:
-    """Raise ValueError if ``value`` is a tensor that requires grad: the method treats it as a constant."""
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(f"{name} must not require grad (the straight-through gradient treats it as a constant)")
-
-
-def check_tensor(name: str, value: object) -> None:
-    """Raise TypeError unless ``value`` is a tensor."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {_kind(value)}")
 
 
 def _check_tensors(x: object, weight: object, bias: object) -> None:
@@ -294,11 +339,6 @@ def _check_tensors(x: object, weight: object, bias: object) -> None:
         check_tensor("bias", bias)
 
 
-def _kind(value: object) -> str:
-    kind = type(value)
-    return "None" if value is None else f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-
-
 def _operands(
     weight: Tensor,
     threshold: Tensor | float,
@@ -306,15 +346,15 @@ def _operands(
     grad_scale: Tensor | float,
     dtype: torch.dtype | None,
 ) -> autograd.SparseWeight:
-    """What P(w) is computed from, as the ops take it: grad_scale is None for the float 1. Checks all arguments."""
+    """Check all arguments of P(w) and return them as the ops take them, with None for the grad_scale 1."""
     check_tensor("weight", weight)
-    if not (isinstance(threshold, Tensor) and schema.fits(weight, threshold)):
-        schema.check_weight("weight", weight)
+    if not (isinstance(threshold, Tensor) and threshold_fits(weight, threshold)):
+        check_weight("weight", weight)
         threshold = _scalar("threshold", threshold, weight)
     if dtype is not None:
-        schema.check_dtype("out_dtype", dtype)
+        check_dtype("out_dtype", dtype)
     check_constant("threshold", threshold)
-    schema.check_power(power)
+    check_power(power)
     scale: Tensor | None = None
     if isinstance(grad_scale, Tensor):
         check_constant("grad_scale", grad_scale)
@@ -327,10 +367,10 @@ def _operands(
 
 def _scalar(name: str, value: Tensor | float, weight: Tensor) -> Tensor:
     if isinstance(value, Tensor):
-        schema.check_threshold(name, value, weight)
+        check_threshold(name, value, weight)
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
-        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {_kind(value)}")
+        raise TypeError(f"{name} must be a number or a 0-dim tensor, got {type_name(value)}")
     if not value >= 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
-    return torch.full((), value, dtype=schema.compute_dtype(weight.dtype), device=weight.device)
+    return torch.full((), value, dtype=compute_dtype(weight.dtype), device=weight.device)

@@ -1,4 +1,4 @@
-"""Private or deprecated names of torch's modules, each with a fallback for versions that lack it."""
+"""All private and deprecated names of torch that the package uses, each with a fallback for versions without it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def _outside_of_compilers() -> bool:
 
 
 transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _outside_of_compilers)
-"""Whether a torch.func transform is running; where torch does not say, always in eager code (15 us a call)."""
+"""Whether a torch.func transform is active. If torch does not say: True in eager code, which costs 15 us a call."""
 
 in_transform: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-"""The same; where torch does not say, never."""
+"""Whether a torch.func transform is active. If torch does not say: False."""
 
 tracing: Callable[[], bool] = getattr(torch.jit, "is_tracing", lambda: False)
 """Whether torch.jit.trace, or the ONNX exporter that is built on it, is recording."""
@@ -29,7 +29,7 @@ _fake_mode: Callable[[list[Tensor]], object] = getattr(torch._guards, "detect_fa
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Whether the tensor, or what is computed from it now, holds no values (FakeTensorMode)."""
+    """Return whether the tensor, or what is computed from it now, holds no values (FakeTensorMode)."""
     return _fake_mode([tensor]) is not None
 
 
@@ -37,7 +37,7 @@ _norms: Callable[..., tuple[Tensor, ...]] | None = getattr(torch, "_foreach_norm
 
 
 def norms_of(tensors: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """``||x||`` of each tensor, computed in ``dtype``; one call for all of them where torch has it.
+    """Return ``||x||`` of each tensor, computed in ``dtype``, by one call for all of them if torch has it.
 
     On CUDA it sums in another order than ``torch.linalg.vector_norm``: last bits may differ, but not from run to run.
     """
@@ -50,7 +50,7 @@ _graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lam
 
 
 def in_backward() -> bool:
-    """Whether this thread is inside a backward pass; False where torch does not say."""
+    """Return whether this thread is inside a backward pass; False if torch does not say."""
     return _graph_task() != -1
 
 
@@ -59,14 +59,14 @@ if getattr(forward_ad, "_current_level", None) is None:
 else:
 
     def forward_mode_active() -> bool:
-        """Whether a level of forward-mode differentiation is open; where torch does not say, always in eager code."""
+        """Return whether a level of forward-mode differentiation is open; if torch does not say, True in eager code."""
         return forward_ad._current_level >= 0
 
 
 def constant_for_compilers(function: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Have torch.compile and strict exports call the function while they trace, on the real objects.
+    """Mark a function so that torch.compile and strict exports call it while they trace, on the real objects.
 
-    As ``torch.compiler.assume_constant_result``, which imports the compiler.
+    ``torch.compiler.assume_constant_result`` does the same, but imports the compiler.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -79,7 +79,7 @@ _unwrap: Callable[[Tensor], Tensor] | None = getattr(_functorch, "get_unwrapped"
 
 
 def outside_transforms(tensor: Tensor) -> tuple[Tensor | None, bool]:
-    """The tensor inside of the wrappers of torch.func, and whether vmap batches it; None where torch does not say."""
+    """Return the tensor inside the wrappers of torch.func (None if torch does not say), and whether vmap batches it."""
     if _is_wrapped is None or _is_batched is None or _unwrap is None:
         return None if in_transform() else tensor, False
     batched = False
@@ -90,10 +90,10 @@ def outside_transforms(tensor: Tensor) -> tuple[Tensor | None, bool]:
 
 
 def without_transforms() -> AbstractContextManager[Any]:
-    """A context in which the transforms of torch.func that are active do not see what is computed.
+    """Return a context in which the active transforms of torch.func do not see what is computed.
 
     Raises:
-        RuntimeError: torch does not offer that.
+        RuntimeError: a transform is active, and this version of torch offers no such context.
     """
     if not in_transform():
         return nullcontext()
@@ -106,18 +106,18 @@ def without_transforms() -> AbstractContextManager[Any]:
 
 
 outside_compilers: Callable[[Any], Any] = getattr(torch, "_disable_dynamo", lambda function: function)
-"""Has compilers leave a function to Python, as ``torch.compiler.disable``, which imports the compiler."""
+"""Makes compilers leave a function to Python. ``torch.compiler.disable`` does the same, but imports the compiler."""
 
 _function_mode: Callable[[], Any] | None = getattr(torch.overrides, "_get_current_function_mode", None)
 
 
 def is_innermost(mode: Any) -> bool:
-    """Whether the torch function mode was entered last of those that are active; True where torch does not say."""
+    """Return whether the torch function mode is the innermost active one; True if torch does not say."""
     return _function_mode is None or _function_mode() is mode
 
 
 def has_compiled_parts(model: nn.Module) -> bool:
-    """Whether a module of the model is compiled."""
+    """Return whether a module of the model is compiled."""
     return any(
         getattr(module, "_compiled_call_impl", None) is not None or type(module).__name__ == "OptimizedModule"
         for module in model.modules()

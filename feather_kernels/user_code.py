@@ -15,7 +15,11 @@ _LIBRARIES = tuple(str(Path(file).parent) + os.sep for file in (torch.__file__, 
 
 
 def warn_user(message: str) -> None:
-    """Give a SparsityWarning at the innermost caller outside of torch and of this package."""
+    """Give a SparsityWarning that points at the innermost caller outside of torch and of this package.
+
+    Args:
+        message: the text of the warning.
+    """
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARIES):
         frame = frame.f_back

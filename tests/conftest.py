@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 
 import feather_kernels as fk
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from tests.support import samples
 
 torch.set_num_threads(1)  # small tensors: more threads only fight each other
@@ -123,25 +123,26 @@ def ptx_executor(
     from feather_kernels.backends.triton.launch import Kernel
     from tools.ptx_executor.driver import simulated_gpu
 
-    with simulated_gpu(architecture, noise=noise, execute=execute) as driver, pytest.MonkeyPatch.context() as patch:
+    with (
+        simulated_gpu(architecture, noise=noise, execute=execute) as driver,
+        pytest.MonkeyPatch.context() as patch,
+        registry.assume_available("triton", CPU),
+    ):
         patch.setattr(chunks, "make_tables", exposing(driver, chunks.make_tables))
         if check:
             patch.setattr(Kernel, "launch", checked(Kernel.launch))
-        patch.setitem(registry._probed, ("triton", CPU), None)
-        try:
-            yield driver
-        finally:
-            registry.reset()  # that Triton takes CPU tensors holds no longer
+        yield driver
 
 
 def checked(launch: Callable[..., None]) -> Callable[..., None]:
-    """``Kernel.launch``; the kernel that it keeps for a form is the one that Triton has for the arguments."""
+    """``Kernel.launch``, checked to keep for each specialization the kernel that Triton has for the arguments."""
     from feather_kernels.backends.triton.launch import COMPILE
 
-    def launch_and_check(kernel: Any, programs: int, form: Any, *arguments: Any) -> None:
-        launch(kernel, programs, form, *arguments)
+    def launch_and_check(kernel: Any, programs: int, specialization: Any, *arguments: Any) -> None:
+        launch(kernel, programs, specialization, *arguments)
         wanted = kernel.function.warmup(*arguments, grid=(programs,), **COMPILE)
-        assert kernel.kept[arguments[0].device, form] is wanted, f"{kernel.function}: {form} is not all it depends on"
+        kept = kernel.kept[arguments[0].device, specialization]
+        assert kept is wanted, f"{kernel.function}: {specialization} is not all it depends on"
 
     return launch_and_check
 

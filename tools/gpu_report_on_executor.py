@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.gpu_report import machine, page, part, report
 from feather_kernels.cli.gpu_report.parts import PARTS
 from feather_kernels.cli.gpu_report.place import Place

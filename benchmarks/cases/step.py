@@ -16,7 +16,7 @@ from benchmarks.case import Case, Setting, Trial, Variant, accept
 from benchmarks.cases import select
 from benchmarks.compiled import bound
 from benchmarks.inputs import DISTRIBUTIONS, Inputs, grid
-from feather_kernels.functional import interpolate
+from feather_kernels.quantile import interpolate
 
 GRAD_SCALE = 0.5
 POWER = 3.0

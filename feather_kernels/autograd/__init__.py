@@ -1,6 +1,6 @@
-"""Differentiable functions over the ops: the operator, and lean forms of the layers that compute with it.
+"""Differentiable functions over the ops: the thresholding operator, and lean forms of layers that compute with it.
 
-A lean form saves its input, its weight and the threshold, never P(w): backward computes P(w) again.
+A lean form saves its input, its weight and the threshold for backward, which computes P(w) again.
 """
 
 from feather_kernels.autograd.convolution import lean_convolution

@@ -1,4 +1,4 @@
-"""Convolution and transposed convolution with P(w) that keep no P(w) between forward and backward."""
+"""Convolution and transposed convolution with P(w), which backward computes again."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from feather_kernels.autograd.threshold import SparseWeight, ops, threshold
 
 
 def lean_convolution(x: Tensor, sparse: SparseWeight, bias: Tensor | None, *arguments: Any) -> Tensor:
-    """``torch.convolution(x, P(w), bias, *arguments)``; x (N, C, *) or (C, *).
+    """Compute ``torch.convolution(x, P(w), bias, *arguments)``. ``lean_linear`` says where P(w) is kept after all.
 
-    ``arguments`` are stride, padding, dilation, transposed, output_padding, groups. The dtype of P(w) is that of
-    autocast, None where it is off. Where P(w) is kept all the same: see ``lean_linear``.
+    Args:
+        x: (N, C, *) or (C, *).
+        sparse: the arguments of P(w), with autocast's dtype, or None where autocast is off.
+        bias: (out,) or None.
+        arguments: stride, padding, dilation, transposed, output_padding, groups.
     """
     batched = x.dim() == sparse.weight.dim()
     x = x if batched else x.unsqueeze(0)
@@ -29,7 +32,7 @@ def lean_convolution(x: Tensor, sparse: SparseWeight, bias: Tensor | None, *argu
 
 
 class LeanConvolution(Function):
-    """Inputs: x (N, C, *), bias or None, the other arguments of convolution as a tuple, then those of ``threshold``."""
+    """Takes x (N, C, *), bias or None, the other arguments of convolution as a tuple, then those of ``threshold``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, convolution: tuple[Any, ...], *arguments: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the lean forms of the layers share: when they run, and P(w) computed again in backward."""
+"""Parts of the lean forms of all layers: when they run, and how backward computes P(w) again."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from feather_kernels.torch_private import forward_mode_active, tracing, transfor
 
 
 def runs_lean(x: Tensor) -> bool:
-    """Whether a lean form runs: grad mode is on, and nothing is active that must see torch's own op on a plain x."""
+    """Return whether a lean form runs: grad mode is on, and nothing that is active needs torch's own op on x."""
     seen = transforms_active() or forward_mode_active() or tracing()
     return torch.is_grad_enabled() and not seen and not x.is_nested and x.layout == torch.strided
 
 
 def recompute(sparse: SparseWeight, grad: Tensor) -> Tensor:
-    """P(w) for a backward pass that has received ``grad``: differentiable where its result must be."""
+    """Return P(w) for a backward pass that received ``grad``; differentiable if the result of backward must be."""
     if torch.is_grad_enabled():
         return threshold(*sparse)
     return ops.threshold_recompute.default(sparse.weight, sparse.t, sparse.power, grad, out_dtype=sparse.dtype)
 
 
 def weight_gradient(grad: Tensor, sparse: SparseWeight) -> Tensor:
-    """The gradient of the weight, given that of P(w): scaled, in the weight's dtype."""
+    """Return the scaled gradient of the weight, in its dtype, given that of P(w)."""
     if sparse.grad_scale is None:
         return grad.to(sparse.weight.dtype)
     return scale_pruned_grad(grad, sparse.weight, sparse.t, sparse.grad_scale)
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype | None:
-    """The dtype in which autocast runs matrix products and convolutions of ``weight``; None where it leaves them."""
+    """Return the dtype to which autocast casts the operands of a layer with this weight; None if it does not cast."""
     device = weight.device.type
     if device == "meta" or not torch.is_autocast_enabled(device) or weight.dtype == torch.float64:
         return None
@@ -38,7 +38,7 @@ def autocast_dtype(weight: Tensor) -> torch.dtype | None:
 
 
 def cast_like_autocast(x: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-    """Input and bias as autocast casts them: to ``dtype``, unless that is None; float64 and integers stay."""
+    """Cast the input and the bias as autocast does: to ``dtype``, unless that is None; float64 and integers stay."""
     if dtype is None:
         return x, bias
     if x.is_floating_point() and x.dtype != torch.float64:

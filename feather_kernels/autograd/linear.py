@@ -1,4 +1,4 @@
-"""``x P(w)^T + b`` that keeps no P(w) between forward and backward."""
+"""``x P(w)^T + b``, where backward computes P(w) again."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ if TYPE_CHECKING:
 
 
 def lean_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> Tensor:
-    """``F.linear(x, P(w), bias)``: x (*, in), w (out, in), bias (out,) or None -> (*, out).
+    """Compute ``F.linear(x, P(w), bias)``, (*, out).
 
-    The dtype of P(w) is that of autocast, None where it is off. Inside torch.func transforms, forward-mode
-    differentiation and tracers, and for nested or sparse x, torch's own op runs and P(w) is kept.
+    Inside torch.func transforms, forward-mode differentiation and tracers, and for nested or sparse x, torch's own op
+    runs and P(w) is kept.
+
+    Args:
+        x: (*, in).
+        sparse: the arguments of P(w), with autocast's dtype, or None where autocast is off.
+        bias: (out,) or None.
     """
     weight = sparse.weight
     if not runs_lean(x) or x.dim() == 0 or weight.dim() != 2:
@@ -27,11 +32,11 @@ def lean_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> Tensor:
     x, bias = cast_like_autocast(x, bias, sparse.dtype)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     product = LeanLinear.apply(rows, bias, *sparse)
-    return product.reshape(*x.shape[:-1], weight.shape[0])  # out here: what a Function returns must not be a view
+    return product.reshape(*x.shape[:-1], weight.shape[0])  # not in the Function, which must not return a view
 
 
 class LeanLinear(Function):
-    """Inputs: x (rows, in), bias or None, then those of ``threshold``."""
+    """Takes x (rows, in), bias or None, then the arguments of ``threshold``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:

@@ -1,6 +1,6 @@
-"""The thresholding operator as a differentiable function: the one place where layers and functions get P(w).
+"""The thresholding operator as a differentiable function, from which layers and functions get P(w).
 
-What is saved for backward are references to the weight and its threshold, and nothing at grad_scale 1.
+Backward needs references to the weight and its threshold, and nothing at grad_scale 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ ops = torch.ops.feather_kernels
 
 
 class SparseWeight(NamedTuple):
-    """What P(w) is computed from: the arguments of ``threshold``."""
+    """The arguments of ``threshold``.
+
+    Attributes:
+        weight: w.
+        t: T, 0-dim, in the compute dtype.
+        grad_scale: 0-dim, like ``t``, or None for 1.
+        power: p.
+        dtype: of P(w), or None for the weight's.
+    """
 
     weight: Tensor
     t: Tensor
@@ -31,16 +39,23 @@ class SparseWeight(NamedTuple):
 def threshold(
     weight: Tensor, t: Tensor, grad_scale: Tensor | None, power: float, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """P(w) in ``out_dtype`` (default the weight's), with the scaled straight-through gradient.
+    """Return P(w) with the scaled straight-through gradient.
 
-    Arguments are as in ``functional.threshold`` and are checked by the op; ``grad_scale`` None is 1. The derivative of
-    the operator itself is not used (straight-through estimator; Feather, section 3).
+    The derivative of the operator itself is not used (straight-through estimator; Feather, section 3). The op checks
+    the arguments.
+
+    Args:
+        weight: w, of any shape and strides.
+        t: T, 0-dim, in the compute dtype.
+        grad_scale: 0-dim, like ``t``, or None for 1.
+        power: p.
+        out_dtype: dtype of the result, or None for the weight's.
     """
     if transforms_active() or forward_mode_active():
         return TransformableThreshold.apply(weight, t, grad_scale, power, out_dtype)
     if tracing():
         refuse_onnx()
-        with torch.no_grad():  # a Function would stand in the trace as Python; backward of the traced op raises
+        with torch.no_grad():  # the trace would record a Function as Python; backward of the traced op raises
             return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
     if not (torch.is_grad_enabled() and weight.requires_grad):
         return ops.threshold.default(weight, t, power, out_dtype=out_dtype)
@@ -87,9 +102,9 @@ class TransformableThreshold(Function):
 
 
 class PlainThreshold(Function):
-    """The same outside of transforms, and for torch.compile, which refuses a Function with a jvp.
+    """``P(w)`` outside of transforms, and for torch.compile, which refuses a Function with a jvp.
 
-    torch binds the signature of a Function in setup_context style anew on every call, about 15 us; not of this one.
+    It has no ``setup_context``: for a Function that has one, torch binds the signature at every call, in about 15 us.
     """
 
     @staticmethod
@@ -105,9 +120,9 @@ class PlainThreshold(Function):
 
 
 def scale_pruned_grad(grad: Tensor, weight: Tensor, t: Tensor, grad_scale: Tensor) -> Tensor:
-    """``g * (1 where kept, grad_scale where pruned)`` in the weight's dtype.
+    """Return ``g * (1 where kept, grad_scale where pruned)`` in the weight's dtype.
 
-    One kernel; but torch's own ops, with the same bits, where a compiler can fuse them or a derivative is wanted.
+    It is one kernel, or torch's own ops, with the same bits, if a compiler can fuse them or a derivative is wanted.
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled():
         return scaled_gradient(grad, weight, t, grad_scale).to(weight.dtype)

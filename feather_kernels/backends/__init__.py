@@ -1,1 +1,1 @@
-"""Backends: leaves that fill tensors. What each must define is ``interface.Backend``."""
+"""Backends: modules that fill tensors with results. Each of them is an ``interface.Backend``."""

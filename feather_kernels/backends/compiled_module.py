@@ -1,4 +1,4 @@
-"""The compiled modules, ``feather_kernels._cpu`` and ``_cuda``: found, checked against their sources, loaded."""
+"""Loads the compiled modules ``feather_kernels._cpu`` and ``_cuda``, after checks that they fit this package."""
 
 from __future__ import annotations
 
@@ -12,16 +12,25 @@ import torch
 
 from feather_kernels._version import __version__
 
-SOURCES = (".h", ".cuh", ".cpp", ".cu", ".txt")  # files that a module's hash is made of
-CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # csrc/include/feather/dtype.h
+SOURCES = (".h", ".cuh", ".cpp", ".cu", ".txt")  # files that the hash of a module covers
+CODES = {
+    torch.float16: 0,
+    torch.bfloat16: 1,
+    torch.float32: 2,
+    torch.float64: 3,
+}  # of dtypes, as csrc/include/feather/dtype.h has them
 REBUILD = "rebuild it with `pip install -e .` (or `python setup.py build_ext --inplace`)"
 
 
 def load(name: str, folder: str) -> ModuleType | None:
-    """The module ``name`` of csrc/``folder``, or None where it was not built.
+    """Return a compiled module, or None if it was not built.
+
+    Args:
+        name: of the module.
+        folder: of its sources in csrc/.
 
     Raises:
-        ImportError: it does not load, or was built from other sources; with what to do.
+        ImportError: it does not load, or was built from other sources; the message says what to do.
     """
     spec = importlib.util.find_spec(name)
     if spec is None:
@@ -37,7 +46,7 @@ def load(name: str, folder: str) -> ModuleType | None:
 
 
 def mismatch(module: ModuleType, folder: str = "cpu") -> str | None:
-    """Why a loaded module does not belong to this package, or None."""
+    """Return the reason why a loaded module does not belong to this package, or None."""
     try:
         info = module.build_info()
         version, sources = info["version"], info["source_hash"]
@@ -52,7 +61,12 @@ def mismatch(module: ModuleType, folder: str = "cpu") -> str | None:
 
 
 def source_hash(root: Path, folder: str = "cpu") -> str | None:
-    """Hash of the sources of the module in csrc/``folder``, as CMake computes it, or None if there are none."""
+    """Return the hash of a module's sources as CMake computes it, or None if there are no sources.
+
+    Args:
+        root: the folder with CMakeLists.txt and csrc/.
+        folder: of the module's sources in csrc/.
+    """
     if not (root / "CMakeLists.txt").is_file() or not (root / "csrc" / folder).is_dir():
         return None
     paths = [root / "CMakeLists.txt", *(root / "csrc" / "include").rglob("*.h")]

@@ -1,7 +1,7 @@
 """The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/native.md.
 
 The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. It is
-optional; ``probe`` refuses one that was built from other sources than those beside the package.
+optional, and ``probe`` rejects a module that was built from other sources than those beside the package.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 MODULE = "feather_kernels._cpu"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
 
-_cpu: Any = None  # the module, once probe has found it good
+_cpu: Any = None  # the module, once probe has accepted it
 
 
 # ---------------------------------------------------------------------------------------------- the module
 
 
 def probe(device: torch.device) -> str | None:
-    """None if the module is there and of these sources, else the reason why not."""
+    """Return None if the module is there and built from these sources, else the reason why not."""
     global _cpu
     if device.type != "cpu":
         return f"runs CPU tensors only, not {device.type}"
@@ -43,7 +43,7 @@ def probe(device: torch.device) -> str | None:
 
 
 def description() -> list[str]:
-    """Facts on the module in use: instruction set, build, origin; probe must have found it good."""
+    """Return lines about the module: instruction set, build, file. ``probe`` must have accepted it."""
     info = _cpu.build_info()
     others = ", ".join(name for name in _cpu.available_instruction_sets() if name != _cpu.instruction_set())
     return [

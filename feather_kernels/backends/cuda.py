@@ -1,7 +1,7 @@
 """The CUDA C++ backend: ``feather_kernels._cuda`` (csrc/cuda) on NVIDIA GPUs; see docs/design/cuda.md.
 
-The module knows nothing of torch: it takes addresses of device memory, sizes, dtype codes and a stream. The device and
-the stream that are current in torch are taken here. It is optional; importing it touches no driver.
+The module is built without torch: it takes addresses of device memory, sizes, dtype codes and a stream. It launches on
+the device of the result and on torch's current stream there. It is optional, and importing it touches no driver.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from feather_kernels.backends import compiled_module
 from feather_kernels.backends.compiled_module import CODES
-from feather_kernels.backends.gpu.chunk_tables import Table, element_count, group_elements, make_rows, make_tables
-from feather_kernels.backends.gpu.first_launch import launch_problem, on_its_device
+from feather_kernels.backends.gpu.chunk_tables import ChunkTable, element_count, group_elements, make_rows, make_tables
+from feather_kernels.backends.gpu.device_guard import device_guard
+from feather_kernels.backends.gpu.probe import probe_by_launch
 from feather_kernels.backends.layouts import flatten, write_back
 
 if TYPE_CHECKING:
@@ -26,14 +27,14 @@ MODULE = "feather_kernels._cuda"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
 DRIVER_OF_RUNTIME = {11: 450, 12: 525, 13: 580}  # major version of CUDA -> the oldest release that serves it
 
-_cuda: Any = None  # the module, once it was found good
+_cuda: Any = None  # the module, once load_module has accepted it
 
 
 # ---------------------------------------------------------------------------------------------- the module
 
 
 def probe(device: torch.device) -> str | None:
-    """None if the module is there and a kernel gives the right result on ``device``, else the reason why not."""
+    """Return None if the module is there and a kernel gives the right result on ``device``, else the reason why not."""
     if device.type != "cuda":
         return f"runs CUDA tensors only, not {device.type}"
     if torch.version.hip is not None:
@@ -44,11 +45,11 @@ def probe(device: torch.device) -> str | None:
     if not torch.cuda.is_available():
         return "torch finds no CUDA device (no driver, no GPU, or a torch built for CPUs only)"
 
-    return launch_problem(threshold, device, lambda error: f"{error}; the module has {'; it '.join(description())}")
+    return probe_by_launch(threshold, device, lambda error: f"{error}; the module has {'; it '.join(description())}")
 
 
 def description() -> list[str]:
-    """What the loaded module is compiled for, and what driver it needs."""
+    """Return lines about the loaded module: the GPUs that it is compiled for, and the driver that it needs."""
     names = _cuda.build_info()["architectures"].split()
     code = ", ".join(name for name in names if not name.startswith("compute_")) or "no GPU"
     ptx = ", ".join(name for name in names if name.startswith("compute_"))
@@ -59,13 +60,13 @@ def description() -> list[str]:
 
 
 def runtime_major() -> int:
-    """The major version of the CUDA runtime that the loaded module is linked with."""
+    """Return the major version of the CUDA runtime that the loaded module is linked with."""
     compiler: str = _cuda.build_info()["compiler"]
     return int(compiler.removeprefix("nvcc ").partition(".")[0])
 
 
 def load_module() -> str | None:
-    """Import the module; None if it is there and of these sources, else the reason why not."""
+    """Import the module. Return None if it is there and built from these sources, else the reason why not."""
     global _cuda
     try:
         _cuda = _cuda or compiled_module.load(MODULE, "cuda")
@@ -76,23 +77,23 @@ def load_module() -> str | None:
 
 
 def _stream(device: torch.device) -> int:
-    """The handle of torch's current stream; none on the CPU, where tests execute the launches."""
+    """The handle of torch's current stream; 0 on the CPU, where tests execute the launches."""
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _address(tensor: Tensor | None) -> int:
-    """0 for None. All memory that a kernel is given passes here, but that of a table's tensors."""
+    """The address of a tensor, 0 for None. All memory that a kernel is given passes here, but for tables' tensors."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
 # ---------------------------------------------------------------------------------------------- elementwise ops
 
 
-@on_its_device
+@device_guard
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w)."""
     flat_out, flat_w = flatten(out, w)
-    flat_w, result = with_kernel(_cuda.THRESHOLD_DTYPES, t.dtype, flat_w, flat_out)
+    flat_w, result = cast_to_kernel_dtypes(_cuda.THRESHOLD_DTYPES, t.dtype, flat_w, flat_out)
     _cuda.threshold(
         _address(flat_w), CODES[flat_w.dtype], _address(result), CODES[result.dtype], w.numel(), _address(t), p,
         _stream(out.device),
@@ -100,12 +101,12 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     write_back(flat_out.copy_(result), out)  # a copy of a tensor to itself does nothing
 
 
-@on_its_device
+@device_guard
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
     """Fill ``out`` with the scaled gradient."""
     product = torch.promote_types(g.dtype, t.dtype)
     flat_out, flat_g, flat_w = flatten(out, g, w)
-    flat_g, flat_w, result = with_kernel(_cuda.SCALE_DTYPES, product, flat_g, flat_w, flat_out)
+    flat_g, flat_w, result = cast_to_kernel_dtypes(_cuda.SCALE_DTYPES, product, flat_g, flat_w, flat_out)
     t, grad_scale = t.to(product), grad_scale.to(product)  # wider only where w is now
     _cuda.scale_pruned_grad(
         _address(flat_g), CODES[flat_g.dtype], _address(flat_w), CODES[flat_w.dtype], _address(result),
@@ -114,12 +115,19 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     write_back(flat_out.copy_(result), out)  # a copy of a tensor to itself does nothing
 
 
-def with_kernel(kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *operands: Tensor) -> list[Tensor]:
-    """The operands, the last two of them a weight and a result, in dtypes for which ``kernels`` has one.
+def cast_to_kernel_dtypes(
+    kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *operands: Tensor
+) -> list[Tensor]:
+    """Return the operands of an op in dtypes for which there is a kernel.
 
-    ``arithmetic`` is the dtype in which the op computes. Where the dtypes have no kernel of their own the weight is
-    cast to it, which is exact, and if there is no such kernel either, every operand: then what the kernel writes is not
-    rounded, and a copy to the result rounds once, as a kernel would.
+    If there is none for the dtypes of the operands, the weight is cast to the dtype of the arithmetic, which is exact.
+    If there is no such kernel either, every operand is: then the kernel does not round what it writes, and the copy
+    into the result rounds once, as a kernel would.
+
+    Args:
+        kernels: the dtype codes of the operands of each kernel.
+        arithmetic: the dtype in which the op computes.
+        operands: the last two are a weight and the result.
     """
     *gradient, _, last = own = tuple(CODES[operand.dtype] for operand in operands)
     if own in kernels:
@@ -134,9 +142,9 @@ def with_kernel(kernels: frozenset[tuple[int, ...]], arithmetic: torch.dtype, *o
 # ---------------------------------------------------------------------------------------------- selection, counts
 
 
-@on_its_device
+@device_guard
 def magnitude_select(selection: Selection, out: Tensor) -> None:
-    """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
+    """Fill ``out`` (G, 2) with the two order statistics of each group; hints are used in float32 without caps."""
     weights, groups, rank, scales, caps, hint = selection
     wide, group_count = out.dtype == torch.float64, rank.numel()
     rows = make_rows(tuple(groups), group_count, caps is not None, rank.device)
@@ -151,7 +159,7 @@ def magnitude_select(selection: Selection, out: Tensor) -> None:
     )  # fmt: skip
 
 
-@on_its_device
+@device_guard
 def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     """Fill ``out`` (G, 2^bits) with the counts of one radix pass."""
     weights, groups, prefix, shift, bits, scales = histogram
@@ -162,7 +170,7 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     )
 
 
-@on_its_device
+@device_guard
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     out.zero_()
@@ -173,5 +181,5 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
     )
 
 
-def _addresses(tables: Sequence[Table]) -> list[tuple[int, int, int]]:
+def _addresses(tables: Sequence[ChunkTable]) -> list[tuple[int, int, int]]:
     return [(_address(table.chunks), len(table.chunks), CODES[table.dtype]) for table in tables]

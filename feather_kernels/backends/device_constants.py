@@ -1,4 +1,4 @@
-"""Small constant tensors that stay on a device, so that a training step uploads nothing after its first."""
+"""Small constant tensors that stay on a device, so that only the first training step uploads them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-KEPT = 64  # of those that no CUDA graph has captured
+KEPT = 64  # constants that no CUDA graph has captured
 
 
 class Upload(NamedTuple):
-    """A tensor on a device; on a CUDA device the stream of its copy from the host, and the copy's end."""
+    """A constant on its device.
+
+    Attributes:
+        tensor: the constant.
+        stream: on a CUDA device, the stream of its copy from the host.
+        end: on a CUDA device, the end of that copy.
+    """
 
     tensor: Tensor
     stream: torch.cuda.Stream | None = None
@@ -26,14 +32,19 @@ _kept: OrderedDict[Hashable, Upload] = OrderedDict()
 _captured: dict[Hashable, Upload] = {}  # graphs hold addresses only, for as long as they live
 
 
-def resident(key: Hashable, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-    """The tensor ``make()``, of the CPU, on the device; uploaded once for each key, which must say what stands in it.
+def device_constant(key: Hashable, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+    """Return a constant tensor on a device, uploading it at the first call for its key.
 
     The host does not wait for the upload; the current stream does, whichever it is. A stream that is being captured
     does not: ``torch.cuda.graph`` waits for the device before.
 
+    Args:
+        key: determines the values of the tensor.
+        device: where it is kept.
+        make: makes the tensor on the CPU.
+
     Raises:
-        RuntimeError: it is not there yet and the current stream is being captured.
+        RuntimeError: the constant is not on the device yet and the current stream is being captured.
     """
     capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
     with _lock:
@@ -46,7 +57,7 @@ def resident(key: Hashable, device: torch.device, make: Callable[[], Tensor]) ->
                     "uploaded then), nor with weights whose layout is not dense (their copies move)"
                 )
             if upload is None:
-                with torch.inference_mode(False):  # it is kept for calls in any mode
+                with torch.inference_mode(False):  # kept for calls in any mode
                     upload = _upload(make(), device)
             (_captured if capturing else _kept)[key, device] = upload
             while len(_kept) > KEPT:
@@ -55,7 +66,7 @@ def resident(key: Hashable, device: torch.device, make: Callable[[], Tensor]) ->
         stream = torch.cuda.current_stream(device)
         if upload.end is not None and stream != upload.stream:
             stream.wait_event(upload.end)
-        upload.tensor.record_stream(stream)  # before its memory is used again, if it is let go
+        upload.tensor.record_stream(stream)  # if it is dropped, its memory is not reused before the stream is done
     return upload.tensor
 
 

@@ -1,4 +1,4 @@
-"""What a backend defines, and the arguments of its ops over lists of tensors."""
+"""The ``Backend`` protocol, and the arguments of its ops over lists of tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ if TYPE_CHECKING:
 
 
 class Selection(NamedTuple):
-    """Arguments of ``magnitude_select`` (ops/schema.py): checked, all but the weights contiguous."""
+    """The arguments of ``magnitude_select``, checked, with contiguous tensors but for the weights.
+
+    Attributes:
+        weights: L tensors.
+        groups: the group of each tensor, in [0, G).
+        rank: int64 (G,), the rank in each group.
+        scales: (L,), the factor of each tensor's scores, or None for 1.
+        caps: int64 (L,), how many of each tensor's smallest elements take part, or None for all.
+        hint: (G, 2), the result of an earlier call, or None.
+    """
 
     weights: Sequence[Tensor]
     groups: Sequence[int]
@@ -22,7 +31,16 @@ class Selection(NamedTuple):
 
 
 class Histogram(NamedTuple):
-    """Arguments of ``magnitude_histogram``, likewise."""
+    """The arguments of ``magnitude_histogram``, checked, with contiguous tensors but for the weights.
+
+    Attributes:
+        weights: L tensors.
+        groups: the group of each tensor, in [0, G).
+        prefix: int64 (G,), the upper bits of the keys that are counted.
+        shift: bits of a key below the digit that is counted.
+        bits: of that digit.
+        scales: (L,), the factor of each tensor's scores, or None for 1.
+    """
 
     weights: Sequence[Tensor]
     groups: Sequence[int]
@@ -33,20 +51,28 @@ class Histogram(NamedTuple):
 
 
 class Backend(Protocol):
-    """A backend is a module with a probe and one function per op; every ``out`` is allocated by the contract."""
+    """A module with a probe and one function per op.
+
+    The arguments of the ops are described in ``ops/schema.py``, which checks them and allocates every ``out``. It is
+    never empty.
+    """
 
     @property
     def POWERS(self) -> frozenset[float] | None:  # noqa: N802  (a constant of the module)
-        """Powers that ``threshold`` has, or None for all."""
+        """The powers for which ``threshold`` has a kernel, or None for all."""
 
     def probe(self, device: torch.device) -> str | None:
-        """None if the backend runs on ``device``, else the reason why not."""
+        """Return None if the backend runs on ``device``, else the reason why not.
+
+        Raises:
+            RuntimeError: the reason may pass, e.g. an out-of-memory error; the next op probes again.
+        """
 
     def threshold(self, w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
-        """Fill ``out`` with P(w), rounded to its dtype; out may be w."""
+        """Fill ``out`` with P(w), rounded to its dtype; ``out`` may be ``w``."""
 
     def scale_pruned_grad(self, g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
-        """Fill ``out`` with the scaled gradient, rounded to its dtype; out may be g."""
+        """Fill ``out`` with the scaled gradient, rounded to its dtype; ``out`` may be ``g``."""
 
     def magnitude_select(self, selection: Selection, out: Tensor) -> None:
         """Fill ``out`` (G, 2) with the two order statistics of each group."""

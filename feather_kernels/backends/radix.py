@@ -1,4 +1,4 @@
-"""Radix selection from passes over the weights that a backend supplies; small tensors, nothing read on the host."""
+"""Radix selection by passes over the weights that a backend supplies; reads nothing on the host."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from feather_kernels.backends.device_constants import resident
+from feather_kernels.backends.device_constants import device_constant
 from feather_kernels.backends.interface import Histogram, Selection
+from feather_kernels.dtypes import BITS_DTYPE, NAN_KEY
 
 RADIX_BITS = {torch.float32: (11, 10, 10), torch.float64: (11, 10, 10, 11, 11, 10)}  # of 31 and 63 bits, top first
-NAN_KEY = {torch.float32: 0x7F800001, torch.float64: 0x7FF0000000000001}  # every NaN has the key behind inf
-KEY_DTYPE = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 CountDigits = Callable[[Histogram, Tensor], None]
 SmallestAbove = Callable[[Selection, Sequence[int], Tensor], Tensor]
@@ -25,8 +24,12 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
     With caps every tensor has a histogram row of its own and a group's cumulative count is ``sum_l min(C_l, caps_l)``,
     the count in the union of the caps_l smallest elements of each tensor; without caps a row is a whole group.
 
-    ``count_digits(histogram, counts)`` is a ``magnitude_histogram`` whose groups are rows. ``smallest_above(selection,
-    rows, keys)`` gives, per row, the smallest key above keys (R,), or the NaN key; rows: the row of each tensor.
+    Args:
+        selection: what to select.
+        out: (G, 2), filled with the two order statistics of each group.
+        count_digits: ``count_digits(histogram, counts)`` is a ``magnitude_histogram`` whose groups are rows.
+        smallest_above: ``smallest_above(selection, rows, keys)`` returns for each row the smallest key above keys (R,),
+            or the NaN key; rows has the row of each tensor.
     """
     weights, groups, rank, scales, caps, _ = selection
     group_count = rank.numel()
@@ -35,7 +38,7 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
         row_cap = torch.full_like(group_of_row, torch.iinfo(torch.int64).max)
     else:
         listed = tuple(groups)
-        group_of_row = resident(
+        group_of_row = device_constant(
             ("groups", *listed), rank.device, lambda: torch.tensor(listed, dtype=torch.int64, device="cpu")
         )
         rows, row_cap = range(len(groups)), caps
@@ -46,7 +49,7 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
         return total.index_add_(0, group_of_row, torch.minimum(count, row_cap[:, None]))
 
     prefix = torch.zeros_like(rank)
-    below = torch.zeros_like(group_of_row)  # keys of the row that are smaller than the prefix
+    below = torch.zeros_like(group_of_row)  # number of the row's keys that are smaller than the prefix
     sizes = None
     shift = sum(RADIX_BITS[out.dtype])
     for bits in RADIX_BITS[out.dtype]:
@@ -60,7 +63,7 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
         below = torch.where(row_digit > 0, counts.gather(1, (row_digit - 1).clamp_min(0)), below[:, None])[:, 0]
         prefix = (prefix << bits) | digit
 
-    at_most = counts.gather(1, row_digit)  # keys of the row that are smaller or equal
+    at_most = counts.gather(1, row_digit)  # number of the row's keys that are smaller or equal
     above = smallest_above(selection, rows, prefix[group_of_row])
     above = torch.where(at_most[:, 0] < row_cap, above, NAN_KEY[out.dtype])
     following = torch.full_like(prefix, NAN_KEY[out.dtype]).scatter_reduce_(0, group_of_row, above, "amin")
@@ -72,5 +75,5 @@ def select(selection: Selection, out: Tensor, count_digits: CountDigits, smalles
 
 
 def _value_of_key(key: Tensor, dtype: torch.dtype) -> Tensor:
-    value = key.to(KEY_DTYPE[dtype]).view(dtype)
+    value = key.to(BITS_DTYPE[dtype]).view(dtype)
     return torch.where(key >= NAN_KEY[dtype], math.nan, value)

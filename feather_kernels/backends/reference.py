@@ -1,4 +1,4 @@
-"""The reference backend: plain PyTorch on any device, readable, and what every other backend is tested against.
+"""The reference backend: plain PyTorch on any device, written to be read. All other backends are tested against it.
 
 Formulas are evaluated in the compute dtype (float64 for float64 weights, else float32) and rounded once, on the final
 copy into ``out``. Nothing here reads a tensor on the host, sorts, or concatenates.
@@ -17,18 +17,20 @@ from torch import Tensor
 
 from feather_kernels.backends import radix
 from feather_kernels.backends.layouts import storage_order
-from feather_kernels.backends.radix import KEY_DTYPE, NAN_KEY
+from feather_kernels.dtypes import BITS_DTYPE, NAN_KEY, compute_dtype
 
 if TYPE_CHECKING:
     from feather_kernels.backends.interface import Histogram, Selection
 
 POWERS = None  # all
+MANTISSA_BITS = {torch.float32: 23, torch.float64: 52}
+EXPONENT_BIAS = {torch.float32: 127, torch.float64: 1023}
 CHUNK = 1 << 18  # elements handled at a time: bounds the extra memory and stays in the cache
-MOST_COPIES, COPIED_BINS = 64, 1 << 17  # of a bin on CUDA, and of all bins together: 1 MB
+MOST_COPIES, COPIED_BINS = 64, 1 << 17  # copies of a bin on CUDA, and of all bins together: 1 MB
 
 
 def probe(device: torch.device) -> str | None:
-    """Available on every device with storage."""
+    """Return None, except for meta tensors: every device with storage will do."""
     return "meta tensors have no data" if device.type == "meta" else None
 
 
@@ -36,13 +38,13 @@ def probe(device: torch.device) -> str | None:
 
 
 def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
-    """Thresholding operator, chunk by chunk."""
+    """Fill ``out`` with P(w), chunk by chunk."""
     for out_chunk, w_chunk in _chunks(out, w):
         out_chunk.copy_(_threshold(w_chunk.to(t.dtype), t, p))
 
 
 def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: Tensor) -> None:
-    """Scaled straight-through gradient, chunk by chunk."""
+    """Fill ``out`` with the scaled straight-through gradient, chunk by chunk."""
     for out_chunk, g_chunk, w_chunk in _chunks(out, g, w):
         out_chunk.copy_(scaled_gradient(g_chunk, w_chunk, t, grad_scale))
 
@@ -83,8 +85,8 @@ def _root_of_difference(weight: Tensor, t: Tensor, p: int) -> Tensor:
     """
     scale, unscale = _power_of_two_scale(t)
     x, ts = weight.abs() * scale, t * scale
-    bits = 53 if t.dtype == torch.float64 else 24
-    far = x > 2.0 ** math.ceil((bits + 1 + p) / p)  # there (T/a)^p / p < 2^-(bits + 1)
+    bits = MANTISSA_BITS[t.dtype]
+    far = x > 2.0 ** math.ceil((bits + 2 + p) / p)  # there (T/a)^p / p < 2^-(bits + 2), a quarter of the last place
     z = (x - ts) * (x + ts if p == 2 else x * (x + ts) + ts * ts)
     z = torch.where((x <= ts) | far, 1.0, z)
     if p == 2:
@@ -98,11 +100,8 @@ def _root_of_difference(weight: Tensor, t: Tensor, p: int) -> Tensor:
 
 def _power_of_two_scale(t: Tensor) -> tuple[Tensor, Tensor]:
     """(S, 1/S), powers of two with S T in [1, 2) for normal T; the exponent is clamped to the normal range."""
-    if t.dtype == torch.float64:
-        mantissa_bits, bias, integer = 52, 1023, torch.int64
-    else:
-        mantissa_bits, bias, integer = 23, 127, torch.int32
-    exponent = (t.view(integer) >> mantissa_bits) & (2 * bias + 1)
+    mantissa_bits, bias = MANTISSA_BITS[t.dtype], EXPONENT_BIAS[t.dtype]
+    exponent = (t.view(BITS_DTYPE[t.dtype]) >> mantissa_bits) & (2 * bias + 1)
     exponent = (2 * bias - exponent).clamp(1, 2 * bias - 1)
     return (exponent << mantissa_bits).view(t.dtype), ((2 * bias - exponent) << mantissa_bits).view(t.dtype)
 
@@ -133,12 +132,15 @@ def _inverse_power(z: Tensor, p: float) -> Tensor:
 
 
 def magnitude_select(selection: Selection, out: Tensor) -> None:
-    """Radix selection with the passes below; a hint can save this backend nothing."""
+    """Fill ``out`` (G, 2) by radix selection with the passes below; a hint cannot save this backend any work."""
     radix.select(selection, out, magnitude_histogram, _smallest_key_above)
 
 
 def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
-    """Count digit values by an integer scatter-add; keys under another prefix go to extra bins that are dropped."""
+    """Fill ``out`` (G, 2^bits) with digit counts by an integer scatter-add.
+
+    Keys under another prefix go to extra bins that are dropped.
+    """
     weights, groups, prefix, shift, bits, scales = histogram
     one = torch.ones((), dtype=torch.int64, device=out.device)
     copies, dropped = _copies(bits) if _adds_atomically(out.device) else (1, 1)
@@ -155,12 +157,12 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
 
 
 def _adds_atomically(device: torch.device) -> bool:
-    """Whether additions to one address wait for each other there."""
+    """Whether additions to one address wait for each other on the device."""
     return device.type == "cuda"
 
 
 def _copies(bits: int) -> tuple[int, int]:
-    """Copies of each bin, a power of two, and bins for what is dropped: few keys of a chunk share one."""
+    """Copies of each bin, a power of two, and bins for dropped keys: so many that few keys of a chunk share one."""
     return max(1, min(MOST_COPIES, COPIED_BINS >> bits)), CHUNK
 
 
@@ -171,7 +173,7 @@ def _spread_bins(digit: Tensor, inside: Tensor, copies: int, bits: int) -> Tenso
 
 
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
-    """Count by the predicate, a chunk at a time."""
+    """Fill ``out`` (L,) with the number of pruned elements of each weight, counted chunk by chunk."""
     out.zero_()
     for index, (w, t) in enumerate(zip(weights, thresholds, strict=True)):
         for (chunk,) in _chunks(w):
@@ -180,7 +182,7 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: T
 
 def _smallest_key_above(selection: Selection, rows: Sequence[int], keys: Tensor) -> Tensor:
     """Per row the smallest key greater than keys[row], or the NaN key where there is none."""
-    nan_key = NAN_KEY[torch.promote_types(selection.weights[0].dtype, torch.float32)]
+    nan_key = NAN_KEY[compute_dtype(selection.weights[0].dtype)]
     result = torch.full_like(keys, nan_key)
     for row, key in _keys(selection.weights, rows, selection.scales):
         smallest = torch.where(key > keys[row].to(key.dtype), key, nan_key).amin()
@@ -190,13 +192,13 @@ def _smallest_key_above(selection: Selection, rows: Sequence[int], keys: Tensor)
 
 def _keys(weights: Sequence[Tensor], rows: Sequence[int], scales: Tensor | None) -> Iterator[tuple[int, Tensor]]:
     """Each row and integer keys of its scores, chunk by chunk; ascending keys are ascending scores, NaN last."""
-    dtype = torch.promote_types(weights[0].dtype, torch.float32)
+    dtype = compute_dtype(weights[0].dtype)
     for index, (w, row) in enumerate(zip(weights, rows, strict=True)):
         for (chunk,) in _chunks(w):
             score = chunk.to(dtype).abs().reshape(-1)
             if scales is not None:
                 score = (score * scales[index]).abs()  # abs again: a NaN product may carry a sign bit
-            yield row, score.view(KEY_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
+            yield row, score.view(BITS_DTYPE[dtype]).clamp_max(NAN_KEY[dtype])
 
 
 def _chunks(first: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:

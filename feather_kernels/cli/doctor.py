@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from feather_kernels._version import __version__
-from feather_kernels.backends import cpp, cuda, registry
+from feather_kernels.backends import cpp, cuda
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli import nvidia_driver
 from feather_kernels.cli.errors import InputError
 

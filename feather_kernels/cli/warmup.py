@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feather_kernels.backends.registry import backend_for, use_backend
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.near_names import unknown_name
+from feather_kernels.dtypes import compute_dtype
 from feather_kernels.errors import BackendUnavailableError
-from feather_kernels.ops.schema import compute_dtype
 
 if TYPE_CHECKING:
     import argparse
@@ -80,8 +80,8 @@ def warm_up(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
 def _warm(device: torch.device, dtype: str, op: str) -> int:
     """Compile the Triton kernels of one op, print what was compiled, and return the number of compiled kernels."""
     begin = time.perf_counter()
-    with use_backend("triton"), torch.no_grad():
-        backend_for(device)  # its own reason why not, before a module of Triton's is imported here
+    with registry.use_backend("triton"), torch.no_grad():
+        registry.backend_for(device)  # its own reason why not, before a module of Triton's is imported here
         from feather_kernels.backends.triton.compilations import Compilations
 
         with Compilations() as found:

@@ -28,8 +28,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from feather_kernels.functional import check_sparsity
-from feather_kernels.ops.schema import check_number
+from feather_kernels.checks import check_number, check_sparsity
 from feather_kernels.sparsify import CubicSchedule, Sparsifier
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -104,11 +104,19 @@ class LayerState:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def dense_without_state(forward: Callable[..., Any]) -> Callable[..., Any]:
+Layer = TypeVar("Layer", bound="SparseLayer")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def dense_without_state(
+    forward: Callable[Concatenate[Layer, Parameters], Result],
+) -> Callable[Concatenate[Layer, Parameters], Result]:
     """``forward`` of a sparse class, or the dense one, for bound methods that are kept until after ``finalize()``."""
 
     @wraps(forward)
-    def run(self: SparseLayer, *args: Any, **kwargs: Any) -> Any:
+    def run(self: Layer, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        chosen: Callable[Concatenate[Layer, Parameters], Result]
         chosen = forward if "feather" in self.__dict__ else type(self).forward
         return chosen(self, *args, **kwargs)
 

@@ -11,12 +11,15 @@ import copy
 import re
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, NoReturn, cast
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from feather_kernels.torch_private import in_transform
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 _IN_PLACE = r"[^_](.*[^_])?_|__setitem__|__i(add|sub|mul|truediv|floordiv|div|mod|pow|and|or|xor|[lr]shift)__"
 _METHODS_THAT_VIEW = (
@@ -129,9 +132,11 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
     return write
 
 
-def _guarding(method: Callable[..., Any]) -> Callable[..., Any]:
+def _guarding(
+    method: Callable[Concatenate[ReadOnlyTensor, Parameters], Result],
+) -> Callable[Concatenate[ReadOnlyTensor, Parameters], Result]:
     @wraps(method)
-    def view(self: ReadOnlyTensor, *args: Any, **kwargs: Any) -> Any:
+    def view(self: ReadOnlyTensor, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         result = method(self, *args, **kwargs)
         return result if torch.compiler.is_compiling() else self._guard(result)
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from feather_kernels.ops.schema import compute_dtype
+from feather_kernels.dtypes import compute_dtype
 from feather_kernels.user_code import warn_user
 
 KEPT_BYTES = 1 << 30  # of P(w) of all weights together, kept for backward unless asked otherwise

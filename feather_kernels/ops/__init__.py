@@ -1,8 +1,10 @@
-"""The ops of the package, as ``torch.ops.feather_kernels``: defined in Python, so they exist without a compiler.
+"""Defines the ops of the package, ``torch.ops.feather_kernels``, in Python, so that they exist without a compiler.
 
-``schema.py`` is the contract, ``implementations.py`` what runs, ``dispatch.py`` the choice of the backend,
-``no_derivative.py`` the error where a gradient would be lost, ``onnx_export.py`` that of an export to ONNX,
-``call_record.py`` which thresholds were used.
+- ``schema.py``: the contract of each op: its schema, its checks and the allocation of its result
+- ``implementations.py``: the functions that run, which call a backend
+- ``no_derivative.py``: the error that an op raises instead of losing a gradient
+- ``onnx_export.py``: the error that an op raises in an export to ONNX
+- ``call_record.py``: records the thresholds that were used
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Which thresholds the threshold op was called with: how a sparsifier finds layers that never ran."""
+"""Records the thresholds that the threshold op was called with, by which a sparsifier finds layers that never ran."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ if TYPE_CHECKING:
 
 
 class CallRecord:
-    """Addresses of the thresholds that ``threshold`` was called with between ``start`` and ``stop``.
+    """Collects the addresses of the thresholds that ``threshold`` is called with between ``start`` and ``stop``.
 
-    Every forward passes through the op, eager, compiled or checkpointed, and every layer has a threshold of its own. So
-    a threshold that is missing here belongs to a layer whose weight is read without its forward.
+    Every forward, eager, compiled or checkpointed, calls the op, and every layer has a threshold of its own. So a
+    threshold that is missing here belongs to a layer whose weight is read without its forward.
+
+    Attributes:
+        active: the records between ``start`` and ``stop``.
+        addresses: what was collected.
     """
 
     active: ClassVar[list[CallRecord]] = []
@@ -32,12 +36,16 @@ class CallRecord:
             self.active.remove(self)
 
     def redirect(self, addresses: set[int] | None) -> None:
-        """Note the calls of this thread in ``addresses`` instead; None ends that."""
+        """Collect the calls of this thread in another set from now on.
+
+        Args:
+            addresses: the set, or None for the record's own again.
+        """
         self._elsewhere.addresses = addresses
 
     @classmethod
     def add(cls, t: Tensor) -> None:
-        """Note a call with threshold ``t``."""
-        for record in tuple(cls.active):  # a garbage collection may end one of them here
+        """Record a call with threshold ``t``."""
+        for record in tuple(cls.active):  # a garbage collection in the loop may stop one of them
             elsewhere = getattr(record._elsewhere, "addresses", None)
             (record.addresses if elsewhere is None else elsewhere).add(t.data_ptr())

@@ -1,7 +1,7 @@
-"""What runs when an op is called: check and allocate by the contract, then let the chosen backend fill in.
+"""The functions that run when an op is called: the contract checks and allocates, the backend fills in the result.
 
-An empty result launches nothing. Ops that write in place count it in the tensor's version, so that autograd notices
-where it had saved the tensor.
+An empty result launches nothing. Ops that write in place increment the tensor's version, so that autograd notices if it
+had saved the tensor.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from feather_kernels.backends.interface import Histogram, Selection
-from feather_kernels.backends.registry import backend_for, backend_for_threshold
+from feather_kernels.backends.registry import registry
 from feather_kernels.ops import schema
 from feather_kernels.ops.call_record import CallRecord
 
@@ -24,14 +24,14 @@ def threshold(w: Tensor, t: Tensor, p: float, *, out_dtype: torch.dtype | None =
     if CallRecord.active:
         CallRecord.add(t)
     if out.numel():
-        backend_for_threshold(w.device, p).threshold(w, t, p, out)
+        registry.backend_for_threshold(w.device, p).threshold(w, t, p, out)
     return out
 
 
 def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     schema.threshold_out(w, t, p, out=out)
     if out.numel():
-        backend_for_threshold(w.device, p).threshold(w, t, p, out)
+        registry.backend_for_threshold(w.device, p).threshold(w, t, p, out)
     increment_version(out)
 
 
@@ -40,7 +40,7 @@ def threshold_recompute(
 ) -> Tensor:
     out = schema.threshold_recompute(w, t, p, after, out_dtype=out_dtype)
     if out.numel():
-        backend_for_threshold(w.device, p).threshold(w, t, p, out)
+        registry.backend_for_threshold(w.device, p).threshold(w, t, p, out)
     return out
 
 
@@ -49,27 +49,27 @@ def scale_pruned_grad(
 ) -> Tensor:
     out = schema.scale_pruned_grad(g, w, t, grad_scale, out_dtype=out_dtype)
     if out.numel():
-        backend_for(w.device).scale_pruned_grad(g, w, t, grad_scale, out)
+        registry.backend_for(w.device).scale_pruned_grad(g, w, t, grad_scale, out)
     return out
 
 
 def magnitude_select(*arguments: Any, **optional: Any) -> Tensor:
     out = schema.magnitude_select(*arguments, **optional)
     if out.numel():
-        backend_for(out.device).magnitude_select(_contiguous(Selection(*arguments, **optional)), out)
+        registry.backend_for(out.device).magnitude_select(_contiguous(Selection(*arguments, **optional)), out)
     return out
 
 
 def magnitude_histogram(*arguments: Any, **optional: Any) -> Tensor:
     out = schema.magnitude_histogram(*arguments, **optional)
     if out.numel():
-        backend_for(out.device).magnitude_histogram(_contiguous(Histogram(*arguments, **optional)), out)
+        registry.backend_for(out.device).magnitude_histogram(_contiguous(Histogram(*arguments, **optional)), out)
     return out
 
 
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Tensor:
     out = schema.count_pruned(weights, thresholds)
-    backend_for(out.device).count_pruned(weights, thresholds, out)
+    registry.backend_for(out.device).count_pruned(weights, thresholds, out)
     return out
 
 

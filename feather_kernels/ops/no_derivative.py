@@ -1,13 +1,16 @@
-"""Raw ops have no derivative: they raise where a gradient would be lost."""
+"""Ops have no derivative: they raise an error instead of losing a gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, is_grad_enabled
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 _MESSAGE = (
     "torch.ops.feather_kernels.{} has no derivative and an argument requires grad: use feather_kernels.functional, or "
@@ -15,16 +18,20 @@ _MESSAGE = (
 )
 
 
-def without_derivative(name: str, implementation: Callable) -> Callable:
-    """The implementation of op ``name`` that notices, in grad mode, arguments that require grad.
+def without_derivative(name: str, implementation: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Wrap the implementation of an op so that no gradient is lost silently.
 
-    An op that returns a tensor then returns one whose backward raises, so that exported graphs run in grad mode. One
-    that writes in place raises at once.
+    In grad mode, where an argument requires grad, an op that returns a tensor returns one whose backward raises, so
+    that exported graphs run in grad mode. An op that writes in place raises at once.
+
+    Args:
+        name: the op's name, with its overload.
+        implementation: the function that runs.
     """
     in_place = "." in name or name.endswith("_")
 
     @wraps(implementation)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         if is_grad_enabled():
             differentiable = [tensor for tensor in _tensors(args, kwargs) if tensor.requires_grad]
             if differentiable and in_place:
@@ -37,7 +44,7 @@ def without_derivative(name: str, implementation: Callable) -> Callable:
 
 
 class NoDerivative(torch.autograd.Function):
-    """The result of ``run()``, with a backward that raises."""
+    """Returns what ``run()`` returns, with a backward that raises."""
 
     @staticmethod
     def forward(ctx: Any, name: str, run: Callable[[], Tensor], *differentiable: Tensor) -> Tensor:  # noqa: ARG004

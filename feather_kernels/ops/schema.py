@@ -1,8 +1,8 @@
 """The op contract: schema, arguments and result of every op in ``torch.ops.feather_kernels``.
 
 Each function below is the fake (meta) implementation of one op. It checks the arguments and allocates the result:
-shape, dtype, strides and device. What runs (``ops/implementations.py``) calls the same function and hands the
-result to a backend, which fills it in; so a fake can never disagree with what a kernel returns.
+shape, dtype, strides and device. The real implementation (``ops/implementations.py``) calls the same function and hands
+the result to a backend, which fills it in; so a fake can never disagree with a kernel.
 
 Notation: w is a weight, ``t`` its threshold T, and the *compute dtype* of w is float64 for float64 weights and float32
 for every other one. A weight is pruned iff ``T > 0 and abs(w) <= T``, evaluated in the compute dtype.
@@ -10,35 +10,53 @@ for every other one. A weight is pruned iff ``T > 0 and abs(w) <= T``, evaluated
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from feather_kernels.checks import (
+    check_device,
+    check_dtype,
+    check_groups,
+    check_like,
+    check_overlap,
+    check_power,
+    check_threshold,
+    check_vector,
+    check_weight,
+    check_weights,
+    threshold_fits,
+)
+from feather_kernels.dtypes import COMPUTE_DTYPE, KEY_BITS
+
 NAMESPACE = "feather_kernels"
-WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Op(NamedTuple):
-    """One op: its full schema and the function that checks its arguments and allocates its result."""
+    """An op of the library.
+
+    Attributes:
+        schema: the full schema.
+        fake: checks the arguments and allocates the result.
+    """
 
     schema: str
-    fake: Callable
+    fake: Callable[..., Tensor | None]
 
     @property
     def name(self) -> str:
-        """Name with the overload, e.g. ``threshold.out``."""
+        """The name with the overload, e.g. ``threshold.out``."""
         return self.schema.split("(", 1)[0]
 
 
 OPS: dict[str, Op] = {}
+Fake = TypeVar("Fake", bound=Callable[..., "Tensor | None"])
 
 
-def _op(schema: str) -> Callable[[Callable], Callable]:
-    def register(fake: Callable) -> Callable:
+def _op(schema: str) -> Callable[[Fake], Fake]:
+    def register(fake: Fake) -> Fake:
         op = Op(schema, fake)
         OPS[op.name] = op
         return fake
@@ -46,22 +64,9 @@ def _op(schema: str) -> Callable[[Callable], Callable]:
     return register
 
 
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype in which predicates and formulas are evaluated for weights of ``dtype``."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-COMPUTE_DTYPE = {dtype: compute_dtype(dtype) for dtype in WEIGHT_DTYPES}
-
-
-def fits(w: Tensor, t: Tensor) -> bool:
-    """Whether ``check_weight`` and ``check_threshold`` pass, in a third of their time."""
-    return t.dtype is COMPUTE_DTYPE.get(w.dtype) and t.dim() == 0 and w.layout is torch.strided and t.device == w.device
-
-
 def check_operands(w: Tensor, t: Tensor, p: float) -> None:
     """Raise unless these can be the arguments of ``threshold``."""
-    if fits(w, t) and p >= 1:
+    if threshold_fits(w, t) and p >= 1:
         return
     check_weight("w", w)
     check_threshold("t", t, w)
@@ -79,10 +84,10 @@ def check_gradient(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor) -> None:
         and t.device == grad_scale.device == g.device == device
         and g.shape == w.shape
     ):
-        return  # every call comes here: one look
+        return  # every call comes here: one condition
     check_weight("g", g)
     check_weight("w", w)
-    check_same("g", g, w)
+    check_like("g", g, w)
     check_threshold("t", t, w)
     check_threshold("grad_scale", grad_scale, w)
 
@@ -106,7 +111,7 @@ def threshold_out(w: Tensor, t: Tensor, p: float, *, out: Tensor) -> None:
     """``threshold`` written into ``out``: w's shape, any weight dtype; ``out`` may be w itself."""
     check_operands(w, t, p)
     check_weight("out", out)
-    check_same("out", out, w)
+    check_like("out", out, w)
     check_overlap("out", out, w)
 
 
@@ -119,10 +124,10 @@ def threshold_recompute(
     *,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``threshold`` for use in a backward pass.
+    """``threshold`` for use in a backward pass, which takes the incoming gradient as the unused operand ``after``.
 
-    The same values under a name of its own and with the incoming gradient as the unused operand ``after``: called by
-    the forward's name, torch.compile merges the two calls and keeps the copy of the weights that recomputing avoids.
+    If backward called ``threshold`` itself, torch.compile would merge it with the call in forward, and keep the copy of
+    the weights that recomputing avoids.
     """
     return threshold(w, t, p, out_dtype=out_dtype)
 
@@ -168,7 +173,7 @@ def magnitude_select(
     Result: (G, 2) in the compute dtype, bit-identical to sorting, every NaN the quiet one, on the device; nothing is
     read on the host.
     """
-    dtype = check_list(weights)
+    dtype = check_weights(weights)
     check_groups(groups, len(weights), rank.numel())
     check_vector("rank", rank, rank.numel(), torch.int64, weights[0])
     if scales is not None:
@@ -203,12 +208,12 @@ def magnitude_histogram(
     weights, groups, scales: as for ``magnitude_select``. prefix: int64 (G,). Result: int64 (G, 2^bits). Integer counts
     add up over tensors and ranks, which is what a distributed selection all-reduces; caps apply after that sum.
     """
-    dtype = check_list(weights)
+    dtype = check_weights(weights)
     check_groups(groups, len(weights), prefix.numel())
     check_vector("prefix", prefix, prefix.numel(), torch.int64, weights[0])
     if scales is not None:
         check_vector("scales", scales, len(weights), dtype, weights[0])
-    width = 63 if dtype == torch.float64 else 31
+    width = KEY_BITS[dtype]
     if not (1 <= bits <= 16 and 0 <= shift <= width - bits):
         raise ValueError(
             f"bits must be in [1, 16] and shift in [0, {width} - bits] for {dtype} keys, got {bits=} {shift=}"
@@ -231,106 +236,3 @@ def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor]) -> Ten
         check_threshold(f"thresholds[{index}]", t, w)
         check_device(f"weights[{index}]", w, weights[0])
     return weights[0].new_empty((len(weights),), dtype=torch.int64)
-
-
-def check_dtype(name: str, dtype: torch.dtype) -> None:
-    """Raise TypeError unless ``dtype`` is a weight dtype."""
-    if dtype not in WEIGHT_DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {dtype}")
-
-
-def check_weight(name: str, w: Tensor) -> None:
-    """Raise TypeError unless ``w`` has a weight dtype and is a plain strided tensor."""
-    check_dtype(name, w.dtype)
-    if w.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense (strided) tensor, got layout {w.layout}")
-
-
-def check_device(name: str, tensor: Tensor, other: Tensor) -> None:
-    """Raise ValueError unless both tensors are on one device."""
-    if tensor.device != other.device:
-        raise ValueError(f"{name} must be on the weight's device {other.device}, got {tensor.device}")
-
-
-def check_same(name: str, tensor: Tensor, w: Tensor) -> None:
-    """Raise ValueError unless ``tensor`` has the shape and device of ``w``."""
-    if tensor.shape != w.shape:
-        raise ValueError(f"{name} must have the weight's shape {tuple(w.shape)}, got {tuple(tensor.shape)}")
-    check_device(name, tensor, w)
-
-
-def check_overlap(name: str, tensor: Tensor, w: Tensor) -> None:
-    """Raise ValueError if ``tensor`` would be written where later elements of ``w`` are read: it is w, or elsewhere."""
-    if tensor.untyped_storage()._cdata != w.untyped_storage()._cdata or not tensor.numel():
-        return
-    if (tensor.storage_offset(), tensor.stride(), tensor.dtype) == (w.storage_offset(), w.stride(), w.dtype):
-        return
-    begins, ends = zip(*(_span(x) for x in (tensor, w)), strict=True)
-    if begins[0] < ends[1] and begins[1] < ends[0]:
-        raise ValueError(f"{name} must be the weight itself or not overlap it, got views of one storage that do")
-
-
-def _span(x: Tensor) -> tuple[int, int]:
-    """Bytes of the storage between the first and the last element."""
-    begin = x.storage_offset()
-    end = begin + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) + 1
-    return int(begin) * x.element_size(), int(end) * x.element_size()
-
-
-def check_threshold(name: str, t: Tensor, w: Tensor) -> None:
-    """Raise unless ``t`` is a 0-dim tensor in the compute dtype of ``w``, on its device."""
-    if t.dim() != 0:
-        raise ValueError(f"{name} must be a 0-dim tensor, got shape {tuple(t.shape)}")
-    if t.dtype != compute_dtype(w.dtype):
-        raise TypeError(f"{name} must be {compute_dtype(w.dtype)} for a {w.dtype} weight, got {t.dtype}")
-    check_device(name, t, w)
-
-
-def check_number(name: str, value: object, kind: type = numbers.Real) -> None:
-    """Raise TypeError unless ``value`` is a number of ``kind``."""
-    plain = (int,) if kind is numbers.Integral else (int, float)
-    if isinstance(value, bool) or not isinstance(value, (*plain, kind)):
-        what = "an integer" if kind is numbers.Integral else "a number"
-        raise TypeError(f"{name} must be {what}, got {value!r}")
-
-
-def check_power(p: float) -> None:
-    """Raise unless p is a number and ``1 <= p <= inf``."""
-    check_number("power", p)
-    if math.isnan(p) or p < 1:
-        raise ValueError(f"power must be at least 1 (1: soft, 3: Feather, inf: hard thresholding), got {p}")
-
-
-def check_list(weights: Sequence[Tensor]) -> torch.dtype:
-    """Check a list of weights that share one selection; returns their compute dtype."""
-    if not weights:
-        raise ValueError("weights must hold at least one tensor, got an empty list")
-    dtype, device = compute_dtype(weights[0].dtype), weights[0].device
-    for index, w in enumerate(weights):
-        if COMPUTE_DTYPE.get(w.dtype) is dtype and w.layout is torch.strided and w.device == device:
-            continue  # every step comes here for every weight: one look
-        check_weight(f"weights[{index}]", w)
-        check_device(f"weights[{index}]", w, weights[0])
-        if compute_dtype(w.dtype) != dtype:
-            raise TypeError(
-                f"weights must be all float64 or none, got {weights[0].dtype} first and {w.dtype} at index {index}"
-            )
-    return dtype
-
-
-def check_groups(groups: Sequence[int], tensors: int, count: int) -> None:
-    """Raise ValueError unless there is one group index in [0, count) per tensor."""
-    if len(groups) != tensors:
-        raise ValueError(f"groups must be one per weight ({tensors}), got {len(groups)}")
-    for group in groups:
-        if not 0 <= group < count:
-            raise ValueError(f"groups must be in [0, {count}), got {group}")
-
-
-def check_vector(name: str, vector: Tensor, size: int, dtype: torch.dtype, w: Tensor) -> None:
-    """Raise unless ``vector`` is a 1-dim tensor of ``size`` and ``dtype`` on the device of ``w``."""
-    if vector.shape != (size,):
-        raise ValueError(f"{name} must have shape ({size},), got {tuple(vector.shape)}")
-    if vector.dtype != dtype:
-        raise TypeError(f"{name} must be {dtype}, got {vector.dtype}")
-    check_device(name, vector, w)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from feather_kernels.ops.schema import compute_dtype
+from feather_kernels.dtypes import compute_dtype
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import Parameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from feather_kernels.checks import check_number
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import CALLED, form_of, prunable_names
-from feather_kernels.ops.schema import check_number
 from feather_kernels.sparsify import left_dense
 from feather_kernels.sparsify.names import ROOT, Target, canonical, check_targets, matches
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.optim import Optimizer
 
-from feather_kernels.functional import check_grad_scale
-from feather_kernels.ops.schema import check_weight, compute_dtype
+from feather_kernels.checks import check_grad_scale, check_weight
+from feather_kernels.dtypes import compute_dtype
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from feather_kernels.functional import check_grad_scale, check_sparsity
-from feather_kernels.ops.schema import check_number, check_power
+from feather_kernels.checks import check_grad_scale, check_number, check_power, check_sparsity
 from feather_kernels.sparsify.names import Target, check_entry, matches
 
 if TYPE_CHECKING:

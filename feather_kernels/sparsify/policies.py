@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from feather_kernels.functional import interpolate, quantile_position
-from feather_kernels.ops.schema import compute_dtype
+from feather_kernels.dtypes import compute_dtype
+from feather_kernels.quantile import interpolate, quantile_position
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
 from feather_kernels.sparsify.overrides import Override, check_min_density
 from feather_kernels.torch_private import norms_of

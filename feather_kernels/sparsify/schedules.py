@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from feather_kernels.functional import check_sparsity
-from feather_kernels.ops.schema import check_number
+from feather_kernels.checks import check_number, check_sparsity
 from feather_kernels.user_code import warn_user
 
 __all__ = ["ConstantSchedule", "CubicSchedule", "LambdaSchedule", "Schedule"]

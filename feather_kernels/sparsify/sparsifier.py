@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from feather_kernels.ops.schema import check_power
+from feather_kernels.checks import check_power
 from feather_kernels.sparsify import layers
 from feather_kernels.sparsify.attachment import Attachment
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of

@@ -14,7 +14,8 @@ import torch
 
 import feather_kernels
 from feather_kernels import cli
-from feather_kernels.backends import cuda, registry
+from feather_kernels.backends import cuda
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli import nvidia_driver
 
 
@@ -114,8 +115,8 @@ def test_doctor_says_which_driver_is_there(capsys, monkeypatch, tmp_path, cuda_m
 
 
 def test_doctor_says_why_a_backend_cannot_run(capsys, monkeypatch):
-    monkeypatch.setitem(registry.BACKENDS, "abacus", "abacus_of_nowhere")
-    monkeypatch.setitem(registry.ORDER, "cpu", ("abacus", "reference"))
+    monkeypatch.setitem(registry.modules, "abacus", "abacus_of_nowhere")
+    monkeypatch.setitem(registry.order, "cpu", ("abacus", "reference"))
     lines = section(doctor(capsys), "cpu").splitlines()
     assert lines[1].startswith("  abacus: is not installed: No module named")
     assert lines[2:] == ["  reference: available", "  chosen: reference"]
@@ -141,7 +142,7 @@ def test_an_unknown_backend_is_one_line(capsys, monkeypatch):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1
-    assert f"FEATHER_KERNELS_BACKEND must be one of auto, {', '.join(registry.BACKENDS)}" in output.err
+    assert f"FEATHER_KERNELS_BACKEND must be one of auto, {', '.join(registry.modules)}" in output.err
     assert "got 'slide-rule'" in output.err
 
 
@@ -186,7 +187,7 @@ def test_a_wrong_command_is_one_line(capsys, arguments, words):
 def test_warmup_that_cannot_run_gives_the_reason(capsys, monkeypatch, dtypes):
     """On a CPU: Triton's own reason, and none of its modules is imported where it is not installed."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    monkeypatch.setitem(registry.BACKENDS, "triton", "abacus_of_nowhere")
+    monkeypatch.setitem(registry.modules, "triton", "abacus_of_nowhere")
     assert cli.main(["warmup", *dtypes]) == 1
     output = capsys.readouterr()
     assert output.out == ""

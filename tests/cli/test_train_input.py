@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.train import batches, data
 from feather_kernels.cli.train.models import make_model
 from feather_kernels.sparsify import Sparsifier

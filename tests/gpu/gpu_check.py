@@ -39,7 +39,7 @@ UNCACHED = {**ON_THE_GPU, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
 BACKENDS = """
 import sys, torch
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 offered = registry.availability(torch.device("cuda", 0))
 print("\\n".join(f"{name}: {reason or 'available'}" for name, reason in offered.items()))
 sys.exit(any(offered.values()))

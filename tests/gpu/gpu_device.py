@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from tests.conftest import BackendUnderTest
 
 GPU = torch.device("cuda", 0)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import feather_kernels as fk
-from feather_kernels.backends import cuda, registry
+from feather_kernels.backends import cuda
+from feather_kernels.backends.registry import registry
 from tests.conftest import BackendUnderTest
 from tests.gpu.gpu_device import GPU, NAMES, gpu_backend, on_a_gpu
 from tests.support.oracle import same_bits
@@ -162,7 +163,7 @@ def test_a_probe_without_memory_raises(name: str, forgotten: None, monkeypatch: 
     monkeypatch.setattr(torch, "tensor", no_memory)
     with pytest.raises(torch.OutOfMemoryError), fk.use_backend(name):
         registry.backend_for(GPU)
-    assert (name, GPU) not in registry._probed
+    assert not registry.is_probed(name, GPU)
 
 
 @on_a_gpu

@@ -12,7 +12,7 @@ from torch import nn
 import feather_kernels as fk
 from benchmarks.live_bytes import LiveBytes
 from feather_kernels.backends import reference
-from feather_kernels.ops import implementations
+from feather_kernels.backends.registry import registry
 
 WIDTH = 256
 
@@ -104,7 +104,7 @@ def test_compiled_backward_recomputes_and_saves_no_copy(compiler: str, monkeypat
                 calls.append(name)
             return getattr(reference, name)
 
-    monkeypatch.setattr(implementations, "backend_for_threshold", lambda device, power: Counting())
+    monkeypatch.setattr(registry, "backend_for_threshold", lambda device, power: Counting())
     model, x = network(), torch.randn(4, WIDTH, requires_grad=True)
     torch._dynamo.reset()
     # on a CPU inductor lays the weight of a convolution out anew, in a dense model too

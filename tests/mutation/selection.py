@@ -75,7 +75,7 @@ def steady(launches: list[LaunchReport], name: str, elements: int | None = None)
 
 def select_each(listed: list[Tensor], ranks: Sequence[int], hint: Tensor | None, scale: float | None = None) -> Tensor:
     """The call with each array a group of its own, their scores all scaled alike."""
-    scales = None if scale is None else torch.full((len(listed),), scale, dtype=samples.compute_dtype(listed[0].dtype))
+    scales = None if scale is None else torch.full((len(listed),), scale, dtype=oracle.compute_dtype(listed[0].dtype))
     return ops.magnitude_select(listed, list(range(len(listed))), torch.tensor(ranks), scales=scales, hint=hint)
 
 

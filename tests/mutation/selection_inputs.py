@@ -91,7 +91,7 @@ class Selection:
 
     def select(self, ranks: Sequence[int], hint: Tensor | None = None) -> Tensor:
         """The call."""
-        compute = samples.compute_dtype(self.listed[0].dtype)
+        compute = oracle.compute_dtype(self.listed[0].dtype)
         return ops.magnitude_select(
             self.listed,
             self.groups,

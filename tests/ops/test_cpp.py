@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import compiled_module, cpp, reference, registry
+from feather_kernels.backends import compiled_module, cpp, reference
+from feather_kernels.backends.registry import registry
 from tests.support import oracle, samples
 
 ops = torch.ops.feather_kernels
@@ -134,7 +135,7 @@ def test_a_forked_child_runs_on_one_thread() -> None:
     """OpenMP's threads do not survive a fork; a child that waited for them would hang."""
     code = """
 import os, torch
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 w, t = torch.randn(300_000), torch.tensor(0.5)
 torch.set_num_threads(4)
 expected = torch.ops.feather_kernels.threshold(w, t, 3.0)

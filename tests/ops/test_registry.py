@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import feather_kernels as fk
-from feather_kernels.backends import cpp, reference, registry
-from feather_kernels.backends.gpu.first_launch import on_its_device
+from feather_kernels.backends import cpp, reference
+from feather_kernels.backends.gpu.device_guard import device_guard
+from feather_kernels.backends.registry import registry
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -30,10 +31,10 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     module = types.ModuleType("broken_backend")
     module.probe = lambda device: probes.append(str(device)) or "its kernel does not compile"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "broken_backend", module)
-    monkeypatch.setitem(registry.BACKENDS, "broken", "broken_backend")
-    monkeypatch.setitem(registry.BACKENDS, "absent", "no_such_module_anywhere")
+    monkeypatch.setitem(registry.modules, "broken", "broken_backend")
+    monkeypatch.setitem(registry.modules, "absent", "no_such_module_anywhere")
     for device in ("cpu", "cuda"):
-        monkeypatch.setitem(registry.ORDER, device, ("broken", "absent", "reference"))
+        monkeypatch.setitem(registry.order, device, ("broken", "absent", "reference"))
     registry.reset()
     yield probes
     registry.reset()
@@ -46,7 +47,7 @@ def test_default_is_cpp_on_a_cpu_and_the_reference_elsewhere() -> None:
 
 
 def test_nvidia_gpus_take_triton_first() -> None:
-    assert registry.ORDER["cuda"] == ("triton", "cuda", "reference")
+    assert registry.order["cuda"] == ("triton", "cuda", "reference")
 
 
 def test_falls_to_the_next_backend_and_probes_once(broken: list[str]) -> None:
@@ -78,7 +79,7 @@ def test_chosen_name_is_that_of_the_backend(monkeypatch: pytest.MonkeyPatch) -> 
     assert registry.chosen_name(CPU) == "reference"
     with fk.use_backend("broken"), pytest.raises(fk.BackendUnavailableError, match="'broken' cannot run on cpu"):
         registry.chosen_name(CPU)
-    monkeypatch.setitem(registry.BACKENDS, "alias", reference.__name__)  # a second name of one module
+    monkeypatch.setitem(registry.modules, "alias", reference.__name__)  # a second name of one module
     with fk.use_backend("alias"):
         assert registry.chosen_name(CPU) == "alias"
         assert registry.backend_for(CPU) is reference
@@ -90,7 +91,7 @@ def test_no_backend_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = f"must be one of auto, {', '.join(registry.BACKENDS)}, got 'refrence'"
+    expected = f"must be one of auto, {', '.join(registry.modules)}, got 'refrence'"
     with pytest.raises(ValueError, match="backend " + expected), fk.use_backend("refrence"):
         pass
     monkeypatch.setenv(registry.ENVIRONMENT_VARIABLE, "refrence")
@@ -119,7 +120,7 @@ def test_choice_holds_in_backward(monkeypatch: pytest.MonkeyPatch) -> None:
 
     module.scale_pruned_grad = scale  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "counting_backend", module)
-    monkeypatch.setitem(registry.BACKENDS, "counting", "counting_backend")
+    monkeypatch.setitem(registry.modules, "counting", "counting_backend")
     registry.reset()
     w = torch.randn(5, requires_grad=True)
     with fk.use_backend("counting"):
@@ -149,7 +150,7 @@ def test_what_is_no_surprise_is_no_warning(
     device: torch.device, order: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "feather_kernels")
-    monkeypatch.setitem(registry.ORDER, device.type, order)
+    monkeypatch.setitem(registry.order, device.type, order)
     assert registry.chosen_name(device) == "reference"
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
@@ -225,8 +226,8 @@ def test_the_named_reference_has_every_power(caplog: pytest.LogCaptureFixture) -
 def test_a_module_that_does_not_load_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "outdated_backend.py").write_text("import math\nmath.no_such_function\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(registry.BACKENDS, "outdated", "outdated_backend")
-    monkeypatch.setitem(registry.ORDER, "cuda", ("outdated", "reference"))
+    monkeypatch.setitem(registry.modules, "outdated", "outdated_backend")
+    monkeypatch.setitem(registry.order, "cuda", ("outdated", "reference"))
     registry.reset()
     assert registry.availability(CUDA)["outdated"].startswith("cannot be imported: AttributeError: module 'math'")
     registry.reset()
@@ -264,7 +265,7 @@ class OnTheCpu(TorchFunctionMode):
             kwargs["device"] = "cpu"
         return function(*args, **kwargs)
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 gpu = torch.device("cuda", 0)
 with OnTheCpu():
     chosen = {registry.chosen_name(gpu) for _ in range(3)}
@@ -294,15 +295,15 @@ def test_kernels_run_on_the_device_of_their_result(monkeypatch: pytest.MonkeyPat
     current = [0]
 
     @contextlib.contextmanager
-    def device_guard(device: torch.device) -> Iterator[None]:
+    def set_current(device: torch.device) -> Iterator[None]:
         current.append(device.index)
         yield
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
-    monkeypatch.setattr(torch.cuda, "device", device_guard)
+    monkeypatch.setattr(torch.cuda, "device", set_current)
     seen = []
-    op = on_its_device(lambda *arguments: seen.append(current[-1]))
+    op = device_guard(lambda *arguments: seen.append(current[-1]))
     for device in ("cuda:1", "cuda:0", "cpu"):
         op(None, types.SimpleNamespace(device=torch.device(device)))
     assert seen == [1, 0, 0]

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hypothesis_numpy
 from torch import Tensor
 
 import feather_kernels as fk
-from feather_kernels.functional import interpolate, magnitude_threshold
+from feather_kernels.functional import magnitude_threshold
+from feather_kernels.quantile import interpolate
 from tests.conftest import CUDA_MODULE, SLOW_DEVICE, BackendUnderTest
 from tests.support import oracle, samples
 from tests.support.no_host_read import NoHostRead

@@ -54,7 +54,7 @@ def test_values_at_every_boundary(backend: BackendUnderTest, t: float, dtype: to
             continue
         y = ops.threshold(weights, threshold, p, out_dtype=out_dtype)
         assert y.dtype == out_dtype
-        error = oracle.ulp_error(rounded_to(samples.compute_dtype(dtype), y), exact)
+        error = oracle.ulp_error(rounded_to(oracle.compute_dtype(dtype), y), exact)
         assert error <= bound(dtype, out_dtype, p), f"{out_dtype}"
         if out_dtype == dtype:
             assert not (y.abs() > weights.abs()).any(), "P never exceeds the weight"
@@ -155,7 +155,7 @@ def test_gradient_in_every_mix_of_dtypes(
     assert scaled.dtype == out_dtype
     with np.errstate(invalid="ignore"):
         exact = oracle.scaled_gradient(g, w, t, scale.item())
-    arithmetic = torch.promote_types(gradient_dtype, samples.compute_dtype(dtype))
+    arithmetic = torch.promote_types(gradient_dtype, oracle.compute_dtype(dtype))
     assert oracle.ulp_error(rounded_to(arithmetic, scaled), exact) <= 0.55
     kept = ~torch.from_numpy(oracle.pruned(w, t)).to(backend.device)
     assert oracle.same_bits(scaled[kept], g[kept].to(out_dtype))

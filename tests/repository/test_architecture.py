@@ -22,12 +22,15 @@ RANKS = {
     "autograd": 2,
     "ops": 1,
     "backends": 0,
+    "checks": 0,
+    "dtypes": 0,
     "errors": 0,
+    "quantile": 0,
     "torch_private": 0,
     "user_code": 0,
     "_version": 0,
 }
-LEAVES = ("backends", "errors", "_version")  # all that a backend may import
+LEAVES = ("backends", "dtypes", "errors", "_version")  # all that a backend may import
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 

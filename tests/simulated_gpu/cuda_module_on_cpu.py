@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from feather_kernels.backends import cuda, registry
+from feather_kernels.backends import cuda
+from feather_kernels.backends.registry import registry
 
 
 @lru_cache
@@ -30,7 +31,6 @@ def load(path: str) -> ModuleType:
 @contextmanager
 def cuda_on_cpu(path: str) -> Iterator[ModuleType]:
     """The CUDA backend takes CPU tensors and the module at ``path`` in place of the shipped one."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, registry.assume_available("cuda", torch.device("cpu")):
         patch.setattr(cuda, "_cuda", load(path))
-        patch.setitem(registry._probed, ("cuda", torch.device("cpu")), None)
         yield cuda._cuda

@@ -23,8 +23,9 @@ from typing import Any
 import pytest
 import torch
 
-from feather_kernels.backends import cuda, registry
-from feather_kernels.backends.gpu.chunk_tables import Table
+from feather_kernels.backends import cuda
+from feather_kernels.backends.gpu.chunk_tables import ChunkTable
+from feather_kernels.backends.registry import registry
 from tests.simulated_gpu import shipped_build
 from tests.simulated_gpu.cuda_module_on_cpu import load
 from tools.ptx_executor.execution import LaunchReport, Options, Program
@@ -59,16 +60,15 @@ def executed(architecture: int, module: Path | None = None, ptx: Sequence[Path] 
             executor.extents.append(extent(tensor))
         return address(tensor)
 
-    def addresses_of(tables: Sequence[Table]) -> Any:
+    def addresses_of(tables: Sequence[ChunkTable]) -> Any:
         executor.extents.extend(extent(tensor) for table in tables for tensor in table.kept)
         return addresses(tables)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, registry.assume_available("cuda", torch.device("cpu")):
         patch.setattr(cuda, "_cuda", executor)
         patch.setattr(cuda, "_address", address_of)
         patch.setattr(cuda, "_addresses", addresses_of)
         patch.setattr(cuda, "_stream", lambda device: STREAM)
-        patch.setitem(registry._probed, ("cuda", torch.device("cpu")), None)
         set_launcher(executor.launcher)
         try:
             yield executor

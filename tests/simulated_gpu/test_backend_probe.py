@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from feather_kernels.backends import reference, registry
-from feather_kernels.backends.gpu import first_launch
+from feather_kernels.backends import reference
+from feather_kernels.backends.gpu import probe
+from feather_kernels.backends.registry import registry
 from tests.conftest import CPU, ptx_executor
 from tests.gpu.gpu_device import GPU, on_a_gpu
 
@@ -43,10 +44,10 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Exception]]:
             raise failures.pop(0)
         reference.threshold(*arguments)
 
-    module.probe = lambda _: first_launch.launch_problem(threshold, CPU, str)  # type: ignore[attr-defined]
+    module.probe = lambda _: probe.probe_by_launch(threshold, CPU, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry.BACKENDS, "probed", module.__name__)
-    monkeypatch.setitem(registry.ORDER, "cuda", ("probed", "reference"))
+    monkeypatch.setitem(registry.modules, "probed", module.__name__)
+    monkeypatch.setitem(registry.order, "cuda", ("probed", "reference"))
     registry.reset()
     yield failures
     registry.reset()
@@ -84,8 +85,8 @@ def test_triton_loads_a_module_again_that_did_not_load_at_first(monkeypatch: pyt
         monkeypatch.setattr(driver.utils, "load_binary", load_when_there_is_room)
         triton.elementwise.threshold_kernel.function.device_caches.clear()
         with pytest.raises(RuntimeError, match="out of memory"):
-            first_launch.launch_problem(triton.threshold, CPU, triton.describe)
-        assert first_launch.launch_problem(triton.threshold, CPU, triton.describe) is None
+            probe.probe_by_launch(triton.threshold, CPU, triton.describe)
+        assert probe.probe_by_launch(triton.threshold, CPU, triton.describe) is None
         assert loads == ["threshold_kernel"] * 2
 
 
@@ -110,10 +111,10 @@ def no_launch(*_: Any) -> None:
 
 def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("probed_backend")
-    module.probe = lambda device: first_launch.launch_problem(no_launch, device, str)  # type: ignore[attr-defined]
+    module.probe = lambda device: probe.probe_by_launch(no_launch, device, str)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry.BACKENDS, "probed", module.__name__)
-    monkeypatch.setitem(registry.ORDER, "cuda", ("probed", "reference"))
+    monkeypatch.setitem(registry.modules, "probed", module.__name__)
+    monkeypatch.setitem(registry.order, "cuda", ("probed", "reference"))
     registry.reset()
     device = BrokenDevice(monkeypatch)
     for count in (1, 2):
@@ -121,7 +122,7 @@ def test_an_error_of_an_earlier_kernel_is_not_taken_for_the_probes(monkeypatch: 
             registry.backend_for(GPU)
         assert str(e.value.__cause__) == "CUDA error: an illegal memory access was encountered"
         assert device.waited == [GPU] * count
-    assert registry._probed == {}
+    assert not registry.is_probed("probed", GPU)
     registry.reset()
 
 

@@ -145,7 +145,7 @@ def test_an_upload_is_waited_for_by_other_streams_and_never_by_the_host(monkeypa
     monkeypatch.setattr(torch.cuda, "synchronize", wait)
 
     def use() -> Any:
-        return device_constants.resident("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
+        return device_constants.device_constant("key", GPU, lambda: OnTheHost(log))  # type: ignore[arg-type,return-value]
 
     first = use()
     assert log == ["pinned", (GPU, True), "first"]

@@ -16,7 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import feather_kernels as fk
 from feather_kernels._version import __version__
-from feather_kernels.backends import compiled_module, cuda, registry
+from feather_kernels.backends import compiled_module, cuda
+from feather_kernels.backends.registry import registry
 from tests.simulated_gpu import shipped_build
 from tests.simulated_gpu.shipped_build import configure, run
 
@@ -173,7 +174,7 @@ def test_a_launch_that_fails_says_what_the_module_is_for(
     module: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "launch_problem", lambda threshold, device, describe: describe(RuntimeError("no image")))
+    monkeypatch.setattr(cuda, "probe_by_launch", lambda threshold, device, describe: describe(RuntimeError("no image")))
     expected = (
         r"no image; the module has machine code for sm_75, sm_80, sm_90, sm_100, sm_120, and PTX of compute_80 for "
         r"newer GPUs; it needs an NVIDIA driver for CUDA (1[1-3]), R(450|525|580) or newer"

@@ -22,8 +22,7 @@ from torch._inductor import config as inductor_config
 
 import feather_kernels as fk
 from feather_kernels import cli
-from feather_kernels.backends import registry
-from feather_kernels.ops import implementations
+from feather_kernels.backends.registry import registry
 from tests.conftest import PTX_ARCHITECTURE, BackendUnderTest, ptx_executor
 
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -140,7 +139,7 @@ def launching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Counter[
     module.__dict__.update({name: launched(name) for name in triton.__all__ if name != "probe"})
     module.__dict__.update(probe=lambda device: None, POWERS=triton.POWERS)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry.BACKENDS, "launching", module.__name__)
+    monkeypatch.setitem(registry.modules, "launching", module.__name__)
     with ptx_executor(execute=False) as driver, fk.use_backend("launching"):
         yield lambda: Counter(kernel.name for kernel in driver.loaded)
     registry.reset()
@@ -255,7 +254,7 @@ def test_backward_recomputes(backend: BackendUnderTest, compiler: str, monkeypat
             calls[name] += 1
             return getattr(registry.backend_for(backend.device), name)
 
-    monkeypatch.setattr(implementations, "backend_for_threshold", lambda device, power: Counting())
+    monkeypatch.setattr(registry, "backend_for_threshold", lambda device, power: Counting())
     training = Training(4, compiler, recompute=True)
     training.step(0)
     calls.clear()

@@ -29,7 +29,7 @@ from feather_kernels.backends.triton import bracket, elementwise  # noqa: E402
 from feather_kernels.backends.triton.launch import COMPILE  # noqa: E402
 from tests.conftest import ptx_executor  # noqa: E402
 from tests.simulated_gpu.shipped_build import ORDERING  # noqa: E402
-from tests.support import samples  # noqa: E402
+from tests.support import oracle, samples  # noqa: E402
 
 ops = torch.ops.feather_kernels
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -60,7 +60,7 @@ def count_pruned(dtype: torch.dtype) -> None:
 def magnitude_select(dtype: torch.dtype, scaled: bool, capped: bool) -> None:
     """Several groups, with a hint."""
     weights, rank = [torch.ones(ALIGNED, dtype=dtype) for _ in range(3)], torch.tensor([5, 7])
-    compute = samples.compute_dtype(dtype)
+    compute = oracle.compute_dtype(dtype)
     scales = torch.ones(3, dtype=compute) if scaled else None
     caps = torch.full((3,), 100) if capped else None
     ops.magnitude_select(weights, [0, 1, 0], rank, scales=scales, caps=caps, hint=torch.ones(2, 2, dtype=compute))

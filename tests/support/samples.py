@@ -8,16 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.support.oracle import INTEGERS
+from feather_kernels.cli.selftest import oracle as exact
+from tests.support.oracle import compute_dtype
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 POWERS = (1.0, 2.0, 3.0, math.inf)  # of every backend
 OTHER_POWERS = (1.1, 1.5, 4.5, 7.0)  # of the reference
 THRESHOLDS = (0.0123, 0.3, 1.0, 1.9999, 7.7, 1e-6, 1e-30, 1e30, 1e-42, math.inf, 0.0, -0.0, -1.0, math.nan)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -27,22 +24,7 @@ def scalar(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def boundary_weights(t: Tensor, dtype: torch.dtype, count: int = 700, seed: int = 0) -> Tensor:
     """Weights at, next to and far from T, of both signs, with every special value of the dtype."""
-    generator = torch.Generator().manual_seed(seed)
-    finite_t = t.detach().cpu() if bool(t.isfinite()) and bool(t > 0) else torch.tensor(0.3, dtype=t.dtype)
-    at = finite_t.to(dtype)
-    integer = INTEGERS[dtype.itemsize]
-    # the representable numbers around T, then every magnitude up to far beyond it
-    neighbours = (at.view(integer) + torch.arange(-40, 400).to(integer)).view(dtype)
-    info = torch.finfo(dtype)
-    low = max(math.log2(float(finite_t)) - 6, math.log2(info.smallest_normal))
-    high = min(math.log2(float(finite_t)) + 40, math.log2(info.max))
-    exponents = torch.rand(count, generator=generator, dtype=torch.float64) * max(high - low, 1.0) + low
-    spread = torch.exp2(exponents).to(dtype)
-    near = (finite_t.double() * (1 + torch.rand(count, generator=generator, dtype=torch.float64) * 0.5)).to(dtype)
-    smallest = info.smallest_normal * info.eps
-    special = [0.0, smallest, smallest * 3, info.smallest_normal, 1.0, info.max, math.inf, math.nan]
-    weights = torch.cat([neighbours, spread, near, torch.tensor(special, dtype=torch.float64).to(dtype)])
-    return torch.cat([weights, -weights])
+    return exact.boundary_weights(t, dtype, neighbours=(40, 400), count=count, seed=seed)
 
 
 def gradients(weights: Tensor, dtype: torch.dtype, seed: int = 1) -> Tensor:

@@ -1,1 +1,1 @@
-"""What the GPU backends share."""
+"""Parts that the Triton and the CUDA C++ backend share."""

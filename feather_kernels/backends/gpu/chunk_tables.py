@@ -1,4 +1,8 @@
-"""A list of tensors for one launch: tables of chunks with their addresses, and the rows in which they are counted."""
+"""Chunk tables let one launch process a list of tensors.
+
+A table lists chunks of the tensors with their addresses, so that each program of a kernel handles one chunk. The rows
+say in which histogram the chunks of a tensor are counted.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +15,29 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from feather_kernels.backends.device_constants import KEPT, resident
+from feather_kernels.backends.device_constants import KEPT, device_constant
 from feather_kernels.backends.layouts import dense
 
 COLUMNS = 5  # of a table: address, elements, whether 16 divides the address, row, index of the tensor
-MOVES = 64  # tables of one layout, each soon after the one before and none used twice: then the tensors move
-SOON = 8  # lists of tensors: a training step has fewer
+MOVES = 64  # so many tables of one layout, each soon after the one before and none used twice, mean moving tensors
+SOON = 8  # lists of tensors later; a training step has fewer
 
 _log = logging.getLogger("feather_kernels")
 _lists = count()
-_moves: OrderedDict[Hashable, Moves] = OrderedDict()  # by what tables have in common but the addresses
-_unused: OrderedDict[Hashable, Hashable] = OrderedDict()  # the layouts of tables that have been used once, when made
-
+_moves: OrderedDict[Hashable, Moves] = OrderedDict()  # by layout: all that tables have in common but addresses
+_unused: OrderedDict[Hashable, Hashable] = OrderedDict()  # layout by key, of tables that were used only when made
 
 Entry = tuple[int, int, int, int]  # of a tensor: address, elements, row, index
 
 
-class Table(NamedTuple):
-    """The chunks of tensors of one storage dtype, int64 (C, COLUMNS) on the device; the tensors, to keep them alive."""
+class ChunkTable(NamedTuple):
+    """The chunks of all tensors of one storage dtype.
+
+    Attributes:
+        chunks: int64 (C, COLUMNS), on the device.
+        dtype: of the tensors.
+        kept: the tensors, which must live as long as a launch may read them.
+    """
 
     chunks: Tensor
     dtype: torch.dtype
@@ -36,29 +45,44 @@ class Table(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """Tables of one layout, none of which was used again: number of the last list, and how many."""
+    """Tables of one layout, none of which was used again.
+
+    Attributes:
+        latest: number of the list of tensors that the last one was made for.
+        times: how many tables.
+    """
 
     latest: int
     times: int
 
 
-class Rows(NamedTuple):
-    """Histogram rows: one a group, or (capped) one a tensor, numbered so that those of a group follow each other."""
+class HistogramRows(NamedTuple):
+    """The histogram rows: one per group, or with caps one per tensor, in which case the rows of a group are adjacent.
+
+    Attributes:
+        of_tensor: the row of each tensor.
+        starts: int64 (G + 1), on the device: the first row of each group.
+        groups: int64 (R,), on the device: the group of each row.
+        tensors: int64 (R,), on the device: the tensor of each row, if every row is one.
+    """
 
     of_tensor: tuple[int, ...]
-    starts: Tensor  # int64 (G + 1), on the device: first row of each group
-    groups: Tensor  # int64 (R,): group of each row
-    tensors: Tensor  # int64 (R,): tensor of each row, of use where every row is one
+    starts: Tensor
+    groups: Tensor
+    tensors: Tensor
 
 
-def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> list[Table]:
-    """The tables of a list of tensors with the row of each, in chunks of that many elements.
+def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> list[ChunkTable]:
+    """Return one table for each storage dtype among the tensors.
 
-    Layouts that are not dense are copied once.
+    Args:
+        weights: the tensors; layouts that are not dense are copied once.
+        rows: the row of each.
+        chunk: elements of a chunk.
     """
     kept: dict[torch.dtype, list[Tensor]] = {}
     listed: dict[torch.dtype, list[Entry]] = {}
-    for index, (w, row) in enumerate(zip(weights, rows, strict=True)):  # of every weight in every step: one pass
+    for index, (w, row) in enumerate(zip(weights, rows, strict=True)):  # runs for every weight in every step: one pass
         numel = w.numel()
         if numel:
             w = dense(w)
@@ -69,45 +93,52 @@ def make_tables(weights: Sequence[Tensor], rows: Sequence[int], chunk: int) -> l
             listed[dtype].append((w.data_ptr(), numel, row, index))
     number = next(_lists)
     return [
-        Table(_on_device(entries, dtype, chunk, weights[0].device, number), dtype, kept[dtype])
+        ChunkTable(_on_device(entries, dtype, chunk, weights[0].device, number), dtype, kept[dtype])
         for dtype, entries in listed.items()
     ]
 
 
-def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> Rows:
-    """The rows of a list of tensors with these groups."""
+def make_rows(groups: tuple[int, ...], group_count: int, capped: bool, device: torch.device) -> HistogramRows:
+    """Return the histogram rows of a list of tensors.
+
+    Args:
+        groups: the group of each tensor.
+        group_count: G.
+        capped: whether each tensor needs a row of its own.
+        device: where the rows are kept.
+    """
     if not capped:
-        numbers = resident(("numbers", group_count), device, lambda: torch.arange(group_count + 1, device="cpu"))
+        numbers = device_constant(("numbers", group_count), device, lambda: torch.arange(group_count + 1, device="cpu"))
         rows = numbers[:-1]
-        return Rows(groups, numbers, rows, rows)
+        return HistogramRows(groups, numbers, rows, rows)
     tensors = sorted(range(len(groups)), key=lambda index: groups[index])
     starts = [0, *accumulate(groups.count(group) for group in range(group_count))]
     groups_of_rows = [groups[index] for index in tensors]
     values = starts + groups_of_rows + tensors
-    packed = resident(
+    packed = device_constant(
         ("rows", groups, group_count), device, lambda: torch.tensor(values, dtype=torch.int64, device="cpu")
     )
     row_of_tensor = dict(zip(tensors, range(len(tensors)), strict=True))
     of_tensor = tuple(row_of_tensor[index] for index in range(len(groups)))
-    return Rows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
+    return HistogramRows(of_tensor, *packed.split([len(starts), len(tensors), len(tensors)]))
 
 
 def element_count(weights: Sequence[Tensor]) -> int:
-    """Elements of all tensors together, by which brackets get their width."""
+    """Return the number of elements of all tensors together, which determines the width of brackets."""
     return sum(w.numel() for w in weights)
 
 
 def group_elements(weights: Sequence[Tensor], groups: Sequence[int], rank: Tensor) -> Tensor:
-    """int64 (G,): elements of each group, on the device of rank (G,)."""
+    """Return the number of elements of each group, int64 (G,), on the device of ``rank`` (G,)."""
     elements = [0] * rank.numel()
     for w, group in zip(weights, groups, strict=True):
         elements[group] += w.numel()
     key = ("elements", *elements)
-    return resident(key, rank.device, lambda: torch.tensor(elements, dtype=torch.int64, device="cpu"))
+    return device_constant(key, rank.device, lambda: torch.tensor(elements, dtype=torch.int64, device="cpu"))
 
 
 def _on_device(entries: list[Entry], dtype: torch.dtype, chunk: int, device: torch.device, number: int) -> Tensor:
-    """The chunks of the list with that number, (C, COLUMNS)."""
+    """Return the chunks (C, COLUMNS) of the list with that number, uploading them if they are new."""
     key = ("chunks", chunk, dtype, *entries)
 
     def make() -> Tensor:
@@ -117,12 +148,12 @@ def _on_device(entries: list[Entry], dtype: torch.dtype, chunk: int, device: tor
         return _chunks(entries, dtype.itemsize, chunk)
 
     if _unused and (layout := _unused.pop(key, None)) is not None:
-        _moves.pop(layout, None)  # different tensors of one layout, which stay where they are
-    return resident(key, device, make)
+        _moves.pop(layout, None)  # the tensors have not moved: there are several of one layout
+    return device_constant(key, device, make)
 
 
 def _chunks(entries: list[Entry], element_size: int, chunk: int) -> Tensor:
-    """int64 (C, COLUMNS); the number of operations does not depend on that of the tensors."""
+    """Return the chunks, int64 (C, COLUMNS), by a number of operations that does not depend on that of the tensors."""
     listed = torch.tensor(entries, dtype=torch.int64, device="cpu")
     chunk_counts = (listed[:, 1] + (chunk - 1)) // chunk
     owner = torch.repeat_interleave(chunk_counts)
@@ -134,7 +165,7 @@ def _chunks(entries: list[Entry], element_size: int, chunk: int) -> Tensor:
 
 
 def _note_move(layout: Hashable, device: torch.device, number: int) -> None:
-    """Count tables of one layout, and log once where the tensors move at every step."""
+    """Count the tables of one layout, and log once if the tensors move at every step."""
     latest, times = _moves.pop(layout, Moves(number, 0))
     told = times >= MOVES
     times = times + 1 if told or number - latest <= SOON else 1

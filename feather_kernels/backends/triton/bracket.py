@@ -1,8 +1,8 @@
-"""The steady state of selection: one read of the weights, given the result of an earlier call as a hint.
+"""Selection by one read of the weights, given the result of an earlier call as a hint: the usual case in training.
 
-A bracket of consecutive keys lies around the hint. One pass counts the keys below it and, key by key, those inside; if
-the wanted ranks fall inside, the counts name the order statistics exactly and the radix passes behind exit at once.
-A bracket that misses costs time, never correctness. float64 keys are too fine for it.
+A bracket of consecutive keys lies around the hint. One pass counts the keys below it and, key by key, those inside. If
+the wanted ranks fall inside, the counts give the order statistics exactly, and the radix passes that follow exit at
+once. A bracket that misses costs time, never correctness. Keys of float64 are too fine for it.
 """
 
 import torch
@@ -10,23 +10,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.gpu.chunk_tables import Table, group_elements
+from feather_kernels.backends.gpu.chunk_tables import ChunkTable, group_elements
 from feather_kernels.backends.interface import Selection
-from feather_kernels.backends.triton.chunks import clamp_nan, key_of, launch_chunks, load_chunk, load_keys
-from feather_kernels.backends.triton.launch import Kernel, aligned
+from feather_kernels.backends.triton.chunks import NAN_KEY_32, clamp_nan, key_of, launch_chunks, load_chunk, load_keys
+from feather_kernels.backends.triton.launch import Kernel, is_aligned
 
 WIDEST = 1 << 17  # keys: the bracket reaches 0.4 % to 0.8 % of the hint to both sides
 NARROWEST = 1 << 10
-ELEMENTS_A_KEY = 16  # at least, where wider than the narrowest: 8 bytes of counts for 16 weights
+ELEMENTS_A_KEY = 16  # at least, in a bracket wider than the narrowest: 8 bytes of counts for 16 weights
 MOST_GROUPS = 512
 ROW = 512  # keys whose counts are summed, so that one program finds its place in two steps
 
 
 @triton.jit
 def bracket_start(value, BINS: tl.constexpr):
-    """First key of the bracket around a value (float32), or -1 where that is NaN; NaN is in no bracket."""
+    """First key of the bracket around a value (float32), or -1 if the value is NaN, which is in no bracket."""
     key = clamp_nan(key_of(value, tl.float32), tl.float32)
-    return tl.where(key == 0x7F800001, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), 0x7F800001 - BINS))
+    return tl.where(key == NAN_KEY_32, -1, tl.minimum(tl.maximum(key - BINS // 2, 0), NAN_KEY_32 - BINS))
 
 
 @Kernel
@@ -63,7 +63,7 @@ def bracket_kernel(
 @Kernel
 @triton.jit(do_not_specialize_on_alignment=["sums"])
 def sum_kernel(counts, sums, SIZE: tl.constexpr):
-    """One program a sum of SIZE counts, int64."""
+    """Each program sums SIZE counts, int64."""
     program = tl.program_id(0).to(tl.int64)
     tl.store(sums + program, tl.sum(tl.load(counts + program * SIZE + tl.arange(0, SIZE)), 0))
 
@@ -73,7 +73,7 @@ def sum_kernel(counts, sums, SIZE: tl.constexpr):
 def bracket_finish_kernel(
     rank, sizes, hint, below, counts, sums, prefixes, keys, BINS: tl.constexpr, ROW: tl.constexpr
 ):
-    """One program a group: if v[rank] and its neighbour are in the bracket, their keys and a prefix that says done.
+    """Each program stores, if v[rank] and its neighbour are in a group's bracket, their keys and a prefix for "done".
 
     All int64. rank, sizes (elements of the group), below, prefixes: (G,); counts: (G, BINS); sums: (G, BINS / ROW), of
     ROW counts each; keys: (G, 2).
@@ -106,7 +106,13 @@ def bracket_finish_kernel(
 
 
 def bracket_keys(dtype: torch.dtype, group_count: int, elements: int) -> int:
-    """Keys of each group's bracket, a power of two; 0 where keys are too fine or groups too many for one."""
+    """Return the number of keys in each group's bracket, a power of two; 0 if keys are too fine or groups too many.
+
+    Args:
+        dtype: of the selected values.
+        group_count: G.
+        elements: of all groups together.
+    """
     if dtype != torch.float32 or group_count > MOST_GROUPS:
         return 0
     affordable = max(elements // ELEMENTS_A_KEY // group_count, NARROWEST)
@@ -114,16 +120,31 @@ def bracket_keys(dtype: torch.dtype, group_count: int, elements: int) -> int:
 
 
 def try_bracket(
-    selection: Selection, tables: list[Table], bins: int, counts: Tensor, below: Tensor, prefixes: Tensor, keys: Tensor
+    selection: Selection,
+    tables: list[ChunkTable],
+    bins: int,
+    counts: Tensor,
+    below: Tensor,
+    prefixes: Tensor,
+    keys: Tensor,
 ) -> None:
-    """Set prefixes (G,) and keys (G, 2) of the groups whose bracket around the hint holds what is wanted.
+    """Set the prefix and the keys of each group whose bracket around the hint holds the wanted order statistics.
 
-    bins: see ``bracket_keys``. counts (G bins,) and below (G,): zeros.
+    Args:
+        selection: with a hint, without caps.
+        tables: of its weights.
+        bins: keys in a bracket, see ``bracket_keys``.
+        counts: (G bins,), zeros.
+        below: (G,), zeros.
+        prefixes: (G,), set to -1 where a group is done.
+        keys: (G, 2), set there.
     """
     weights, groups, rank, scales, _, hint = selection
     sizes, scaled = group_elements(weights, groups, rank), scales is not None
     launch_chunks(bracket_kernel, tables, (scaled, bins), scales, hint, below, counts, scaled, bins)
     sums = counts.new_empty(len(counts) // ROW)
-    sum_kernel.launch(len(sums), aligned(counts), counts, sums, ROW)
-    form = bins, aligned(counts), aligned(sums)
-    bracket_finish_kernel.launch(rank.numel(), form, rank, sizes, hint, below, counts, sums, prefixes, keys, bins, ROW)
+    sum_kernel.launch(len(sums), is_aligned(counts), counts, sums, ROW)
+    constants = bins, is_aligned(counts), is_aligned(sums)
+    bracket_finish_kernel.launch(
+        rank.numel(), constants, rank, sizes, hint, below, counts, sums, prefixes, keys, bins, ROW
+    )

@@ -1,4 +1,4 @@
-"""What Triton compiled, kernel by kernel."""
+"""Records which kernels Triton compiles."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from triton import knobs
 
 
 class Compilations:
-    """Names of the kernels that Triton made ready inside the ``with`` block, one for every specialisation.
+    """Records the names of the kernels that Triton prepares inside the ``with`` block, one for every specialization.
 
-    ``compiled`` went through the compiler, ``cached`` came from Triton's cache on disk. A launch that finds its
-    kernel in memory counts for neither.
+    A launch that finds its kernel in memory is not recorded.
+
+    Attributes:
+        compiled: kernels that went through the compiler.
+        cached: kernels that came from Triton's cache on disk.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,7 @@ class Compilations:
 
     @property
     def names(self) -> list[str]:
-        """All of them."""
+        """The names of all prepared kernels."""
         return self.compiled + self.cached
 
     def _record(self, *, src: Any, cache_hit: bool, **rest: Any) -> None:

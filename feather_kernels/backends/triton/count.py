@@ -1,4 +1,4 @@
-"""Counts of pruned elements of a list of tensors, in one launch for each storage dtype of the list."""
+"""Counts the pruned elements of a list of tensors, by one launch for each storage dtype."""
 
 from collections.abc import Sequence
 

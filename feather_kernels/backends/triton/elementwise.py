@@ -1,4 +1,4 @@
-"""The elementwise ops: one pass, each byte read and written once.
+"""The elementwise ops, which read and write each byte once.
 
 Kernels see dense memory in storage order; 64-bit offsets; whole blocks without a mask, so that accesses are 128 bits
 wide, and one masked tail. The block size is a fixed function of the dtypes: no autotuning, the same bits everywhere.
@@ -12,13 +12,13 @@ import triton.language as tl
 from torch import Tensor
 
 from feather_kernels.backends.layouts import flatten, write_back
-from feather_kernels.backends.triton.launch import Kernel, aligned
+from feather_kernels.backends.triton.launch import Kernel, is_aligned
 from feather_kernels.backends.triton.math import is_pruned, threshold_value
 
 CONSTANT_OF_POWER = {1.0: 1, 2.0: 2, 3.0: 3, math.inf: 0}  # power -> P of the kernel
 BLOCK = 1024  # elements a program: 8 for each of 128 threads
-WIDE = 1 << 31  # elements, whose number Triton passes in 64 bits
-WIDE_BLOCK = 512  # of float64 arithmetic, whose values take two registers
+WIDE = 1 << 31  # elements; from here on Triton passes their number in 64 bits
+WIDE_BLOCK = 512  # for float64 arithmetic, whose values take two registers
 
 
 @Kernel
@@ -61,15 +61,15 @@ def threshold(w: Tensor, t: Tensor, p: float, out: Tensor) -> None:
     """Fill ``out`` with P(w).
 
     Raises:
-        ValueError: p has no kernel.
+        ValueError: there is no kernel for p.
     """
     power = CONSTANT_OF_POWER.get(p)
     if power is None:
         raise ValueError(f"power must be 1, 2, 3 or inf on the Triton backend, got {p}")
     flat_out, flat_w = flatten(out, w)
     n, block = w.numel(), WIDE_BLOCK if t.dtype == torch.float64 else BLOCK
-    form = w.dtype, aligned(flat_w), out.dtype, aligned(flat_out), n < WIDE, power, block
-    threshold_kernel.launch((n + block - 1) // block, form, flat_w, t, flat_out, n, power, block)
+    specialization = w.dtype, is_aligned(flat_w), out.dtype, is_aligned(flat_out), n < WIDE, power, block
+    threshold_kernel.launch((n + block - 1) // block, specialization, flat_w, t, flat_out, n, power, block)
     write_back(flat_out, out)
 
 
@@ -79,6 +79,7 @@ def scale_pruned_grad(g: Tensor, w: Tensor, t: Tensor, grad_scale: Tensor, out: 
     arithmetic = tl.float64 if torch.float64 in (g.dtype, t.dtype) else tl.float32
     n = w.numel()
     dtypes = g.dtype, w.dtype, out.dtype
-    form = dtypes, aligned(flat_g), aligned(flat_w), aligned(flat_out), n < WIDE
-    scale_kernel.launch((n + BLOCK - 1) // BLOCK, form, flat_g, flat_w, t, grad_scale, flat_out, n, arithmetic, BLOCK)
+    specialization = dtypes, is_aligned(flat_g), is_aligned(flat_w), is_aligned(flat_out), n < WIDE
+    programs = (n + BLOCK - 1) // BLOCK
+    scale_kernel.launch(programs, specialization, flat_g, flat_w, t, grad_scale, flat_out, n, arithmetic, BLOCK)
     write_back(flat_out, out)

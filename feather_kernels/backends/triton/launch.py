@@ -1,6 +1,6 @@
-"""Launches that cost the host little: a kernel that Triton has compiled is kept, and found again by what it depends on.
+"""Cheap launches: a kernel that Triton has compiled is kept, and found again by all that its code depends on.
 
-Triton's own launch looks at every argument and option to find the compiled kernel, which takes longer than the launch.
+Triton's own launch inspects every argument and option to find the compiled kernel, which takes longer than the launch.
 """
 
 from __future__ import annotations
@@ -15,28 +15,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 COMPILE: dict[str, Any] = {"enable_fp_fusion": True}
-"""Of every compilation: the bounds hold with a * b + c fused, which triton 3.10 leaves off unless asked."""
+"""Options of every compilation. The error bounds hold with a * b + c fused, which triton 3.10 does only on request."""
 
 # where Triton has no such class, or launches return something else (its interpreter does), nothing is kept
 COMPILED = getattr(triton.compiler, "CompiledKernel", ())
 
 
 class Kernel:
-    """A jit function, with what Triton compiled of it by device and form, for one driver: tests set others."""
+    """A jit function with the kernels that Triton compiled from it.
+
+    Attributes:
+        function: the jit function.
+        driver: Triton's driver that the kernels belong to; tests set other drivers.
+        kept: the kernels by device and specialization.
+    """
 
     def __init__(self, function: Any) -> None:
         self.function = function
         self.driver: Any = None
         self.kept: dict[Hashable, Any] = {}
 
-    def launch(self, programs: int, form: Hashable, *arguments: Any) -> None:
-        """Launch so many programs on the current device, which is that of the first argument.
+    def launch(self, programs: int, specialization: Hashable, *arguments: Any) -> None:
+        """Launch on the current device, which must be that of the first argument.
 
-        ``form`` is what the compiled code depends on: dtypes of pointers, whether 16 divides those that are specialised
-        by it (``aligned``), which are None, the width of integers, constants. ``arguments`` are all parameters, by
-        position. A change of Triton's settings has no effect on forms that were launched before it.
+        A change of Triton's settings has no effect on specializations that were launched before it.
+
+        Args:
+            programs: how many.
+            specialization: all that the compiled code depends on: dtypes of pointers, whether 16 divides those that
+                Triton specializes on it (``is_aligned``), which are None, the width of integers, constants.
+            arguments: all parameters of the jit function, by position.
         """
-        key = arguments[0].device, form
+        key = arguments[0].device, specialization
         compiled = self.kept.get(key)
         if compiled is not None and self.driver is driver.active:
             compiled[programs, 1, 1](*arguments)
@@ -48,6 +58,6 @@ class Kernel:
             self.kept[key] = compiled
 
 
-def aligned(tensor: Tensor) -> bool:
-    """Whether 16 divides the address, by which Triton compiles apart."""
+def is_aligned(tensor: Tensor) -> bool:
+    """Return whether 16 divides the address, on which Triton specializes."""
     return tensor.data_ptr() % 16 == 0

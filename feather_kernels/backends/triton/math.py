@@ -1,7 +1,7 @@
-"""Formulas as load-free jit functions: values in, values out.
+"""The formulas as jit functions that take and return values, and load nothing.
 
-Weights come in the compute dtype (float32, or float64 for float64 weights). Sources and bounds:
-docs/design/numerics.md; the same formulas stand in ``backends/reference.py``.
+Weights come in the compute dtype (float32, or float64 for float64 weights). ``docs/design/numerics.md`` has sources and
+error bounds; ``backends/reference.py`` has the same formulas in PyTorch.
 """
 
 import triton
@@ -38,7 +38,7 @@ def threshold_value(w, t, P: tl.constexpr):
 
 @triton.jit
 def where_kept(y, w, t):
-    """The value of P(w), given what it is where w is kept: +0.0 where pruned; w for T <= 0, NaN for a NaN T."""
+    """P(w), given its values y where w is kept: +0.0 where w is pruned, w for T <= 0, NaN for a NaN T."""
     y = tl.where(is_pruned(w, t), 0.0, y)
     y = tl.where(t != t, t, y)
     return tl.where(t <= 0, w, y)

@@ -1,8 +1,8 @@
 """Radix selection on the device, most significant digit first: a histogram pass over all weights, then a small scan.
 
-Keys, rows and caps: ``backends/radix.py``, whose algorithm this is. Rows are numbered so that those of a group follow
-each other. A row whose prefix is negative is done: programs that work for it exit at once. Integer atomics: results do
-not depend on the order of programs.
+The algorithm is that of ``backends/radix.py``, which explains keys, rows and caps; the rows of a group are adjacent
+here. A row with a negative prefix is done, and programs that work for it exit at once. Counts are integers added
+atomically, so results do not depend on the order of programs.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from feather_kernels.backends.gpu.chunk_tables import Table
+from feather_kernels.backends.gpu.chunk_tables import ChunkTable
 from feather_kernels.backends.interface import Histogram
 from feather_kernels.backends.triton import chunks
 from feather_kernels.backends.triton.chunks import clamp_nan, launch_chunks, load_chunk, load_keys
 from feather_kernels.backends.triton.launch import Kernel
 
-DIGIT_BITS = 8  # at most, of one pass: 256 bins stay in registers and shared memory on every version of triton
+DIGIT_BITS = 8  # of one pass, at most: 256 bins stay in registers and shared memory on every version of triton
 
 
 @Kernel
@@ -61,7 +61,7 @@ def scan_kernel(
     rank, row_starts, tensor_of_row, caps, counts, prefixes, below, sizes, keys,
     BITS: tl.constexpr, CAPPED: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, NAN_KEY: tl.constexpr,
 ):  # fmt: skip
-    """One program a group: the digit of its rank, from the counts (R, 2^BITS) of its rows, which are set to zero.
+    """Each program finds the digit of a group's rank from the counts (R, 2^BITS) of its rows, and zeroes these.
 
     All int64. prefixes, below (R,): extended by the digit. sizes (G,): set by the first pass. keys (G, 2): set by the
     last; where the neighbour lies under another prefix its place holds NAN_KEY and prefixes keep the whole key.
@@ -110,7 +110,7 @@ def scan_kernel(
 
 @triton.jit
 def capped_counts(row, tensor_of_row, caps, counts, below, CAPPED: tl.constexpr, BINS: tl.constexpr):
-    """(BINS,) how many of a row's keys are below the end of each bin, at most its cap."""
+    """(BINS,): how many of a row's keys are below the end of each bin, at most its cap."""
     total = tl.cumsum(tl.load(counts + row * BINS + tl.arange(0, BINS)), 0) + tl.load(below + row)
     if CAPPED:
         total = tl.minimum(total, tl.load(caps + tl.load(tensor_of_row + row)))
@@ -144,8 +144,8 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
 
 
 def count_digits(
-    tables: Sequence[Table], scales: Tensor | None, prefixes: Tensor, shift: int, bits: int, counts: Tensor
+    tables: Sequence[ChunkTable], scales: Tensor | None, prefixes: Tensor, shift: int, bits: int, counts: Tensor
 ) -> None:
-    """Launch the histogram pass."""
+    """Launch the histogram pass; its parameters are those of ``histogram_kernel``."""
     constants = shift, bits, scales is not None
     launch_chunks(histogram_kernel, tables, constants, scales, prefixes, counts, *constants)

@@ -1,7 +1,7 @@
 """Exact selection over a list of tensors; every result stays on the device and nothing is read on the host.
 
-With a hint: one pass over the weights (``bracket.py``). Radix passes (``radix_passes.py``) are launched behind it; the
-programs of groups that are done exit at once.
+A hint makes one pass over the weights suffice (``bracket.py``), unless it is far off. As the host cannot know, radix
+passes (``radix.py``) are launched after it in any case; for groups that are done their programs exit at once.
 """
 
 import torch
@@ -11,14 +11,13 @@ from torch import Tensor
 
 from feather_kernels.backends.gpu.chunk_tables import element_count, make_rows
 from feather_kernels.backends.interface import Selection
-from feather_kernels.backends.radix import NAN_KEY
 from feather_kernels.backends.triton import chunks
 from feather_kernels.backends.triton.bracket import bracket_keys, try_bracket
 from feather_kernels.backends.triton.chunks import launch_chunks
 from feather_kernels.backends.triton.launch import Kernel
 from feather_kernels.backends.triton.radix import DIGIT_BITS, count_digits, scan_kernel, smallest_above_kernel
+from feather_kernels.dtypes import KEY_BITS, NAN_KEY
 
-KEY_BITS = {torch.float32: 31, torch.float64: 63}
 VALUES_BLOCK = 128
 
 
@@ -37,7 +36,7 @@ def value_kernel(keys, out, count, DTYPE: tl.constexpr, NAN_KEY: tl.constexpr, B
 
 
 def magnitude_select(selection: Selection, out: Tensor) -> None:
-    """Fill ``out`` (G, 2) with the two order statistics of each group; a hint is of use without caps, in float32."""
+    """Fill ``out`` (G, 2) with the two order statistics of each group; hints are used in float32 without caps."""
     weights, groups, rank, scales, caps, hint = selection
     group_count, scaled, capped, nan_key = rank.numel(), scales is not None, caps is not None, NAN_KEY[out.dtype]
     rows = make_rows(tuple(groups), group_count, capped, rank.device)
@@ -54,12 +53,14 @@ def magnitude_select(selection: Selection, out: Tensor) -> None:
         first, bits = shift == KEY_BITS[out.dtype], min(DIGIT_BITS, shift)
         shift -= bits
         count_digits(tables, scales, prefixes, shift, bits, counts)
-        form = bits, capped, first, shift == 0, nan_key
+        constants = bits, capped, first, shift == 0, nan_key
         scan_kernel.launch(
-            group_count, form, rank, rows.starts, rows.tensors, caps, counts, prefixes, below, sizes, keys, *form
-        )
-    constants = scaled, nan_key
-    launch_chunks(smallest_above_kernel, tables, constants, scales, prefixes, rows.groups, keys, *constants)
+            group_count, constants,
+            rank, rows.starts, rows.tensors, caps, counts, prefixes, below, sizes, keys, *constants,
+        )  # fmt: skip
+    launch_chunks(
+        smallest_above_kernel, tables, (scaled, nan_key), scales, prefixes, rows.groups, keys, scaled, nan_key
+    )
     write_values(keys, out)
 
 

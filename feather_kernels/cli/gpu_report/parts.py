@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli import doctor
 from feather_kernels.cli.gpu_report import speed, training
 from feather_kernels.cli.selftest import checks
@@ -14,7 +14,7 @@ from feather_kernels.cli.selftest import checks
 if TYPE_CHECKING:
     from feather_kernels.cli.gpu_report.place import Place
 
-BACKENDS = registry.ORDER["cuda"]
+BACKENDS = registry.order["cuda"]
 WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
 
 

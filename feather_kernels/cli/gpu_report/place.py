@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.gpu_report import machine
 from feather_kernels.cli.gpu_report.clock import Meter, event_meter, host_meter
 from feather_kernels.errors import BackendUnavailableError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.gpu_report.clock import interleaved, spread
 from feather_kernels.cli.gpu_report.layers import POWER, make_layers
 from feather_kernels.cli.train.models import make_model

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.selftest import oracle
-from feather_kernels.ops.schema import WEIGHT_DTYPES, compute_dtype
+from feather_kernels.dtypes import WEIGHT_DTYPES, compute_dtype
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
 
 ops = torch.ops.feather_kernels

@@ -14,11 +14,11 @@ from xml.etree import ElementTree
 import torch
 
 from feather_kernels._version import __version__
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.cli.selftest.checks import TESTS, Check, dtype_name, examine
-from feather_kernels.ops.schema import WEIGHT_DTYPES
+from feather_kernels.dtypes import WEIGHT_DTYPES
 
 if TYPE_CHECKING:
     import argparse
@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
         raise InputError(f"--device must be a device of this machine, such as cuda:0, got {name!r}: {error}") from error
     for backend in options.require:
-        if backend not in registry.BACKENDS:
-            raise unknown_name("--require", backend, registry.BACKENDS)
+        if backend not in registry.modules:
+            raise unknown_name("--require", backend, registry.modules)
     files = _writable("--json", options.json), _writable("--junit", options.junit)
     return check_device(device, *files, options.require)
 

@@ -1,6 +1,6 @@
 """Exact values for ``selftest``: the thresholding operator in decimal arithmetic, and errors in units of last place.
 
-Shares no code with the kernels.
+The formulas share no code with the kernels and the reference, so that no fault can hide in both.
 """
 
 from __future__ import annotations
@@ -11,21 +11,41 @@ from decimal import Context, Decimal, localcontext
 import torch
 from torch import Tensor
 
+from feather_kernels.dtypes import BITS_DTYPE
+
 DIGITS = Context(prec=60)
-MANTISSA_BITS = {torch.float16: 10, torch.bfloat16: 7, torch.float32: 23, torch.float64: 52}
-_INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def boundary_weights(t: Tensor, dtype: torch.dtype) -> Tensor:
-    """Weights at T and next to it, spread over the binades above it, and special ones; of both signs."""
-    at = (t if bool(t > 0) else torch.tensor(0.3, dtype=torch.float32, device="cpu")).to(dtype)
-    integer = _INTEGER[dtype.itemsize]
-    neighbours = (at.view(integer) + torch.arange(-4, 24, dtype=integer, device="cpu")).view(dtype)
-    spread = at.double() * torch.exp2(torch.linspace(-2, 30, 80, dtype=torch.float64, device="cpu"))
-    info = torch.finfo(dtype)
-    values = [0.0, info.smallest_normal, 1.0, info.max, math.inf, math.nan]
-    special = torch.tensor(values, dtype=torch.float64, device="cpu")
-    weights = torch.cat([neighbours, spread.to(dtype), special.to(dtype)])
+def boundary_weights(
+    t: Tensor, dtype: torch.dtype, neighbours: tuple[int, int] = (4, 24), count: int = 40, seed: int = 0
+) -> Tensor:
+    """Weights of both signs at T and next to it, near it and far beyond it, and every special value of the dtype.
+
+    Args:
+        t: T, 0-dim; 0.3 takes the place of a T that is not a positive finite number.
+        dtype: of the weights.
+        neighbours: how many of the representable numbers below T, and from T upwards.
+        count: random weights up to half as much again as T, and as many from T / 64 to 2^40 T, evenly by exponent.
+        seed: of the random weights.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform() -> Tensor:
+        return torch.rand(count, generator=generator, dtype=torch.float64, device="cpu")
+
+    usable = bool(t.isfinite()) and bool(t > 0)
+    center = t.detach().cpu() if usable else torch.tensor(0.3, dtype=t.dtype, device="cpu")
+    integer, info = BITS_DTYPE[dtype], torch.finfo(dtype)
+    offsets = torch.arange(-neighbours[0], neighbours[1], device="cpu").to(integer)
+    next_to = (center.to(dtype).view(integer) + offsets).view(dtype)
+    low = max(math.log2(float(center)) - 6, math.log2(info.smallest_normal))
+    high = min(math.log2(float(center)) + 40, math.log2(info.max))
+    spread = torch.exp2(uniform() * max(high - low, 1.0) + low).to(dtype)
+    near = (center.double() * (1 + uniform() * 0.5)).to(dtype)
+    smallest = info.smallest_normal * info.eps
+    values = [0.0, smallest, smallest * 3, info.smallest_normal, 1.0, info.max, math.inf, math.nan]
+    special = torch.tensor(values, dtype=torch.float64, device="cpu").to(dtype)
+    weights = torch.cat([next_to, spread, near, special])
     return torch.cat([weights, -weights])
 
 
@@ -67,14 +87,19 @@ def ulp_error(result: Tensor, wanted: tuple[Tensor, Tensor]) -> float:
         return math.inf  # a pruned output is +0.0
     finite = rounded.isfinite()
     error = ((result.double() - leading) - rest)[finite].abs()
-    exponent = torch.frexp(leading[finite]).exponent - 1
-    lowest = math.frexp(torch.finfo(result.dtype).smallest_normal)[1] - 1
-    ulp = torch.exp2((exponent.clamp_min(lowest) - MANTISSA_BITS[result.dtype]).double())
-    worst = (error / ulp).max()
+    worst = (error / ulp(leading[finite], result.dtype)).max()
     return math.inf if bool(worst.isnan()) else float(worst)
+
+
+def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The unit of the last place of ``dtype`` at each value, in float64: the distance of its numbers there."""
+    info = torch.finfo(dtype)
+    lowest = math.frexp(info.smallest_normal)[1]
+    exponent = torch.frexp(values).exponent.clamp_min(lowest) - 1
+    return torch.exp2(exponent.double()) * info.eps
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
     """Elementwise: the same bits, every NaN taken as one."""
-    integer = _INTEGER[a.dtype.itemsize]
+    integer = BITS_DTYPE[a.dtype]
     return (a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())

@@ -9,14 +9,13 @@ from typing import Any, get_args, get_type_hints
 
 import torch
 
-from feather_kernels.backends import registry
+from feather_kernels.backends.registry import registry
+from feather_kernels.checks import check_grad_scale, check_power, check_sparsity
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.cli.train import data as data_sources
 from feather_kernels.cli.train.methods import DEFAULT_METHOD, METHODS, Method
 from feather_kernels.cli.train.models import DEFAULT_MODEL, check_model
-from feather_kernels.functional import check_grad_scale, check_sparsity
-from feather_kernels.ops.schema import check_power
 
 DEFAULT_SPARSITY = 0.95
 MAX_THREADS = 4096

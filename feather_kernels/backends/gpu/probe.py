@@ -1,44 +1,30 @@
-"""What the two GPU backends share: launches on the device of the result, and a probe that launches a kernel."""
+"""The probe of the GPU backends: one launch of a small kernel, whose result is checked."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor
-
-Parameters = ParamSpec("Parameters")
 
 # in the words of cudaGetErrorString, and the names of the runtime's and the driver's code
 OUT_OF_MEMORY = ("out of memory", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
-def on_its_device(op: Callable[Parameters, None]) -> Callable[Parameters, None]:
-    """``op`` with the device of ``out``, its last argument, as the current one, on which kernels are launched."""
-
-    @wraps(op)
-    def run(*arguments: Parameters.args, **named: Parameters.kwargs) -> None:
-        device = cast("Any", arguments[-1]).device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():
-            with torch.cuda.device(device):
-                op(*arguments, **named)
-        else:
-            op(*arguments, **named)
-
-    return run
-
-
-def launch_problem(
+def probe_by_launch(
     threshold: Callable[[Tensor, Tensor, float, Tensor], None],
     device: torch.device,
     describe: Callable[[Exception], str],
 ) -> str | None:
-    """None if ``threshold`` launches and gives the right result on ``device``, else the reason why not.
+    """Return None if an op launches and gives the right result on a device, else the reason why not.
 
-    Errors that say nothing on the backend are raised, so that the next op probes again: memory that is used up, here
-    or by another process, and a device that failed before.
+    Errors that say nothing about the backend are raised, so that the next op probes again: an out-of-memory error,
+    whoever holds the memory, and an error of an earlier operation.
+
+    Args:
+        threshold: the backend's ``threshold``.
+        device: where it is launched.
+        describe: makes the reason, in one line, of the exception that a launch raised.
 
     Raises:
         RuntimeError: the current stream is being captured, the device failed before, or has no memory left.
@@ -59,15 +45,16 @@ def launch_problem(
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the device's memory was used up: torch's own error, or in the words of CUDA's runtime or driver.
+    """Return whether an error says that the device's memory is used up.
 
-    Loading a module takes memory too, and says so as a RuntimeError: "Triton Error [CUDA]: out of memory".
+    It is torch's own error, or has the words of CUDA's runtime or driver: loading a module takes memory too, and fails
+    with the RuntimeError "Triton Error [CUDA]: out of memory".
     """
     return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def _raise_earlier_error(device: torch.device) -> None:
-    """Wait for the device: CUDA reports what failed in a kernel later, and would report it at the probe."""
+    """Wait for the device: CUDA reports the failure of a kernel later, and would report it at the probe."""
     if device.type != "cuda" or not torch.cuda.is_initialized():  # nothing can have run there
         return
     try:
