@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TORCH = "torch.nn"  # torch.fx calls layers of modules so named as one node; a trace through ours would hold a fixed P
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 # the layers that the method prunes by default; their sparse classes
-CALLED: dict[type[nn.Module], type[SparseLayer]] = {
+LINEAR_AND_CONVOLUTION: dict[type[nn.Module], type[SparseLayer]] = {
     nn.Linear: linear.FeatherLinear,
     nn.Conv1d: convolution.FeatherConv1d,
     nn.Conv2d: convolution.FeatherConv2d,
@@ -46,7 +46,9 @@ def prunable_names(module: nn.Module) -> tuple[str, ...]:
         names: tuple[str, ...] = ATTENTION_WEIGHTS
     elif issubclass(kind, nn.RNNBase):
         names = tuple(name for name in module._parameters if name.startswith("weight"))
-    elif issubclass(kind, tuple(CALLED)) or (kind.__name__ == "Conv1D" and "transformers" in kind.__module__):
+    elif issubclass(kind, tuple(LINEAR_AND_CONVOLUTION)) or (
+        kind.__name__ == "Conv1D" and "transformers" in kind.__module__
+    ):
         names = ("weight",)
     else:
         names = ()
@@ -56,10 +58,10 @@ def prunable_names(module: nn.Module) -> tuple[str, ...]:
 def form_of(dense_class: type[nn.Module]) -> str:
     """How the class is extended where no other module reads its weight: "call", "recurrent" or "read"."""
     if _keeps_our_forward(dense_class):
-        return "call"
+        return "forward"
     if issubclass(dense_class, nn.RNNBase):
         return "recurrent"  # its forward wraps whichever forward the subclass has
-    return "read"
+    return "attribute"
 
 
 def make_sparse(module: nn.Module, thresholds: dict[str, ThresholdBinding], form: str) -> None:
@@ -93,10 +95,10 @@ def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...])
 def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> type[SparseLayer]:
     """The sparse class for a dense class; classes of the tables have static ones, others are made here, once."""
     is_attention = issubclass(dense_class, nn.MultiheadAttention)
-    if form == "read":
+    if form == "attribute":
         base: type[SparseLayer] = FeatherMultiheadAttention if is_attention else AttributeLayer
     else:
-        table, names = CALLED if form == "call" else RECURRENT, ()
+        table, names = LINEAR_AND_CONVOLUTION if form == "forward" else RECURRENT, ()
         if dense_class in table:
             return table[dense_class]
         bases = (sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
@@ -117,5 +119,5 @@ def _keeps_our_forward(dense_class: type[nn.Module]) -> bool:
     return any(
         issubclass(dense_class, base)
         and all(getattr(dense_class, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
-        for base in CALLED
+        for base in LINEAR_AND_CONVOLUTION
     )

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from feather_kernels import autograd
 from feather_kernels.nn.base import dense_without_state
-from feather_kernels.nn.linear import CalledLayer
+from feather_kernels.nn.linear import RecomputingLayer
 
 
-class FeatherForwardConv(CalledLayer):
+class ConvolutionLayer(RecomputingLayer):
     """Mixin of Conv1d, Conv2d, Conv3d; every argument (groups, dilation, padding_mode, "same") as in the dense."""
 
     @dense_without_state
@@ -33,7 +33,7 @@ class FeatherForwardConv(CalledLayer):
         )
 
 
-class FeatherTransposedConv(CalledLayer):
+class TransposedConvolutionLayer(RecomputingLayer):
     """Mixin of ConvTranspose1d, ConvTranspose2d, ConvTranspose3d."""
 
     transposed_convolution: Callable[..., Tensor]  # torch's function
@@ -66,31 +66,31 @@ def _padded(layer: Any, input: Tensor) -> tuple[Tensor, tuple[int, ...]]:  # noq
     return input, none if layer.padding == "valid" else tuple(reversed(around[::2]))
 
 
-class FeatherConv1d(FeatherForwardConv, nn.Conv1d):
+class FeatherConv1d(ConvolutionLayer, nn.Conv1d):
     """``torch.nn.Conv1d`` with P(weight)."""
 
 
-class FeatherConv2d(FeatherForwardConv, nn.Conv2d):
+class FeatherConv2d(ConvolutionLayer, nn.Conv2d):
     """``torch.nn.Conv2d`` with P(weight)."""
 
 
-class FeatherConv3d(FeatherForwardConv, nn.Conv3d):
+class FeatherConv3d(ConvolutionLayer, nn.Conv3d):
     """``torch.nn.Conv3d`` with P(weight)."""
 
 
-class FeatherConvTranspose1d(FeatherTransposedConv, nn.ConvTranspose1d):
+class FeatherConvTranspose1d(TransposedConvolutionLayer, nn.ConvTranspose1d):
     """``torch.nn.ConvTranspose1d`` with P(weight)."""
 
     transposed_convolution = torch.conv_transpose1d
 
 
-class FeatherConvTranspose2d(FeatherTransposedConv, nn.ConvTranspose2d):
+class FeatherConvTranspose2d(TransposedConvolutionLayer, nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d`` with P(weight)."""
 
     transposed_convolution = torch.conv_transpose2d
 
 
-class FeatherConvTranspose3d(FeatherTransposedConv, nn.ConvTranspose3d):
+class FeatherConvTranspose3d(TransposedConvolutionLayer, nn.ConvTranspose3d):
     """``torch.nn.ConvTranspose3d`` with P(weight)."""
 
     transposed_convolution = torch.conv_transpose3d

@@ -9,10 +9,10 @@ from feather_kernels import autograd
 from feather_kernels.nn.base import SparseLayer, dense_without_state
 
 
-class CalledLayer(SparseLayer):
+class RecomputingLayer(SparseLayer):
     """Mixin of the layers whose forward is ours."""
 
-    form = "call"
+    form = "forward"
     lean_form = True
 
     def _operands(self) -> tuple[autograd.SparseWeight, bool]:
@@ -22,7 +22,7 @@ class CalledLayer(SparseLayer):
         return operands, self.feather.thresholds["weight"].recomputes(weight, operands.dtype)
 
 
-class FeatherLinear(CalledLayer, nn.Linear):
+class FeatherLinear(RecomputingLayer, nn.Linear):
     """``torch.nn.Linear`` that computes ``x P(weight)^T + bias``."""
 
     @dense_without_state

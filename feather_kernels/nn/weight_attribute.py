@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from feather_kernels import autograd
 from feather_kernels.nn.base import SparseLayer, dense_without_state
-from feather_kernels.nn.read_only import computed_weight
+from feather_kernels.nn.read_only_weight import computed_weight
 
 
 class AttributeLayer(SparseLayer):
     """Mixin: attributes made by ``thresholded`` return P of the parameter, computed once in a forward of the layer."""
 
-    form = "read"
+    form = "attribute"
 
     @dense_without_state
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer, WeightVersion
-from feather_kernels.sparsify.forward_ends import ForwardEnds
+from feather_kernels.sparsify.forward_cleanup import ForwardCleanup
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
-from feather_kernels.sparsify.held_weights import checksum, has_memory
-from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
-from feather_kernels.sparsify.layers import uses_of
-from feather_kernels.sparsify.position import SchedulePosition, select_at
-from feather_kernels.sparsify.step_watch import StepWatch
+from feather_kernels.sparsify.layer_swap import uses_of
+from feather_kernels.sparsify.missing_steps import MissingStepWatch
+from feather_kernels.sparsify.model_changes import LayerPlaces, check_whole
+from feather_kernels.sparsify.schedule_position import SchedulePosition, select_at
+from feather_kernels.sparsify.weight_memory import checksum, has_memory
 from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
 
 if TYPE_CHECKING:
     from feather_kernels.nn.thresholds import Thresholds
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
     from feather_kernels.sparsify.policies import Policy
-    from feather_kernels.sparsify.unused_layers import TrainingWatch
+    from feather_kernels.sparsify.prunable import PrunableWeight
+    from feather_kernels.sparsify.unused_layers import UnusedLayerWatch
 
 _log = logging.getLogger("feather_kernels")
 _STALE_TRACE = (
@@ -86,9 +86,9 @@ class CurrentThresholds:
         self._as_copied = False
         self._ran = False
         self._looked_at = -1  # the step count at which the bytes were last known to be those selected from
-        self.watch: TrainingWatch | None = None
-        self.step_watch = StepWatch()
-        self._ends = ForwardEnds()
+        self.watch: UnusedLayerWatch | None = None
+        self.step_watch = MissingStepWatch()
+        self._forward_cleanup = ForwardCleanup()
 
     @property
     def position(self) -> SchedulePosition:
@@ -135,7 +135,7 @@ class CurrentThresholds:
 
         Their forward may be compiled, and then their hook never runs. What raises leaves the position where it was.
         """
-        self._ends.clean(sys._getframe())
+        self._forward_cleanup.clean(sys._getframe())
         self.places.check(model)
         parameters = self._check_places()
         if self.watch is not None and self.watch.step():
@@ -155,7 +155,7 @@ class CurrentThresholds:
 
     def stop_watching(self) -> None:
         """End the watch over the first training step."""
-        self._ends.clean(sys._getframe())
+        self._forward_cleanup.clean(sys._getframe())
         if self.watch is not None:
             self.watch.stop()
             self.watch = None
@@ -228,12 +228,12 @@ class CurrentThresholds:
             self._training = module.training
         if self.watch is not None:
             undo += self.watch.forward_begins(module)
-        self._ends.begin(sys._getframe(1), undo)
+        self._forward_cleanup.begin(sys._getframe(1), undo)
 
     def forward_ended(self, *_: Any) -> None:
         """The forward hook of the model, also after an exception."""
         if not torch.compiler.is_compiling():
-            self._ends.end()
+            self._forward_cleanup.end()
 
     def refresh_if_stale(self) -> None:
         """Select if the weights have changed and nothing forbids it."""

@@ -13,7 +13,7 @@ from feather_kernels.torch_private import in_transform, is_innermost
 from feather_kernels.user_code import warn_user
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import Use
+    from feather_kernels.sparsify.prunable import WeightUse
 
 
 class DirectReads(TorchFunctionMode):
@@ -22,11 +22,11 @@ class DirectReads(TorchFunctionMode):
     Reads of attributes and operations without a gradient (``weight.dtype``, ``weight.detach()``) do not count.
     """
 
-    def __init__(self, uses: Sequence[Use]) -> None:
+    def __init__(self, uses: Sequence[WeightUse]) -> None:
         super().__init__()
         self._uses = uses
         self._found: set[int] = set()
-        self._by_parameter: dict[int, tuple[Tensor, Use]] = {}
+        self._by_parameter: dict[int, tuple[Tensor, WeightUse]] = {}
 
     def leave(self) -> None:
         """Look no more; where another mode was entered since and not left, this one stays on the stack, blind."""
@@ -50,7 +50,7 @@ class DirectReads(TorchFunctionMode):
                     self._warn(found[1], operand, getattr(func, "__name__", repr(func)))
         return result
 
-    def _warn(self, use: Use, parameter: Tensor, function: str) -> None:
+    def _warn(self, use: WeightUse, parameter: Tensor, function: str) -> None:
         self._found.add(id(parameter))
         del self._by_parameter[id(parameter)]
         if function == "__get__":

@@ -16,7 +16,7 @@ class _Forward:
         self.inner = 0
 
 
-class ForwardEnds:
+class ForwardCleanup:
     """The running forwards of a model; the model's forward hook calls ``end``."""
 
     def __init__(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feather_kernels.sparsify.layer_places import ADDED
+from feather_kernels.sparsify.model_changes import ADDED
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 from feather_kernels.user_code import warn_user
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
+    from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse
     from feather_kernels.sparsify.report import Report
 
 
@@ -22,7 +22,7 @@ def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | N
             warn_user(message)
 
 
-def warn_of_thawed(frozen: list[Use]) -> list[Use]:
+def warn_of_thawed(frozen: list[WeightUse]) -> list[WeightUse]:
     """Warn of weights that were left dense because they were frozen, and require a gradient now; returns the others."""
     if not frozen:
         return frozen

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from feather_kernels.nn.base import SparseLayer
-    from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
     from feather_kernels.sparsify.overrides import Override
+    from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse
 
 
-def uses_of(weights: Sequence[PrunableWeight]) -> list[Use]:
+def uses_of(weights: Sequence[PrunableWeight]) -> list[WeightUse]:
     """All uses of the weights, in order."""
     return [use for weight in weights for use in weight.uses]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from feather_kernels.sparsify.names import steps
+from feather_kernels.sparsify.layer_names import steps
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.nn.parameter import Parameter
 
-FROZEN = "frozen (requires_grad=False): taken only if targets names it"
+FROZEN = "frozen (requires_grad=False): pruned only if targets names it"
 
 # convolutions that standardise their weight in forward, by the name of a class in their ancestry
 STANDARDISED = (
@@ -46,7 +46,7 @@ def adapter_of(path: str, modules: Mapping[str, nn.Module]) -> str | None:
 def adapter_reason(adapter: str) -> str:
     """Why a weight is left that is part of an adapter, by ``adapter_of``."""
     kind = "LoRA adapter" if adapter.startswith("lora_") else "adapter"
-    return f"{kind} ({adapter}): taken only if targets has its exact name"
+    return f"{kind} ({adapter}): pruned only if targets has its exact name"
 
 
 def default_reason(module: nn.Module, weight: Parameter) -> str | None:
@@ -56,7 +56,7 @@ def default_reason(module: nn.Module, weight: Parameter) -> str | None:
     if not _standardises(module):
         return None
     kind = type(module).__name__
-    return f"{kind} standardises its weight, so that zeros do not stay zeros: taken only if targets names it"
+    return f"{kind} standardises its weight, so that zeros do not stay zeros: pruned only if targets names it"
 
 
 def note_on(module: nn.Module) -> str:
@@ -68,10 +68,10 @@ def _standardises(module: nn.Module) -> bool:
     return any(ancestor.__name__ in STANDARDISED for ancestor in type(module).__mro__)
 
 
-def untaken_reason(name: str, module: nn.Module) -> str:
+def other_kind_reason(name: str, module: nn.Module) -> str:
     """Why a layer of another kind is left; for fused experts, Parameters of three dimensions, how to take them too."""
-    reason = f"{type(module).__name__}: taken only if targets names it"
+    reason = f"{type(module).__name__}: pruned only if targets names it"
     own = (parameter for parameter in module._parameters.values() if parameter is not None)
     if name and any(parameter.dim() == 3 and min(parameter.shape) > 1 for parameter in own):
-        return f'{reason}; targets=["re:.*", "{name}"] takes it beside the default layers'
+        return f'{reason}; targets=["re:.*", "{name}"] prunes it and the default layers'
     return reason

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from feather_kernels.user_code import warn_user
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.attachment import Attachment
+    from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 
 PATIENCE = 100  # training forwards; optimizers that call the model themselves take many of them for one step
 
 
-class StepWatch:
+class MissingStepWatch:
     """Counts the training forwards that find the weights changed since the last step.
 
     Attributes:
@@ -20,7 +20,7 @@ class StepWatch:
     """
 
     def __init__(self) -> None:
-        self.attachment: Attachment | None = None
+        self.optimizer_hook: OptimizerHook | None = None
         self._stepped = False
         self._changes = 0
 
@@ -34,7 +34,7 @@ class StepWatch:
         if self._changes != PATIENCE:
             return
         what = f"the weights have changed before {PATIENCE} training forwards, but"
-        if self.attachment is not None and self.attachment.used:
+        if self.optimizer_hook is not None and self.optimizer_hook.used:
             warn_user(
                 f"{what} the optimizer that the sparsifier is attached to has not stepped: attach() to the optimizer "
                 "that does, or call step() yourself"

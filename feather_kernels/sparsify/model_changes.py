@@ -8,13 +8,15 @@ from weakref import WeakSet
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
-from feather_kernels.sparsify.layer_choice import Choice, PrunableWeight, SkippedLayer, Use
-from feather_kernels.sparsify.layers import uses_of
+from feather_kernels.sparsify.layer_choice import LayerChoice, SkippedLayer
+from feather_kernels.sparsify.layer_names import canonical
+from feather_kernels.sparsify.layer_swap import uses_of
 from feather_kernels.sparsify.left_dense import adapter_of
-from feather_kernels.sparsify.names import canonical
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse
 
 ADDED = "came into the model after it was made sparse"
 
@@ -38,7 +40,7 @@ class LayerPlaces:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _known=WeakSet(state["_known"]))
 
-    def added(self, model: nn.Module, choice: Choice) -> list[SkippedLayer]:
+    def added(self, model: nn.Module, choice: LayerChoice) -> list[SkippedLayer]:
         """Dense layers that are in ``model`` now, and would be pruned if they had been when it was made sparse."""
         modules = dict(model.named_modules())
         added = []
@@ -81,7 +83,7 @@ def _edges(model: nn.Module, layers: set[nn.Module]) -> list[tuple[nn.Module, st
     return edges
 
 
-def _describe(gone: Sequence[Use]) -> str:
+def _describe(gone: Sequence[WeightUse]) -> str:
     names = ", ".join(f"{use.name} ({type(use.module).__name__.removeprefix('Feather')})" for use in gone)
     return (
         f"these sparse layers are no longer part of the model: {names}. What stands in their place is not pruned. "

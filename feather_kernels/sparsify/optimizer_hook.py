@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.hooks import RemovableHandle
 
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 # where wrappers keep the optimizer: accelerate and Lightning, SAM, opacus, torch's PostLocalSGDOptimizer
 WRAPPED = ("optimizer", "base_optimizer", "original_optimizer", "optim")
 
 
-class Attachment:
+class OptimizerHook:
     """Hooks on the optimizers that a sparsifier follows; copies follow none."""
 
     def __init__(self) -> None:

@@ -14,8 +14,8 @@ from feather_kernels.ops.schema import check_weight, compute_dtype
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
     from feather_kernels.sparsify.policies import ScopeFunction
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 GradScale = float | str | Callable[[float], float]
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from feather_kernels.functional import check_grad_scale, check_sparsity
 from feather_kernels.ops.schema import check_number, check_power
-from feather_kernels.sparsify.names import Target, check_entry, matches
+from feather_kernels.sparsify.layer_names import Target, check_entry, matches
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 
 @dataclass(frozen=True)

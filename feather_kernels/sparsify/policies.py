@@ -22,7 +22,7 @@ from feather_kernels.sparsify.overrides import Override, check_min_density
 from feather_kernels.torch_private import norms_of
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 ops = torch.ops.feather_kernels
 

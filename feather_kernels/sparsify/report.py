@@ -13,8 +13,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from feather_kernels.nn.base import SparseLayer
-    from feather_kernels.sparsify.layer_choice import PrunableWeight, SkippedLayer
+    from feather_kernels.sparsify.layer_choice import SkippedLayer
     from feather_kernels.sparsify.policies import Policy
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward", "note")
 

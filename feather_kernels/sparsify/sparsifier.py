@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from feather_kernels.ops.schema import check_power
-from feather_kernels.sparsify import layers
-from feather_kernels.sparsify.attachment import Attachment
+from feather_kernels.sparsify import layer_swap
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.goal import warn_of_frozen, warn_of_thawed, warn_unless_reached
-from feather_kernels.sparsify.layer_choice import Choice, FilterFn, select_weights
+from feather_kernels.sparsify.goal_warnings import warn_of_frozen, warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.layer_choice import FilterFn, LayerChoice, choose_weights
+from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 from feather_kernels.sparsify.options import (
     GradScale,
     check_dtypes,
@@ -26,17 +26,17 @@ from feather_kernels.sparsify.options import (
 )
 from feather_kernels.sparsify.overrides import resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
-from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
+from feather_kernels.sparsify.schedule_position import SchedulePosition
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
 from feather_kernels.sparsify.state import check_state, warn_of_schedule
-from feather_kernels.sparsify.unused_layers import TrainingWatch
+from feather_kernels.sparsify.unused_layers import UnusedLayerWatch
 from feather_kernels.torch_private import outside_compilers
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from feather_kernels.sparsify.names import Target
+    from feather_kernels.sparsify.layer_names import Target
 
 
 class Sparsifier:
@@ -57,7 +57,7 @@ class Sparsifier:
         power: p of the thresholding operator, at least 1 or inf.
         grad_scale: factor of the gradient on pruned weights, at least 0; "auto" is 1 for a final sparsity of at most
             0.95 and 0.5 above it; or a function of the current sparsity.
-        targets, ignore, filter_fn, min_numel, read_directly: which layers; see ``selection.Choice``.
+        targets, ignore, filter_fn, min_numel, read_directly: which layers; see ``layer_choice.LayerChoice``.
         min_density: what every weight keeps at least, as a fraction of its elements.
         overrides: options of single layers, by name, ``re:`` pattern or class (names win): a dict with any of
             ``sparsity``, ``min_density``, ``power``, ``grad_scale``.
@@ -103,9 +103,9 @@ class Sparsifier:
         check_power(power)
         scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(recompute, capturable, scope)
-        self._choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
+        self._choice = LayerChoice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
-        self.weights, self.skipped, self._frozen = select_weights(model, self._choice)
+        self.weights, self.skipped, self._left_frozen = choose_weights(model, self._choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
@@ -118,22 +118,24 @@ class Sparsifier:
             end = last_step(self.schedule, total_steps)
             device_schedule = DeviceSchedule(self._policy, self.schedule, end, scale_at, self.weights[0].parameter)
         self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
-        self._to_train = [weight for weight in self.weights if weight.parameter.requires_grad]  # until the first step
+        self._trainable_at_start = [weight for weight in self.weights if weight.parameter.requires_grad]
         self._ended: str | None = None
         self._final_report: Report | None = None
-        self._attachment = Attachment()
+        self._optimizer_hook = OptimizerHook()
         self._total_steps = total_steps
         scale = scale_at(sparsity_at(self.schedule, 0))
-        self._thresholds = layers.make_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
-        self._current = CurrentThresholds(model, self.weights, self._policy, self._position, self._thresholds)
+        self._thresholds = layer_swap.make_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
+        self._current_thresholds = CurrentThresholds(
+            model, self.weights, self._policy, self._position, self._thresholds
+        )
         try:
-            self._current.select()
+            self._current_thresholds.select()
         except Exception:
-            layers.make_dense(self.weights)
+            layer_swap.make_dense(self.weights)
             raise
-        before = model.register_forward_pre_hook(self._current)
-        self._hooks = before, model.register_forward_hook(self._current.forward_ended, always_call=True)
-        self._current.watch = TrainingWatch(layers.uses_of(self.weights))
+        before = model.register_forward_pre_hook(self._current_thresholds)
+        self._hooks = before, model.register_forward_hook(self._current_thresholds.forward_ended, always_call=True)
+        self._current_thresholds.watch = UnusedLayerWatch(layer_swap.uses_of(self.weights))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -149,7 +151,7 @@ class Sparsifier:
                 though no training forward has called its layer: some module reads it directly, which trains it dense.
         """
         self._check_live("step")
-        if self._attachment.active:
+        if self._optimizer_hook.active:
             raise RuntimeError(
                 "step() is called by the optimizer that the sparsifier is attached to, and would count each step "
                 "twice: call it no more, or remove() the handle that attach() returned"
@@ -159,13 +161,13 @@ class Sparsifier:
     @outside_compilers
     def _advance(self, found_inf: Tensor | None = None) -> None:
         """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
-        self._frozen = warn_of_thawed(self._frozen)
-        if self._current.watch is not None:
-            to_train, self._to_train = self._to_train, []
-            warn_of_frozen(to_train)
+        self._left_frozen = warn_of_thawed(self._left_frozen)
+        if self._current_thresholds.watch is not None:
+            trainable, self._trainable_at_start = self._trainable_at_start, []
+            warn_of_frozen(trainable)
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
-        self._current.step(self.model, found_inf)
+        self._current_thresholds.step(self.model, found_inf)
 
     def attach(self, optimizer: Any) -> RemovableHandle:
         """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
@@ -179,8 +181,8 @@ class Sparsifier:
             RuntimeError: attached already.
         """
         self._check_live("attach")
-        handle = self._attachment.add(optimizer, self.weights, self._advance)
-        self._current.step_watch.attachment = self._attachment
+        handle = self._optimizer_hook.add(optimizer, self.weights, self._advance)
+        self._current_thresholds.step_watch.optimizer_hook = self._optimizer_hook
         return handle
 
     @property
@@ -242,13 +244,13 @@ class Sparsifier:
             RuntimeError: as ``step()``; or a layer has been parametrized since.
         """
         self._check_live("finalize")
-        layers.check_not_parametrized(self.weights)
-        self._current.places.check(self.model)
-        self._current.select()  # the weights may have moved since the last step
+        layer_swap.check_not_parametrized(self.weights)
+        self._current_thresholds.places.check(self.model)
+        self._current_thresholds.select()  # the weights may have moved since the last step
         report = self.report()
         warn_unless_reached(report, self.schedule, self._total_steps)
         self._final_report = report
-        layers.write_zeros(self.weights)
+        layer_swap.write_zeros(self.weights)
         self._end("finalize")
         return self.model
 
@@ -258,7 +260,7 @@ class Sparsifier:
         The report stays available, unless the model has changed since.
         """
         self._check_live("detach")
-        layers.check_not_parametrized(self.weights)
+        layer_swap.check_not_parametrized(self.weights)
         with contextlib.suppress(RuntimeError, ValueError):  # a model that has changed has none, but gets its layers
             self._final_report = self.report()
         self._end("detach")
@@ -271,10 +273,10 @@ class Sparsifier:
         if self._final_report is not None:
             return self._final_report
         self._check_live("report")
-        self._current.check_model(self.model)
-        self._current.refresh_if_stale()
+        self._current_thresholds.check_model(self.model)
+        self._current_thresholds.refresh_if_stale()
         measured = measure_layers(self.weights, self._policy, self.sparsity)
-        skipped = *self.skipped, *self._current.places.added(self.model, self._choice)
+        skipped = *self.skipped, *self._current_thresholds.places.added(self.model, self._choice)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         budget = self._policy.budget(self.sparsity)
         return Report(self.step_count, self.sparsity, tuple(measured), skipped, parameters, budget)
@@ -282,12 +284,13 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
         self._check_live("state_dict")
-        self._current.check_model(self.model)
-        self._current.refresh_if_stale()
+        self._current_thresholds.check_model(self.model)
+        self._current_thresholds.refresh_if_stale()
+        bindings = [use.binding for use in layer_swap.uses_of(self.weights)]
         return {
             "step": self.step_count,
-            "thresholds": torch.stack([use.binding.value for use in layers.uses_of(self.weights)]),
-            "grad_scales": self._thresholds.replica(*layers.uses_of(self.weights)[0].binding.key).grad_scales.clone(),
+            "thresholds": torch.stack([binding.value for binding in bindings]),
+            "grad_scales": self._thresholds.replica(*bindings[0].key).grad_scales.clone(),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
@@ -299,13 +302,13 @@ class Sparsifier:
             ValueError: the state lacks a key or belongs to other layers. Nothing is changed then.
         """
         self._check_live("load_state_dict")
-        check_state(state, self._layer_names(), len(layers.uses_of(self.weights)))
+        check_state(state, self._layer_names(), len(layer_swap.uses_of(self.weights)))
         warn_of_schedule(state, self.schedule)
         self._position.move_to(int(state["step"]))
         if state["step"] > 0:
-            self._current.stop_watching()  # the run that is resumed has passed its check
+            self._current_thresholds.stop_watching()  # the run that is resumed has passed its check
         self._thresholds.assign(state["thresholds"], state["grad_scales"] if self._scales_change else None)
-        self._current.restored = True  # whatever order the model's weights are loaded in
+        self._current_thresholds.restored = True  # whatever order the model's weights are loaded in
 
     # ------------------------------------------------------------------------------------------------ inside
 
@@ -317,12 +320,12 @@ class Sparsifier:
             raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
 
     def _end(self, how: str) -> None:
-        layers.make_dense(self.weights)
-        self._attachment.remove()
+        layer_swap.make_dense(self.weights)
+        self._optimizer_hook.remove()
         for hook in self._hooks:
             hook.remove()
-        self._current.stop_watching()
-        self._current.forget_position()
+        self._current_thresholds.stop_watching()
+        self._current_thresholds.forget_position()
         self._ended = how
 
     def __repr__(self) -> str:
@@ -338,7 +341,7 @@ class Sparsifier:
     def __getstate__(self) -> dict[str, Any]:
         """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
         schedule = self._position.schedule, self._position.scale_at, self._position.device_schedule
-        choice = Choice()  # the user's may hold a function, which may not pickle
+        choice = LayerChoice()  # the user's may hold a function, which may not pickle
         return {**self.__dict__, "_choice": choice, "_schedule": schedule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -346,7 +349,7 @@ class Sparsifier:
         schedule = state.pop("_schedule")
         self.__dict__.update(state)
         self._position.schedule, self._position.scale_at, self._position.device_schedule = schedule
-        self._current.policy = self._policy
+        self._current_thresholds.policy = self._policy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
         """The copy has a position of its own, and so have all copies of its model that are made with it."""

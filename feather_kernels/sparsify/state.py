@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from feather_kernels.sparsify.names import same_layer
+from feather_kernels.sparsify.layer_names import same_layer
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 from feather_kernels.user_code import warn_user
 

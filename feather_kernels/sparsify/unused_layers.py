@@ -17,10 +17,10 @@ from feather_kernels.torch_private import has_compiled_parts, tracing
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from feather_kernels.sparsify.layer_choice import Use
+    from feather_kernels.sparsify.prunable import WeightUse
 
 
-class TrainingWatch:
+class UnusedLayerWatch:
     """Notices which layers run in training forwards, and which weights get a gradient without that.
 
     Up to the first step it also looks for operations on the Parameters themselves; layers are waited for until all have
@@ -31,7 +31,7 @@ class TrainingWatch:
     layer in the form "read" may get a gradient without a call: its attribute gives the sparse weight.
     """
 
-    def __init__(self, uses: Sequence[Use]) -> None:
+    def __init__(self, uses: Sequence[WeightUse]) -> None:
         self._uses = list(uses)
         self._in_evaluation: set[int] = set()
         self._trained = False  # whether there was a training forward
@@ -88,7 +88,7 @@ class TrainingWatch:
         }
         called = {use.latent for index, use in enumerate(self._uses) if index not in missing}  # tied: one call will do
         bypassed = [self._uses[index] for index in sorted(missing & self._with_gradient)]
-        bypassed = [use for use in bypassed if use.form != "read" and use.latent not in called]
+        bypassed = [use for use in bypassed if use.form != "attribute" and use.latent not in called]
         if bypassed:
             raise RuntimeError(
                 "no training forward has called these sparse layers, but their weights get a gradient: "
@@ -107,7 +107,7 @@ class TrainingWatch:
         self._end()
 
 
-def _notice_gradients(uses: Sequence[Use], found: set[int]) -> list[RemovableHandle]:
+def _notice_gradients(uses: Sequence[WeightUse], found: set[int]) -> list[RemovableHandle]:
     """Note the index of each use whose Parameter gets a gradient; hooks, because ``zero_grad()`` may come first."""
 
     def hook(index: int) -> Callable[[Tensor], None]:
@@ -127,7 +127,7 @@ def _stop(record: CallRecord, handles: Sequence[RemovableHandle]) -> None:
         handle.remove()
 
 
-def _describe(use: Use) -> str:
+def _describe(use: WeightUse) -> str:
     """The name, and the function that stands in the place of the layer's forward, if there is one."""
     wrapper = use.module.__dict__.get("forward")
     if wrapper is None:

@@ -154,7 +154,7 @@ def test_frozen_weights_that_are_thawed_are_warned_about_once() -> None:
     model[8].requires_grad_(False)
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
     assert [layer.reason for layer in sparsifier.skipped] == [
-        "frozen (requires_grad=False): taken only if targets names it"
+        "frozen (requires_grad=False): pruned only if targets names it"
     ]
     sparsifier.step()
     model[8].requires_grad_(True)

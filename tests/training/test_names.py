@@ -71,7 +71,7 @@ def test_options_match_a_name_with_and_without_what_a_wrapper_adds(wrap: Callabl
     for name in ("0", first):
         options = {"read_directly": [name], "overrides": {name: {"power": 1.0}}}
         uses = [weight.uses[0] for weight in sparsify(copy.deepcopy(model), **options).weights]
-        assert [use.form == "read" for use in uses] == [True, True, True, False]
+        assert [use.form == "attribute" for use in uses] == [True, True, True, False]
         assert [use.binding.power for use in uses] == [1, 3, 3, 3]
 
 

@@ -170,8 +170,8 @@ def test_layers_left_dense_have_a_reason() -> None:
         *directions,
     ]
     assert {layer.name: layer.reason for layer in sparsifier.report().skipped} == {
-        "(root)": "LanguageModel: taken only if targets names it",
-        "bilinear": 'Bilinear: taken only if targets names it; targets=["re:.*", "bilinear"] takes it beside the '
+        "(root)": "LanguageModel: pruned only if targets names it",
+        "bilinear": 'Bilinear: pruned only if targets names it; targets=["re:.*", "bilinear"] prunes it and the '
         "default layers",
         "normed": "ParametrizedLinear: one of its parameters has a parametrization",
         "head": "its weight is tied to 'embedding' (Embedding), which stays dense",
@@ -263,7 +263,7 @@ def test_report_forms_agree() -> None:
     data = report.to_dict()
     assert data["zeros"] == data["layers"][0]["zeros"] == 16
     assert data["target_sparsity"] == 0.25
-    reason = 'taken only if targets names it; targets=["re:.*", "table"] takes it beside the default layers'
+    reason = 'pruned only if targets names it; targets=["re:.*", "table"] prunes it and the default layers'
     reason = f"Bilinear: {reason}"
     size = {"numel": 8, "shared": 0, "model_share": 8 / report.model_parameters}
     assert data["skipped"] == [{"name": "table", "reason": reason, **size}]
