@@ -176,7 +176,7 @@ def test_refresh_selects_from_the_weights_as_they_are() -> None:
     other = nets.conv_net()
     fk.Sparsifier(other, schedule=fk.ConstantSchedule(0.5), ignore=["0"])
     for wrong in (other, nets.conv_net(), nn.ModuleList([model, average])):
-        with pytest.raises(ValueError, match="model must be, or hold, one deep copy of the whole sparsified model"):
+        with pytest.raises(ValueError, match="model must be or contain one deep copy of the whole sparse model"):
             sparsifier.refresh(wrong)
 
 

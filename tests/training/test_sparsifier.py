@@ -298,7 +298,7 @@ def test_rethreshold_gives_an_average_the_requested_sparsity() -> None:
     assert int(torch.ops.feather_kernels.count_pruned(weights, [t] * len(weights)).sum()) == (
         math.floor((count - 1) * 0.9) + 1
     )
-    with pytest.raises(ValueError, match="one deep copy of the whole sparsified model"):
+    with pytest.raises(ValueError, match="one deep copy of the whole sparse model"):
         sparsifier.refresh(nets.conv_net())
 
 
@@ -403,9 +403,12 @@ class Lazy(nn.Module):
         ({"sparsity": math.nan, "total_steps": 10}, r"sparsity must be in \[0, 1\), got nan"),
         ({"sparsity": 0.5, "total_steps": 0}, "total_steps must be positive, got 0"),
         ({"sparsity": 0.5, "total_steps": -3}, "total_steps must be positive, got -3"),
-        ({"sparsity": 0.5}, "give sparsity and total_steps, or schedule; got sparsity=0.5, total_steps=None"),
-        ({}, "give sparsity and total_steps, or schedule"),
-        ({"sparsity": 0.5, "schedule": fk.ConstantSchedule(0.5)}, "either sparsity or schedule, got both"),
+        ({"sparsity": 0.5}, "give sparsity and total_steps, or give schedule; got sparsity=0.5, total_steps=None"),
+        ({}, "give sparsity and total_steps, or give schedule"),
+        (
+            {"sparsity": 0.5, "schedule": fk.ConstantSchedule(0.5)},
+            r"give sparsity or schedule, not both; got",
+        ),
         ({"sparsity": 0.5, "total_steps": 9, "power": 0.5}, "power must be at least 1 .*got 0.5"),
         ({"sparsity": 0.5, "total_steps": 9, "grad_scale": -1}, "grad_scale must be .*at least 0, got -1"),
         ({"sparsity": 0.5, "total_steps": 9, "grad_scale": "half"}, "grad_scale must be .*'half'"),
