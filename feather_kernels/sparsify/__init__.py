@@ -1,4 +1,4 @@
-"""Sparsifier, schedules, layer selection and reports."""
+"""The sparsifier, its schedules, the choice of layers, and reports."""
 
 from feather_kernels.sparsify.layer_choice import LayerChoice, SkippedLayer, choose_weights
 from feather_kernels.sparsify.prunable import PrunableWeight

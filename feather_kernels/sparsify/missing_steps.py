@@ -1,4 +1,4 @@
-"""Notices a training in which the weights move and nobody steps the sparsifier."""
+"""Warns if training changes the weights while nobody steps the sparsifier."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from feather_kernels.user_code import warn_user
 if TYPE_CHECKING:
     from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 
-PATIENCE = 100  # training forwards; optimizers that call the model themselves take many of them for one step
+PATIENCE = 100  # forwards before the warning; some optimizers call the model many times per step
 
 
 class MissingStepWatch:
-    """Counts the training forwards that find the weights changed since the last step.
+    """Counts the training forwards that find changed weights since the last step.
 
     Attributes:
-        attachment: the optimizers that are to step, if any.
+        optimizer_hook: the hook of the sparsifier on its optimizer; None without ``attach()``.
     """
 
     def __init__(self) -> None:
@@ -25,22 +25,22 @@ class MissingStepWatch:
         self._changes = 0
 
     def step(self) -> None:
-        """The sparsifier has stepped."""
+        """Note that the sparsifier has stepped."""
         self._stepped, self._changes = True, 0
 
     def weights_changed(self) -> None:
-        """A training forward has found other weights than the last one; warns if that goes on without a step."""
+        """Note that a training forward has found changed weights; warn if that happens too often without a step."""
         self._changes += 1
         if self._changes != PATIENCE:
             return
-        what = f"the weights have changed before {PATIENCE} training forwards, but"
+        fact = f"the weights have changed before {PATIENCE} training forwards, but"
         if self.optimizer_hook is not None and self.optimizer_hook.used:
             warn_user(
-                f"{what} the optimizer that the sparsifier is attached to has not stepped: attach() to the optimizer "
-                "that does, or call step() yourself"
+                f"{fact} the optimizer that the sparsifier is attached to has not stepped: attach() the optimizer that "
+                "does, or call step() yourself"
             )
         elif not self._stepped:
             warn_user(
-                f"{what} Sparsifier.step() has not been called: the sparsity stays where the schedule begins. Call it "
-                "after every optimizer.step(), or attach() it"
+                f"{fact} Sparsifier.step() has not been called, so the sparsity does not rise: call it after every "
+                "optimizer.step(), or attach() the optimizer"
             )

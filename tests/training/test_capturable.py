@@ -167,7 +167,7 @@ def test_state_resumes_bit_for_bit(policy: str, saving: bool, loading: bool) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": lambda weights, s: weights[0].max()}, "capturable needs a named scope"),
+        ({"scope": lambda weights, s: weights[0].max()}, "capturable=True needs a scope by name"),
         ({"grad_scale": lambda s: s - 1}, "grad_scale must be a finite number of at least 0"),
         ({"min_density": 0.5}, "min_density must leave"),
     ],

@@ -211,7 +211,7 @@ def standardised() -> nn.Sequential:
 def test_a_weight_standardised_convolution_stays_dense() -> None:
     sparsifier = sparsify(standardised())
     assert [weight.name for weight in sparsifier.weights] == ["1"]
-    reason = "Derived standardises its weight, so that zeros do not stay zeros: pruned only if targets names it"
+    reason = "Derived standardises its weight, so that zeros do not stay zero: pruned only if targets names it"
     assert reasons(sparsifier) == {"0": reason}
     assert {layer.note for layer in sparsifier.report().layers} == {""}
 
@@ -220,7 +220,7 @@ def test_a_weight_standardised_convolution_stays_dense() -> None:
 def test_a_standardised_convolution_that_is_asked_for_is_taken_with_a_note(targets: list[Any]) -> None:
     model = standardised()
     report = sparsify(model, targets=targets).report()
-    note = "standardised after P: what convolves does not have these zeros"
+    note = "standardised after P, so that the convolution does not see these zeros"
     assert [(layer.name, layer.note) for layer in report.layers] == [("0", note), ("1", "")]
     for text in (str(report), report.to_markdown(), report.to_csv(), str(report.to_dict())):
         assert text.count(note) == 1
