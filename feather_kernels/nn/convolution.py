@@ -134,8 +134,7 @@ class FeatherConvTranspose1d(TransposedConvolutionLayer, nn.ConvTranspose1d):
     """``torch.nn.ConvTranspose1d`` with P(weight): ``y = conv_transpose1d(x, P(weight)) + bias``.
 
     (N, C_in, L) -> (N, C_out, L_out), with or without N; ``weight``, (C_in, C_out / groups, k), is the
-    latent weight. All arguments of torch's layer keep their meaning. Backward keeps or recomputes P(weight), as in
-    ``FeatherLinear``.
+    latent weight. The rest is as in the convolution.
 
     Example:
         >>> layer = nn.ConvTranspose1d(4, 8, kernel_size=2, stride=2)
@@ -151,8 +150,7 @@ class FeatherConvTranspose2d(TransposedConvolutionLayer, nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d`` with P(weight): ``y = conv_transpose2d(x, P(weight)) + bias``.
 
     (N, C_in, H, W) -> (N, C_out, H_out, W_out), with or without N; ``weight``, (C_in, C_out / groups, k_H, k_W), is the
-    latent weight. All arguments of torch's layer keep their meaning. Backward keeps or recomputes P(weight), as in
-    ``FeatherLinear``.
+    latent weight. The rest is as in the convolution.
 
     Example:
         >>> layer = nn.ConvTranspose2d(4, 8, kernel_size=2, stride=2)
@@ -168,8 +166,7 @@ class FeatherConvTranspose3d(TransposedConvolutionLayer, nn.ConvTranspose3d):
     """``torch.nn.ConvTranspose3d`` with P(weight): ``y = conv_transpose3d(x, P(weight)) + bias``.
 
     (N, C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out), with or without N. ``weight``, (C_in, C_out / groups,
-    k_D, k_H, k_W), is the latent weight. All arguments of torch's layer keep their meaning. Backward keeps or
-    recomputes P(weight), as in ``FeatherLinear``.
+    k_D, k_H, k_W), is the latent weight. The rest is as in ``FeatherConv3d``.
 
     Example:
         >>> layer = nn.ConvTranspose3d(4, 8, kernel_size=2, stride=2)

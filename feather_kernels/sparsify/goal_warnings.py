@@ -79,8 +79,8 @@ def _empty(report: Report) -> str | None:
         return None
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     return (
-        f"these layers have no weight left ({len(empty)} of {len(report.layers)}): {names}. min_density=0.01 keeps 1 % of the "
-        "weights of every layer, at the same total sparsity"
+        f"these layers have no weight left ({len(empty)} of {len(report.layers)}): {names}. min_density=0.01 keeps 1 % "
+        "of the weights of every layer, at the same total sparsity"
     )
 
 

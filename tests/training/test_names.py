@@ -171,7 +171,7 @@ def test_bad_entries_are_refused(argument: str, value: Any, error: type[Exceptio
     ("arguments", "message"),
     [
         ({"sparsity": "0.9", "total_steps": 9}, "sparsity must be a number, got '0.9'"),
-        ({"sparsity": fk.ConstantSchedule(0.9)}, "sparsity must be a number, got Const.*pass a schedule by name"),
+        ({"sparsity": fk.ConstantSchedule(0.9)}, "sparsity must be a number, got Const.*pass a schedule by keyword"),
         ({"sparsity": 0.9, "total_steps": 9.0}, r"total_steps must be an integer, got 9\.0"),
         ({"schedule": 0.9}, r"schedule must have a method sparsity_at\(step\), got 0\.9"),
         ({"sparsity": 0.9, "total_steps": 9, "filter_fn": "0"}, "filter_fn must be a function .*got '0'"),
