@@ -1,1 +1,1 @@
-"""Doors to other people's training code."""
+"""Adapters for training code written for other packages."""

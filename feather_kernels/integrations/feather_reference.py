@@ -1,22 +1,22 @@
-"""Training scripts of the paper's repository (github.com/athglentis/feather) run with one import changed.
+"""Runs training scripts of the paper's repository (github.com/athglentis/feather) with one import changed.
 
-There ``from sparse_utils import Pruner, get_params``; here the same names from this module. The names, arguments and
-call order are those of that repository; what they compute is ours, by the rules of the rest of this package. So a
-script's results differ from those of the repository where its code differs from the paper or from itself:
+Replace ``from sparse_utils import Pruner, get_params`` by an import of the same names from this module. Names,
+arguments and call order are the repository's; the computation is this package's. Results differ where the repository's
+code deviates from the paper or contradicts itself:
 
-- The threshold's position is exact: ``floor((N - 1) s) + 1`` weights are zero, and ties. There the interpolated
-  quantile may round up to the next magnitude, which then goes too.
-- One predicate, ``abs(w) <= T``, for forward, gradient, counts and the end. There the forward compares cubes, the
-  gradient magnitudes. NaN weights stay NaN; there they become 0.
-- ``desparsify()`` writes P(w), what the model computed with until then; there it keeps w itself where ``abs(w) > T``,
-  so that the saved model is another one than the one evaluated. It selects the threshold from the weights as they are
-  then: the sparsity is exact even if the last ``update_thresh(end_of_batch=True)`` was left out.
-- Convolutions keep their ``dilation`` and ``padding_mode``, which are lost there.
-- Every linear, convolution, attention and recurrent layer is taken, subclasses and the model itself too, tied weights
-  once; there only exact ``nn.Conv2d`` and ``nn.Linear`` below the model.
-- ``state_dict`` keys, modules and Parameters stay as they are, so checkpoints of the dense model load, and the pruner
-  has a ``state_dict`` of its own to resume from.
-- Steps beyond ``nbatches * epochs`` keep the final sparsity; there they raise IndexError.
+- Exactly ``floor((N - 1) s) + 1`` weights are zero, plus ties. In the repository the interpolated quantile may round
+  up to the next magnitude, which is pruned then too.
+- Forward, gradient, counts and the end prune by one predicate, ``abs(w) <= T``. In the repository forward compares
+  cubes, and the gradient magnitudes. NaN weights stay NaN; in the repository they become 0.
+- ``desparsify()`` writes P(w), with which the model has computed before. The repository keeps w where ``abs(w) > T``,
+  so that the saved model is not the one that was evaluated. Here the threshold is selected from the weights of that
+  moment: the sparsity is exact even if the last ``update_thresh(end_of_batch=True)`` is missing.
+- Convolutions keep their ``dilation`` and ``padding_mode``, which the repository loses.
+- Every linear, convolution, attention and recurrent layer is pruned, including subclasses and the model itself, and
+  tied weights once. The repository prunes exact ``nn.Conv2d`` and ``nn.Linear`` inside the model only.
+- ``state_dict`` keys, modules and Parameters stay as they are, so that checkpoints of the dense model load; and the
+  pruner has a ``state_dict`` from which a training resumes.
+- Steps after ``nbatches * epochs`` keep the final sparsity; in the repository they raise IndexError.
 """
 
 from __future__ import annotations
@@ -38,26 +38,41 @@ __all__ = ["Pruner", "get_params"]
 
 
 class Pruner:
-    """Global magnitude pruning with Feather along a cubic ramp that ends at half of the training.
+    """Prunes a model with Feather along a cubic ramp that ends after half of the training.
 
-    In a script: ``update_thresh()`` before every forward pass, ``update_thresh(end_of_batch=True)`` after the last
-    optimizer step of an epoch, before the evaluation; ``desparsify()`` at the end.
+    A script calls ``update_thresh()`` before every forward pass, ``update_thresh(end_of_batch=True)`` after the last
+    optimizer step of an epoch and before the evaluation, and ``desparsify()`` at the end.
 
     Args:
         model: the network to train.
-        device: for the signature's sake: the thresholds are computed where the weights are, without a copy of them.
-        final_rate: final sparsity, a fraction of zeros in [0, 1). Pruned weights get half of their gradient where it is
-            above 0.95 (the paper's theta), all of it otherwise.
+        device: only checked; thresholds are computed on the device of the weights.
+        final_rate: final sparsity, a fraction of zeros in [0, 1). If it is above 0.95, pruned weights get half of
+            their gradient (the paper's theta), else all of it.
         nbatches: optimizer steps in an epoch.
         epochs: number of epochs; the ramp ends at step ``nbatches * epochs // 2``.
         pthres: layers whose weight has fewer elements stay dense.
         t1: epoch, counted from 0, at which the ramp begins.
 
     Attributes:
-        sparsifier: what does the work; its ``report()`` says more than ``print_sparsity()`` returns.
+        sparsifier: the Sparsifier that does the work; its ``report()`` has details.
 
     Raises:
-        ValueError, TypeError: an argument is out of range or of the wrong type, or ``pthres`` leaves no layer.
+        ValueError, TypeError: an argument is out of range or has the wrong type, or ``pthres`` leaves no layer.
+
+    Example:
+        >>> from feather_kernels.integrations.feather_reference import Pruner
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> pruner = Pruner(model, "cpu", final_rate=0.9, nbatches=5, epochs=4)
+        >>> for _ in range(20):
+        ...     pruner.update_thresh()
+        ...     loss = model(torch.randn(8, 64)).square().mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> pruner.desparsify()
+        >>> round(sum(int((model[i].weight == 0).sum()) for i in (0, 2)) / (2048 + 320), 2)
+        0.9
     """
 
     def __init__(
@@ -84,13 +99,15 @@ class Pruner:
         self._has_begun = False
 
     def update_thresh(self, end_of_batch: bool = False) -> None:
-        """Select the threshold from the weights as they are now.
+        """Select the threshold from the current weights.
 
-        Each call belongs to the next step of the schedule, the first one to step 0. With ``end_of_batch`` it belongs to
-        the same step as the call before and the schedule stays: for evaluation after an optimizer step.
+        The first call selects at step 0 of the schedule, every further one at the next step.
+
+        Args:
+            end_of_batch: select at the same step as the call before; for an evaluation after an optimizer step.
 
         Raises:
-            RuntimeError: after ``desparsify()``; or in the second call, if some sparse layer's forward has not run.
+            RuntimeError: ``desparsify()`` was called before, or a weight was trained without its layer's forward.
         """
         if self._has_begun and not end_of_batch:
             self.sparsifier.step()
@@ -99,33 +116,50 @@ class Pruner:
         self._has_begun = self._has_begun or not end_of_batch
 
     def print_sparsity(self) -> float:
-        """Print the sparsity of each layer and of all of them; return the latter in percent."""
+        """Print the report of the sparsifier, and return the total sparsity in percent."""
         report = self.sparsifier.report()
         print(report)
         return 100 * report.sparsity
 
     def desparsify(self) -> None:
-        """Write the sparse weights into the model and give its layers their plain classes back."""
+        """Write the sparse weights into the model and give its layers their dense classes back."""
         self.sparsifier.finalize()
 
     def state_dict(self) -> dict[str, Any]:
-        """The sparsifier's state and whether the schedule has begun; the repository has no such thing."""
+        """The state from which a training resumes; an addition to the repository's Pruner."""
         return {**self.sparsifier.state_dict(), "has_begun": self._has_begun}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict()`` was taken.
+        """Continue from a saved state.
+
+        Args:
+            state: what ``state_dict()`` returned.
 
         Raises:
-            ValueError: the state is not a Pruner's, or belongs to other layers. Nothing is changed then.
+            ValueError: the state is not a Pruner's, or belongs to other layers; nothing is changed then.
         """
         if not isinstance(state.get("has_begun"), bool):
-            raise ValueError(f"state must be that of a Pruner, with has_begun, got {sorted(state)}")
+            raise ValueError(f"state must be that of a Pruner, with the key has_begun, got keys {sorted(state)}")
         self.sparsifier.load_state_dict(state)
         self._has_begun = state["has_begun"]
 
 
 def get_params(model: nn.Module) -> tuple[list[Parameter], list[Parameter]]:
-    """Parameters with weight decay and those without: those of batch norms and those with ``bias`` in their name."""
+    """Divide the parameters of a model into those with weight decay and those without.
+
+    Args:
+        model: the network.
+
+    Returns:
+        The parameters with weight decay; and those without, which belong to batch norms or have ``bias`` in their
+        names.
+
+    Example:
+        >>> from feather_kernels.integrations.feather_reference import get_params
+        >>> decayed, free = get_params(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)))
+        >>> len(decayed), len(free)
+        (1, 3)
+    """
     norms = {
         parameter for module in model.modules() if isinstance(module, _BatchNorm) for parameter in module.parameters()
     }

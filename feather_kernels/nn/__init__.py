@@ -1,4 +1,4 @@
-"""Sparse layers and the thresholds that they read."""
+"""The sparse layers, one per layer of torch, and the thresholds that they read."""
 
 from feather_kernels.nn.attention import FeatherMultiheadAttention
 from feather_kernels.nn.base import SparseLayer

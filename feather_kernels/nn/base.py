@@ -1,7 +1,7 @@
-"""What every sparse layer shares: its state, P(weight), and moving along with the module.
+"""The base class of all sparse layers, and the state that it adds to a module.
 
-A layer becomes sparse by a swap of its class. The module object, its Parameters, state_dict keys, hooks and
-``isinstance`` relations stay as they were; the weight stays the dense, latent one that the optimizer updates.
+A layer becomes sparse when its class is swapped. The module object, its Parameters, state_dict keys, hooks and
+``isinstance`` relations stay as they were. The weight stays dense, as the latent weight that the optimizer updates.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ if TYPE_CHECKING:
 
 
 class WeightVersion(NamedTuple):
-    """Which values a weight holds, as far as torch tells: the object, its address, and its count of in-place writes.
+    """Identifies the values that a weight holds, as far as torch can tell.
 
-    It holds the weight itself: ``torch.utils.swap_tensors`` refuses a tensor that has weak references.
+    Attributes:
+        weight: the weight itself; a weak reference would make ``torch.utils.swap_tensors`` refuse it.
+        address: of its first element.
+        version: torch's count of in-place writes; None for inference tensors, which have none.
     """
 
     weight: Tensor
     address: int
-    version: int | None  # None for inference tensors, which have none
+    version: int | None
 
     @classmethod
     def of(cls, weight: Tensor) -> WeightVersion:
-        """The weight's at this moment."""
+        """The version of the weight at this moment."""
         return cls(weight, weight.data_ptr(), None if weight.is_inference() else weight._version)
 
     def still_describes(self, weight: Tensor) -> bool:
-        """Whether the weight is the same object with the same values; False where torch does not tell."""
+        """Whether ``weight`` is the same object with the same values; False if torch cannot tell."""
         return (
             self.version is not None
             and self.weight is weight
@@ -45,26 +48,26 @@ class WeightVersion(NamedTuple):
         )
 
     def still_holds(self) -> bool:
-        """Whether the weight that was described has the same values."""
+        """Whether the weight still has the same values."""
         return self.still_describes(self.weight)
 
     def describes_memory_of(self, alias: Tensor) -> bool:
-        """Whether ``alias`` is another view of the weight, and the weight has the same values."""
+        """Whether ``alias`` is a view of the weight and the weight still has the same values."""
         return self.still_holds() and self.address == alias.data_ptr()
 
 
 class LayerState:
-    """State that a sparse layer keeps in addition to its module's attributes.
+    """The state that makes a layer sparse, in addition to the module's own attributes.
 
     Attributes:
-        dense_class: the class to give back.
-        thresholds: by the name of the parameter.
-        rebuild: ``rebuild(dense_class, form, names)`` makes an empty sparse layer for copies and pickles to fill.
-        copied: for a layer that is a copy, its weights as they were copied, by name.
-        replaced: names whose Parameter was set anew since the layer was made or copied.
-        lock: for forwards that change the module while they run.
-        reads: in the forward that this thread is running, P of the parameters read so far, by name, grad mode and
-            dtype; None outside of one.
+        dense_class: the class that the layer had before, and gets back.
+        thresholds: the threshold of each thresholded parameter, by its name.
+        rebuild: ``rebuild(dense_class, form, names)`` makes an empty sparse layer, which a copy or a pickle fills.
+        copied: the versions of a copy's weights when it was made, by name; empty unless the layer is a copy.
+        replaced: names of the parameters that were assigned since the layer was made or copied.
+        lock: held by forwards that change the module while they run.
+        reads: P of the parameters that the running forward of this thread has read, by name, grad mode and dtype;
+            None while no forward runs.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class LayerState:
 
     def __getstate__(self) -> dict[str, Any]:
         followed = any(binding.thresholds.followed for binding in self.thresholds.values())
-        replaced = set() if followed else self.replaced  # a hook selects the thresholds of a replaced weight
+        replaced = set() if followed else self.replaced  # the hook will select thresholds for the new values
         return {
             "dense_class": self.dense_class,
             "thresholds": self.thresholds,
@@ -112,7 +115,10 @@ Result = TypeVar("Result")
 def dense_without_state(
     forward: Callable[Concatenate[Layer, Parameters], Result],
 ) -> Callable[Concatenate[Layer, Parameters], Result]:
-    """``forward`` of a sparse class, or the dense one, for bound methods that are kept until after ``finalize()``."""
+    """Make ``forward`` of a sparse class run the dense forward once the layer is dense again.
+
+    Libraries keep bound methods, which outlive ``finalize()``.
+    """
 
     @wraps(forward)
     def run(self: Layer, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
@@ -124,67 +130,105 @@ def dense_without_state(
 
 
 class SparseLayer(nn.Module):
-    """Mixin of every sparse layer.
+    """Base class of all sparse layers: a dense layer that computes with P(weight) instead of its weight.
+
+    ``P(w) = sign(w) (abs(w)^p - T^p)^(1/p)`` where ``abs(w) > T``, else 0: Feather's thresholding operator. The
+    Parameter holds the latent weight w, which stays dense and which the optimizer updates. Sparse layers are not
+    constructed: ``Sparsifier`` swaps the class of a dense layer, and ``Sparsifier.finalize()`` swaps it back.
 
     Attributes:
-        feather: the state; an attribute of the instance, neither parameter, buffer nor submodule.
-        lean_form: whether backward can compute P(weight) again, so that nothing is kept.
+        feather: thresholds and other state of the layer; a plain attribute, no parameter, buffer or submodule.
+        lean_form: whether backward can recompute P(weight), so that forward need not keep it.
+        form: how the dense class is extended: "forward", "recurrent" or "attribute"; see ``nn.conversion``.
+
+    Raises:
+        TypeError: on construction.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.9))
+        >>> layer = model[0]
+        >>> isinstance(layer, fk.nn.SparseLayer), isinstance(layer, nn.Linear)
+        (True, True)
+        >>> pruned = layer.sparse_weight() == 0
+        >>> pruned.equal(layer.latent().abs() <= sparsifier.threshold)
+        True
     """
 
     feather: LayerState
     lean_form = False
-    form = ""  # how the dense class is extended: see ``conversion.sparse_class``
+    form = ""
 
     def __init_subclass__(cls, **_: Any) -> None:
-        """Nothing: that of the dense class, which may want arguments, is for subclasses that a user writes."""
+        """Do nothing: the dense class's hook is meant for subclasses that a user writes, and may require arguments."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002
-        raise TypeError(f"{type(self).__name__} cannot be built: Sparsifier makes it from the dense layer")
+        raise TypeError(f"{type(self).__name__} cannot be constructed: Sparsifier makes it from the dense layer")
 
     def sparse_weight(self, name: str = "weight", dtype: torch.dtype | None = None) -> Tensor:
-        """P of the named parameter, differentiable, in ``dtype`` (default the parameter's)."""
+        """P of a parameter, differentiable with respect to it.
+
+        Args:
+            name: name of the parameter.
+            dtype: dtype of the result; None means the parameter's.
+
+        Raises:
+            RuntimeError: as ``operands``.
+        """
         return autograd.threshold(*self.operands(name, dtype))
 
     def operands(self, name: str, dtype: torch.dtype | None) -> autograd.SparseWeight:
-        """What P of the named parameter is computed from.
+        """The operands from which P of a parameter is computed.
+
+        Args:
+            name: name of the parameter.
+            dtype: dtype of the result; None means the parameter's.
 
         Raises:
-            RuntimeError: the layer has lost its Parameter; or it is a copy without a hook and got another one.
+            RuntimeError: the layer has lost the Parameter, or it is a copy outside of a sparse model and its Parameter
+                was replaced.
         """
         binding = self.feather.thresholds[name]
         if not binding.thresholds.followed:
             if name in self.feather.replaced:
                 raise RuntimeError(
                     f"the {name} of this copy of a sparse {self.feather.dense_class.__name__} was replaced (fused? "
-                    "reparameterised?), and the threshold that was copied is not that of the new values: finalize a "
-                    "copy of the model first, then fuse that"
+                    "reparameterised?), so that the copied threshold does not fit it: finalize a copy of the model "
+                    "first, then fuse that"
                 )
             binding.thresholds.warn()
         return autograd.SparseWeight(self.latent(name), binding.value, binding.grad_scale, binding.power, dtype)
 
     def latent(self, name: str = "weight") -> Tensor:
-        """The named parameter itself, also where the attribute of that name gives P of it.
+        """The latent weight: the Parameter itself, even if the attribute of that name returns P of it.
+
+        Args:
+            name: name of the parameter.
 
         Raises:
-            RuntimeError: the layer has lost it, because something else computes the weight now.
+            RuntimeError: the layer has lost the Parameter to something that computes the weight.
         """
         try:
             return cast("Tensor", self._parameters[name])
         except KeyError:
             raise RuntimeError(
-                f"a sparse {self.feather.dense_class.__name__} has no Parameter {name!r}, from which P({name}) is "
-                "computed: a parametrization, weight norm or torch's pruning took it away. Remove that, or finalize() "
-                "or detach() the model before it"
+                f"a sparse {self.feather.dense_class.__name__} has lost its Parameter {name!r} to a parametrization, "
+                "weight norm or torch's pruning: remove that, or finalize() or detach() the model before you apply it"
             ) from None
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """As the dense layer's; assignments to the attribute come here too."""
+        """Register a parameter as the dense layer does; assignments to an attribute come here too.
+
+        Args:
+            name: name of the parameter.
+            param: the new Parameter.
+        """
         super().register_parameter(name, param)
         if name in self.feather.thresholds:
             self.feather.replaced.add(name)
 
     def extra_repr(self) -> str:
-        """The dense layer's, and whether backward computes P(weight) again or keeps it."""
+        """The dense layer's text, the power p, and whether backward recomputes P(weight)."""
         own = super().extra_repr()
         if "feather" not in self.__dict__:
             return own
@@ -213,14 +257,14 @@ class SparseLayer(nn.Module):
         raise RuntimeError("sparse layers do not run under DataParallel: use DistributedDataParallel")
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What ``torch.jit.script`` asks each module for."""
+        """Refuse ``torch.jit.script``, which calls this."""
         raise RuntimeError(
             f"torch.jit.script cannot compile a live sparse {self.feather.dense_class.__name__}: finalize a copy of "
             "the model first, and script that"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copies and pickles name the dense class: the sparse classes of subclasses exist only at run time."""
+        """Name the dense class: the sparse classes of users' subclasses exist only at run time."""
         state = self.__getstate__() if hasattr(self, "__getstate__") else self.__dict__
         return self.feather.rebuild, (self.feather.dense_class, type(self).form, tuple(self.feather.thresholds)), state
 

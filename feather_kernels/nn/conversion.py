@@ -1,8 +1,13 @@
-"""From dense classes to sparse ones and back.
+"""Swaps the class of a dense layer for a sparse one, and back.
 
-A class of the table becomes its static sparse class; a subclass of one becomes a class made for it, with our forward
-where the subclass keeps torch's, else with attributes that give P of the parameter. Any other module can be given the
-latter form too.
+A layer is extended in one of three forms:
+
+- "forward": a class of ours replaces torch's forward. For linear layers and convolutions, and for subclasses that keep
+  torch's forward.
+- "recurrent": forward exchanges the list of weights. For LSTM, GRU, RNN and their subclasses.
+- "attribute": attributes return P of the parameter. For attention and for any other module.
+
+The classes of torch have sparse classes of their own; those of subclasses are made when they are needed.
 """
 
 from __future__ import annotations
@@ -20,10 +25,10 @@ from feather_kernels.nn.weight_attribute import AttributeLayer, thresholded
 if TYPE_CHECKING:
     from feather_kernels.nn.thresholds import ThresholdBinding
 
-TORCH = "torch.nn"  # torch.fx calls layers of modules so named as one node; a trace through ours would hold a fixed P
+TORCH = "torch.nn"  # torch.fx does not trace into modules that claim to be torch's; a trace would freeze P(weight)
 ATTENTION_WEIGHTS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-# the layers that the method prunes by default; their sparse classes
-CALLED: dict[type[nn.Module], type[SparseLayer]] = {
+# pruned by default, as the recurrent layers are
+LINEAR_AND_CONVOLUTION: dict[type[nn.Module], type[SparseLayer]] = {
     nn.Linear: linear.FeatherLinear,
     nn.Conv1d: convolution.FeatherConv1d,
     nn.Conv2d: convolution.FeatherConv2d,
@@ -40,13 +45,15 @@ RECURRENT: dict[type[nn.Module], type[SparseLayer]] = {
 
 
 def prunable_names(module: nn.Module) -> tuple[str, ...]:
-    """Parameters of the module that the method prunes: weights of linear, conv, attention and recurrent layers."""
+    """Names of the parameters that are pruned by default: weights of linear, conv, attention and recurrent layers."""
     kind = type(module)
     if issubclass(kind, nn.MultiheadAttention):
         names: tuple[str, ...] = ATTENTION_WEIGHTS
     elif issubclass(kind, nn.RNNBase):
         names = tuple(name for name in module._parameters if name.startswith("weight"))
-    elif issubclass(kind, tuple(CALLED)) or (kind.__name__ == "Conv1D" and "transformers" in kind.__module__):
+    elif issubclass(kind, tuple(LINEAR_AND_CONVOLUTION)) or (
+        kind.__name__ == "Conv1D" and "transformers" in kind.__module__
+    ):
         names = ("weight",)
     else:
         names = ()
@@ -54,16 +61,22 @@ def prunable_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def form_of(dense_class: type[nn.Module]) -> str:
-    """How the class is extended where no other module reads its weight: "call", "recurrent" or "read"."""
+    """The form in which a class is extended, unless another module reads its weight ("attribute" then)."""
     if _keeps_our_forward(dense_class):
-        return "call"
+        return "forward"
     if issubclass(dense_class, nn.RNNBase):
         return "recurrent"  # its forward wraps whichever forward the subclass has
-    return "read"
+    return "attribute"
 
 
 def make_sparse(module: nn.Module, thresholds: dict[str, ThresholdBinding], form: str) -> None:
-    """Swap a dense layer's class for the sparse one of ``form``; ``thresholds`` by the names of its parameters."""
+    """Swap a dense layer's class for the sparse one.
+
+    Args:
+        module: the layer.
+        thresholds: by name of the parameter.
+        form: "forward", "recurrent" or "attribute".
+    """
     dense_class = type(module)
     module.__class__ = sparse_class(dense_class, form, tuple(thresholds))
     module.__dict__["feather"] = LayerState(dense_class, thresholds, empty_layer)
@@ -71,7 +84,7 @@ def make_sparse(module: nn.Module, thresholds: dict[str, ThresholdBinding], form
 
 
 def make_dense(module: SparseLayer) -> None:
-    """Undo ``make_sparse``; the weights are left as they are."""
+    """Undo ``make_sparse``; the weights stay as they are."""
     state = module.__dict__.pop("feather")
     module.__dict__.pop("__module__")
     module.__class__ = state.dense_class
@@ -85,25 +98,25 @@ def finalize_weight(module: SparseLayer, name: str) -> None:
 
 
 def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> SparseLayer:
-    """A sparse layer without state, for copies and pickles to fill."""
+    """A sparse layer without state, which a copy or a pickle fills."""
     cls = sparse_class(dense_class, form, names)
     return cls.__new__(cls)
 
 
 def sparse_class(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> type[SparseLayer]:
-    """The sparse class for a dense class; classes of the tables have static ones, others are made here, once."""
+    """The sparse class of a dense class; for classes outside of the tables it is made once."""
     is_attention = issubclass(dense_class, nn.MultiheadAttention)
-    if form == "read":
+    if form == "attribute":
         base: type[SparseLayer] = FeatherMultiheadAttention if is_attention else AttributeLayer
     else:
-        table, names = CALLED if form == "call" else RECURRENT, ()
+        table, names = LINEAR_AND_CONVOLUTION if form == "forward" else RECURRENT, ()
         if dense_class in table:
             return table[dense_class]
         bases = (sparse for dense, sparse in table.items() if issubclass(dense_class, dense))
         base = next(bases, recurrent.RecurrentLayer)
     key = (dense_class, form, names)
     if key not in _made:
-        casts = is_attention or dense_class.__name__ == "NonDynamicallyQuantizableLinear"  # its output projection's
+        casts = is_attention or dense_class.__name__ == "NonDynamicallyQuantizableLinear"  # of its out_proj
         properties = {name: thresholded(name, casts) for name in names}
         _made[key] = type(f"Feather{dense_class.__name__}", (base, dense_class), properties)
     return _made[key]
@@ -113,9 +126,9 @@ _made: dict[tuple[type[nn.Module], str, tuple[str, ...]], type[SparseLayer]] = {
 
 
 def _keeps_our_forward(dense_class: type[nn.Module]) -> bool:
-    """Whether the class is one of the called layers or inherits all that our forward replaces from one."""
+    """Whether the class is a linear layer or a convolution that keeps all methods that our forward replaces."""
     return any(
         issubclass(dense_class, base)
         and all(getattr(dense_class, name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward"))
-        for base in CALLED
+        for base in LINEAR_AND_CONVOLUTION
     )

@@ -1,7 +1,7 @@
 """Layers whose weight is read as an attribute; the attribute returns P(weight).
 
-The Parameter stays in ``_parameters``: optimizers, ``state_dict`` and ``parameters()`` see it as before. P(weight) is
-an ordinary intermediate, kept for backward, that refuses writes (``read_only``).
+The Parameter stays in ``_parameters``, where optimizers, ``state_dict`` and ``parameters()`` see it. P(weight) is an
+intermediate result that autograd keeps for backward; it refuses writes (``read_only_weight``).
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from torch import Tensor, nn
 
 from feather_kernels import autograd
 from feather_kernels.nn.base import SparseLayer, dense_without_state
-from feather_kernels.nn.read_only import computed_weight
+from feather_kernels.nn.read_only_weight import computed_weight
 
 
 class AttributeLayer(SparseLayer):
-    """Mixin: attributes made by ``thresholded`` return P of the parameter, computed once in a forward of the layer."""
+    """Base class of layers with attributes made by ``thresholded``; each P is computed once per forward."""
 
-    form = "read"
+    form = "attribute"
 
     @dense_without_state
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The dense class's forward, on P(weight)."""
+        """Run the dense class's forward, which reads P(weight)."""
         with cached_reads(self):
             return super().forward(*args, **kwargs)
 
 
 def thresholded(name: str, casts: bool) -> property:
-    """Property that returns P of the parameter ``name``; None where the module has none.
+    """Make a property that returns P of a parameter, or None if the module has no such parameter.
 
-    With ``casts`` it is in the dtype of autocast, for weights that nothing but matrix products read.
+    Args:
+        name: name of the parameter.
+        casts: whether P has autocast's dtype under autocast; only for weights that only matrix products read.
     """
 
     def read(self: SparseLayer) -> Tensor | None:
@@ -45,7 +47,7 @@ def thresholded(name: str, casts: bool) -> property:
         reads = self.feather.reads
         if reads is None:
             return computed_weight(self.sparse_weight(name, dtype), self, name)
-        key = name, torch.is_grad_enabled(), dtype  # what was read without a graph must not serve a read that needs one
+        key = name, torch.is_grad_enabled(), dtype  # a result without a graph must not serve a read that needs one
         if key not in reads:
             reads[key] = computed_weight(self.sparse_weight(name, dtype), self, name)
         return reads[key]
@@ -55,7 +57,7 @@ def thresholded(name: str, casts: bool) -> property:
 
 @contextmanager
 def cached_reads(layer: nn.Module) -> Iterator[None]:
-    """Caches P of each parameter for one forward. No-op on layers of other forms."""
+    """Cache P of each parameter for one forward; does nothing to layers of other forms."""
     if torch.compiler.is_compiling() or not isinstance(layer, AttributeLayer) or layer.feather.reads is not None:
         yield
         return

@@ -8,13 +8,13 @@ from itertools import accumulate
 
 
 class ErdosRenyiKernel:
-    """Densities in proportion to ``raw = sum(shape) / prod(shape)``; those that would exceed 1 are 1.
+    """Gives each layer a density in proportion to ``raw = sum(shape) / prod(shape)``, but at most 1.
 
-    With one factor for all layers, ``sparsity = max(0, 1 - factor raw)``; the densities, weighted by size, average
-    ``1 - s``.
+    One factor serves all layers: ``density = min(1, factor raw)``. Weighted by size, the densities average ``1 - s``
+    for the sparsity s of the model.
 
     Args:
-        shapes: of the layers' weights.
+        shapes: the shapes of the layers' weights.
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]]) -> None:
@@ -27,13 +27,13 @@ class ErdosRenyiKernel:
         self._open = [sum(sums) - total for total in [0, *accumulate(sums[layer] for layer in order)]]
 
     def factor(self, sparsity: float) -> float:
-        """The factor at which the layers' sparsities average ``sparsity``; inf, at which all are 0, for 0."""
+        """The factor at which the layers' sparsities average ``sparsity``; inf for 0."""
         if sparsity == 0:
-            return math.inf  # exactly: a rounding error above 0 would prune one weight
+            return math.inf  # makes all sparsities exactly 0; a rounding error above 0 would prune a weight
         count, factor = 0, 0.0
         while self._open[count]:
             share = ((1 - sparsity) * self._dense[-1] - self._dense[count]) / self._open[count]
-            factor = max(factor, share)  # it grows, but for rounding: what was dense stays so
+            factor = max(factor, share)  # it only grows, except by rounding: dense layers stay dense
             full = count
             while full < len(self._raw) and factor * self._raw[full] > 1:
                 full += 1
@@ -43,5 +43,5 @@ class ErdosRenyiKernel:
         return factor
 
     def sparsities(self, factor: float) -> list[float]:
-        """Sparsity of each layer."""
-        return [max(0.0, 1 - factor * raw) for raw in self.raw]  # 0 for NaN, which is inf * 0
+        """The sparsity of each layer at a factor."""
+        return [max(0.0, 1 - factor * raw) for raw in self.raw]  # inf * 0 is NaN, which gives 0

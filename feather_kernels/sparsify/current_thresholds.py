@@ -1,4 +1,4 @@
-"""Keeps a model's thresholds in step with the weights it uses."""
+"""Keeps the thresholds of a model up to date with its weights."""
 
 from __future__ import annotations
 
@@ -13,48 +13,55 @@ import torch
 from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer, WeightVersion
-from feather_kernels.sparsify.forward_ends import ForwardEnds
+from feather_kernels.sparsify.forward_cleanup import ForwardCleanup
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
-from feather_kernels.sparsify.held_weights import checksum, has_memory
-from feather_kernels.sparsify.layer_places import LayerPlaces, check_whole
-from feather_kernels.sparsify.layers import uses_of
-from feather_kernels.sparsify.position import SchedulePosition, select_at
-from feather_kernels.sparsify.step_watch import StepWatch
+from feather_kernels.sparsify.layer_swap import uses_of
+from feather_kernels.sparsify.missing_steps import MissingStepWatch
+from feather_kernels.sparsify.model_changes import LayerPlaces, check_whole
+from feather_kernels.sparsify.schedule_position import SchedulePosition, select_at
+from feather_kernels.sparsify.weight_memory import checksum, has_memory
 from feather_kernels.torch_private import constant_for_compilers, in_backward, in_transform, is_fake, tracing
 
 if TYPE_CHECKING:
     from feather_kernels.nn.thresholds import Thresholds
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
     from feather_kernels.sparsify.policies import Policy
-    from feather_kernels.sparsify.unused_layers import TrainingWatch
+    from feather_kernels.sparsify.prunable import PrunableWeight
+    from feather_kernels.sparsify.unused_layers import UnusedLayerWatch
 
 _log = logging.getLogger("feather_kernels")
 _STALE_TRACE = (
-    "the weights have changed since the thresholds were selected, and a trace would hold both: call the model once, or "
-    "Sparsifier.refresh(), before it is traced or exported; or finalize() a copy and export that"
+    "the weights have changed since the thresholds were selected, so that a trace would record thresholds that do not "
+    "fit: call the model once, or Sparsifier.refresh(), before it is traced or exported; or finalize() a copy and "
+    "export that"
 )
 
 
 class CurrentThresholds:
-    """Selects the thresholds of one model: in every step, and before a forward pass if the weights have changed.
+    """Selects the thresholds of a model in every step, and before a forward pass if the weights have changed.
 
-    It is a forward pre-hook of the model. Weights are compared by object, address and torch's count of in-place writes
-    (``load_state_dict``, a broadcast, an average's update, an optimizer that swaps weights for evaluation); a change
-    between ``train()`` and ``eval()`` selects anew in any case. A functional call on other weights, also inside a
-    transform of torch.func, gets thresholds of these weights for itself. The hook does nothing inside compiled code,
-    CUDA graph capture or a backward pass, for sharded weights, and for thresholds in shared memory, which belong to
-    another process. It raises where a sparse layer is no longer part of the model.
+    It is a forward pre-hook of the model. It compares weights by object, address and torch's count of in-place writes,
+    and so notices ``load_state_dict``, a broadcast, the update of an average, or an optimizer that swaps weights for
+    evaluation. A change between ``train()`` and ``eval()`` always selects again. A functional call on other weights
+    gets its own thresholds, even inside a transform of torch.func. The hook does nothing inside compiled code, CUDA
+    graph capture or a backward pass, for sharded weights, and for thresholds in shared memory, which belong to another
+    process. It raises if a sparse layer is no longer part of the model.
 
-    A deep copy of the model copies its hook, which then selects from the weights of the copy at the same position of
-    the schedule; while its weights are those that were copied, it keeps its thresholds. A pickled model keeps the
-    sparsity of the moment.
+    A deep copy of the model copies its hook, which selects from the weights of the copy at the same position of the
+    schedule. It keeps the copied thresholds as long as the copied weights do not change. A pickled model keeps the
+    sparsity of its moment.
 
     Args:
         model: the model.
         weights: its prunable weights.
-        policy: how much each weight loses.
-        position: where the schedule stands.
-        thresholds: what the layers read.
+        policy: how the sparsity is divided among the weights.
+        position: the position of the training in its schedule.
+        thresholds: the thresholds that the layers read.
+
+    Attributes:
+        places: where the layers stand in the model.
+        restored: whether ``load_state_dict`` has set the thresholds, which stay until the next step then.
+        watch: the watch over the first training step, until it ends.
+        step_watch: the watch over trainings that never step.
     """
 
     def __init__(
@@ -70,14 +77,14 @@ class CurrentThresholds:
         self.policy: Policy | None = policy
         self.position = position
         self.thresholds = thresholds
-        self.restored = False  # by load_state_dict: they stay until the next step
-        self._training: bool | None = None  # of the model, in its last forward
+        self.restored = False
+        self._training: bool | None = None  # whether the model was in training mode in its last forward
         self._copied_current = False
-        self._copied_bytes: Tensor | None = None  # a checksum, of a copy
+        self._copied_bytes: Tensor | None = None  # in a copy, a checksum of the copied weights
         self._reset()
 
     def _reset(self) -> None:
-        """Clear what depends on where the weights live; a copy finds it again."""
+        """Clear what depends on the memory of the weights, which a copy has to find again."""
         self._uses = uses_of(self.weights)
         counts = itertools.accumulate(len(weight.uses) for weight in self.weights)
         self._firsts = [0, *counts][:-1]  # the first use of each weight
@@ -85,14 +92,14 @@ class CurrentThresholds:
         self._versions: list[WeightVersion] | None = None
         self._as_copied = False
         self._ran = False
-        self._looked_at = -1  # the step count at which the bytes were last known to be those selected from
-        self.watch: TrainingWatch | None = None
-        self.step_watch = StepWatch()
-        self._ends = ForwardEnds()
+        self._looked_at = -1  # the count of steps when the weights were last known to be those selected from
+        self.watch: UnusedLayerWatch | None = None
+        self.step_watch = MissingStepWatch()
+        self._forward_cleanup = ForwardCleanup()
 
     @property
     def position(self) -> SchedulePosition:
-        """Where the schedule stands; it knows all hooks that follow it."""
+        """The position of the training in its schedule."""
         return self._position
 
     @position.setter
@@ -102,22 +109,23 @@ class CurrentThresholds:
         position.followers.add(self)
 
     def forget_position(self) -> None:
-        """Let no step of the schedule select for this model any more."""
+        """Stop selecting for this model in the steps of the schedule."""
         if "_position" in self.__dict__:
             self._position.followers.discard(self)
 
     # ------------------------------------------------------------------------------------------------ selection
 
     def select(self, *, unseen: bool = False) -> None:
-        """Set the thresholds from the weights as they are, at the position of the schedule; nothing read on the host.
+        """Select the thresholds from the current weights at the current position, without waiting for the device.
 
-        ``unseen``: as in ``Thresholds.assign``.
+        Args:
+            unseen: as in ``Thresholds.assign``.
 
         Raises:
             RuntimeError: a weight is gone, has another shape, is no longer tied, or holds no values (FakeTensorMode).
         """
         if self.policy is None:
-            raise RuntimeError("a model that was pickled with a scope that is a function cannot select thresholds")
+            raise RuntimeError("a model that was pickled with a scope function cannot select thresholds")
         self._select(self._check_places(), unseen)
 
     def _select(self, parameters: Sequence[Tensor], unseen: bool = False) -> None:
@@ -131,11 +139,15 @@ class CurrentThresholds:
         self.thresholds.followed = True
 
     def step(self, model: nn.Module, skipped: Tensor | None) -> None:
-        """One optimizer step further, unless it was ``skipped``; for copies too whose hook has never run.
+        """Advance by one optimizer step and select; also for copies whose hook has never run (compiled forwards).
 
-        Their forward may be compiled, and then their hook never runs. What raises leaves the position where it was.
+        If it raises, the position has not moved.
+
+        Args:
+            model: the model.
+            skipped: as in ``SchedulePosition.advance``.
         """
-        self._ends.clean(sys._getframe())
+        self._forward_cleanup.clean(sys._getframe())
         self.places.check(model)
         parameters = self._check_places()
         if self.watch is not None and self.watch.step():
@@ -150,18 +162,18 @@ class CurrentThresholds:
     def _select_unasked(self) -> None:
         try:
             self.refresh_if_stale()
-        except (RuntimeError, ValueError):  # of a copy that was changed: its own forward raises it
+        except (RuntimeError, ValueError):  # the copy was changed: its own forward raises this
             self._ran = True
 
     def stop_watching(self) -> None:
         """End the watch over the first training step."""
-        self._ends.clean(sys._getframe())
+        self._forward_cleanup.clean(sys._getframe())
         if self.watch is not None:
             self.watch.stop()
             self.watch = None
 
     def _check_places(self) -> Sequence[Tensor]:
-        """The weights; runs the full checks only if an object, address or shape has changed since the last step."""
+        """Return the weights, after checks that run only if an object, address or shape has changed."""
         if is_fake(self.weights[0].parameter):
             raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         held = self._held()
@@ -177,7 +189,7 @@ class CurrentThresholds:
         return [weight.parameter for weight in self.weights]
 
     def _held(self) -> Sequence[Tensor | None]:
-        """What each layer holds as its weight at this moment."""
+        """The weight that each layer holds now."""
         return [use.module._parameters.get(use.parameter_name) for use in self._uses]
 
     def check_model(self, model: nn.Module) -> None:
@@ -191,14 +203,14 @@ class CurrentThresholds:
             check_whole(weight.name, weight.parameter, shape)
 
     def _per_use(self, values: Tensor) -> Tensor:
-        """(L,) thresholds, one per distinct weight -> one per use of a weight."""
+        """Repeat values (L,), one per weight, for each use of the weight: (uses,)."""
         if len(self._uses) == len(self.weights):
             return values
         counts = [len(weight.uses) for weight in self.weights]
         return torch.cat([value.expand(count) for value, count in zip(values.split(1), counts, strict=True)])
 
     def _scales(self, like: Tensor, policy: Policy) -> Tensor | None:
-        """(uses,) gradient scales to write, in dtype and on the device of ``like``; None where they do not change."""
+        """Gradient scales (uses,), with the dtype and device of ``like``; None if they do not change."""
         if not self.thresholds.scales_change or like.device.type == "meta":
             return None
         return self._per_use(policy.with_own_grad_scales(self.position.grad_scale(like.device), like))
@@ -206,7 +218,7 @@ class CurrentThresholds:
     # ------------------------------------------------------------------------------------------------ the hook
 
     def __call__(self, module: nn.Module, _args: tuple[Any, ...]) -> None:
-        """Before a forward of the model: select if the weights, or the mode, have changed."""
+        """Before a forward of the model, select if the weights or the mode have changed."""
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 _check_export(self)
@@ -228,35 +240,35 @@ class CurrentThresholds:
             self._training = module.training
         if self.watch is not None:
             undo += self.watch.forward_begins(module)
-        self._ends.begin(sys._getframe(1), undo)
+        self._forward_cleanup.begin(sys._getframe(1), undo)
 
     def forward_ended(self, *_: Any) -> None:
-        """The forward hook of the model, also after an exception."""
+        """The forward hook of the model, which runs after exceptions too."""
         if not torch.compiler.is_compiling():
-            self._ends.end()
+            self._forward_cleanup.end()
 
     def refresh_if_stale(self) -> None:
-        """Select if the weights have changed and nothing forbids it."""
+        """Select if the weights have changed, unless that is impossible now."""
         if not (self.restored or self.is_current() or self._is_functional_call()):
             self._refresh()
 
     def _refresh(self, current: bool = False) -> bool:
-        """Select, though torch may tell that the weights are ``current``; False where that must wait."""
+        """Select, even if torch says that the weights are ``current``; return False if that must wait."""
         if self._must_wait():
             return False
         if tracing():
             if current:
-                return False  # a mere change of mode; the next forward outside of the trace looks again
+                return False  # only the mode has changed; the next forward outside of the trace looks again
             raise RuntimeError(_STALE_TRACE)
         if self.policy is None:
-            _log.warning("a model pickled with a scope that is a function keeps the thresholds it was pickled with")
+            _log.warning("a model that was pickled with a scope function keeps its pickled thresholds")
             self.restored = True
             return True
         self.select(unseen=current)
         return True
 
     def _is_functional_call(self) -> bool:
-        """Whether the layers hold other tensors than Parameters with memory of their own, or a transform runs."""
+        """Whether a transform of torch.func runs, or the layers hold anything but Parameters with their own memory."""
         return in_transform() or not all(map(has_memory, self._held()))
 
     def _must_wait(self) -> bool:
@@ -265,7 +277,7 @@ class CurrentThresholds:
         return self.weights[0].parameter.is_cuda and torch.cuda.is_current_stream_capturing()
 
     def _lend(self, switched: bool) -> list[Callable[[], None]]:
-        """Thresholds, for this forward alone, of weights that are not the model's own or cannot be written for here."""
+        """Lend thresholds to this forward, for weights that are not the model's own; return the cleanups."""
         weights = plain_weights(self._held())
         if weights is None or self._must_wait() or self.policy is None or (not switched and self._are_own(weights)):
             return []
@@ -278,21 +290,21 @@ class CurrentThresholds:
         return [give_back]
 
     def _are_own(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these are views of the weights that the thresholds were selected from, with the same values."""
+        """Whether these are views of the weights from which the thresholds were selected, with the same values."""
         versions = self._versions or ()
         return len(versions) == len(weights) and all(
             version.describes_memory_of(weight) for version, weight in zip(versions, weights, strict=True)
         )
 
     def check_export(self) -> None:
-        """Raise RuntimeError if an exporter would record thresholds of other weights than the model has now."""
+        """Raise RuntimeError if an exporter would record thresholds that do not fit the weights."""
         versions = self._versions_of_copy() if self._versions is None else self._versions
         if self.restored or (len(versions) == len(self._uses) and all(version.still_holds() for version in versions)):
             return
         raise RuntimeError(_STALE_TRACE)
 
     def is_current(self) -> bool:
-        """Whether the weights are, as far as torch tells, those that the thresholds were selected from."""
+        """Whether, as far as torch can tell, the thresholds were selected from the current weights."""
         if self._versions is None:
             self._versions = self._versions_of_copy()
             self._as_copied = bool(self._versions)
@@ -304,9 +316,9 @@ class CurrentThresholds:
         return True
 
     def _has_the_bytes(self, switched: bool) -> bool:
-        """For a copy, after every step of the model and change of mode, whether it has the bytes selected from.
+        """Whether a copy still has the copied bytes; compared once per step and change of mode. True for originals.
 
-        An average may be written through ``.data``, which counts no version.
+        Averages may be written through ``.data``, which increases no version.
         """
         now = self.position.advances
         seen = self._looked_at == now and not (switched and self._as_copied)
@@ -319,7 +331,7 @@ class CurrentThresholds:
         return self._as_copied
 
     def _versions_of_copy(self) -> list[WeightVersion]:
-        """The weights that came with the thresholds, if this is part of a copy that was current when it was made."""
+        """The versions of the copied weights, if this belongs to a copy of an up-to-date model."""
         if not self._copied_current:
             return []
         copied = [cast("SparseLayer", use.module).feather.copied.get(use.parameter_name) for use in self._uses]
@@ -355,6 +367,6 @@ def _check_export(hook: CurrentThresholds) -> None:
 
 
 def hooks_of(model: nn.Module) -> list[CurrentThresholds]:
-    """What selects the thresholds of ``model`` and of modules inside it."""
+    """The hooks that select thresholds for ``model`` and for modules inside it."""
     hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
     return [hook for hook in hooks if isinstance(hook, CurrentThresholds)]

@@ -1,4 +1,4 @@
-"""The schedule as tables on the device, so that a training step can be captured in a CUDA graph."""
+"""The schedule as tables on the device, so that a CUDA graph can capture a training step."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ if TYPE_CHECKING:
 
 
 class DeviceSchedule:
-    """Step counter and, for every step up to the last that differs, what all groups' positions follow from.
+    """A step counter on the device, and tables from which it computes the groups' quantiles at each step.
 
-    A step takes 8 bytes, and 8 more for each of these where they change: the part that is asked for of the groups' own
-    sparsities, the gradient scale. Ranks and fractions are computed from them on the device, in float64, with the bits
-    of the host. Advancing reads nothing on the host.
+    The tables have a row per step: the level of all groups (``Policy.levels``), and if they change, the ramp of the
+    groups with an override and the gradient scale; 8 bytes each. Ranks and fractions are computed from them on the
+    device, in float64, with the same bits as on the host. Advancing does not wait for the device.
 
     Args:
-        policy, schedule: what is tabulated.
-        last_step: the step from which on everything stays as it is.
-        grad_scale: of the current sparsity.
+        policy: the policy.
+        schedule: the schedule.
+        last_step: the step from which on nothing changes.
+        grad_scale: the gradient scale as a function of the sparsity.
         weight: one of the weights, for its device and compute dtype.
 
     Raises:
-        ValueError: what the schedule asks for at a step cannot be.
+        ValueError: the policy cannot reach a sparsity of the schedule.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class DeviceSchedule:
     ) -> None:
         self._dtype = compute_dtype(weight.dtype)
         sparsities = [sparsity_at(schedule, step) for step in range(last_step + 1)]
-        policy.positions(max(sparsities))  # raises: all groups' sparsities grow with the schedule's
+        policy.positions(max(sparsities))  # raises if one cannot be reached
         levels, ramp = zip(*map(policy.levels, sparsities), strict=True)
         has_own = any(own is not None for own in policy.own_sparsities)
         raw = iter(() if policy.allocation is None else policy.allocation.raw)
@@ -52,7 +53,7 @@ class DeviceSchedule:
             for count, own in zip(policy.counts, policy.own_sparsities, strict=True)
         ]
         self._by_factor = policy.allocation is not None
-        with torch.inference_mode(False):  # later steps count in whatever mode they run
+        with torch.inference_mode(False):  # later steps count in any mode
             self._levels = _column(levels, weight.device)
             self._ramp = _column(ramp, weight.device) if has_own else None
             self._grad_scales = _column(list(map(grad_scale, sparsities)), weight.device)
@@ -60,7 +61,7 @@ class DeviceSchedule:
             self.step = torch.zeros((), dtype=torch.int64, device=weight.device)
 
     def follow(self, weight: Tensor) -> None:
-        """Move to the weight's device, if it has moved."""
+        """Move to the device of the weight."""
         if self.step.device != weight.device:
             if self.step.device.type == "meta":
                 raise RuntimeError("capturable needs weights with data: make the model sparse after to_empty()")
@@ -70,14 +71,18 @@ class DeviceSchedule:
                         setattr(self, name, value.to(weight.device))
 
     def advance(self, skipped: Tensor | None = None) -> None:
-        """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0."""
+        """Advance by one optimizer step, unless it was skipped.
+
+        Args:
+            skipped: one element, such as GradScaler's found_inf, that is not 0 if the optimizer skipped its step.
+        """
         if skipped is None:
             self.step.add_(1)
         else:
             self.step.add_(skipped.to(self.step.device).reshape(()) == 0)
 
     def positions(self) -> tuple[Tensor, Tensor]:
-        """Ranks (G,), int64, and fractions (G,), in the compute dtype, of the current step: ``Policy.positions``."""
+        """The quantiles of the groups at the current step: ranks (G,), int64; fractions (G,), in the compute dtype."""
         last, own, raw = self._groups.unbind()
         level = self._now(self._levels)
         wanted = (1 - level * raw).clamp_min(0) if self._by_factor else level
@@ -90,16 +95,16 @@ class DeviceSchedule:
         return torch.where(some, rank, -1.0).to(torch.int64), fraction.to(self._dtype)
 
     def grad_scale(self) -> Tensor:
-        """Gradient scale (0-dim) of the current step."""
+        """Gradient scale at the current step, 0-dim."""
         return self._now(self._grad_scales).to(self._dtype)[0]
 
     def _now(self, column: Tensor) -> Tensor:
-        """(1,) the current step's number of a column."""
+        """The value of a column at the current step, (1,)."""
         return column.index_select(0, self.step.clamp_max(len(column) - 1).reshape(1))
 
 
 def _column(numbers: Sequence[float], device: torch.device) -> Tensor:
-    """Numbers of the first steps, float64, without those at the end that repeat the last."""
+    """A column of a table, float64, without the rows at the end that repeat the last value."""
     length = len(numbers)
     while length > 1 and numbers[length - 2] == numbers[-1]:
         length -= 1

@@ -1,4 +1,4 @@
-"""Finds operations that take a prunable Parameter itself, where the model should compute with P of it."""
+"""Warns about operations on a prunable Parameter itself, which should use P of it."""
 
 from __future__ import annotations
 
@@ -13,29 +13,32 @@ from feather_kernels.torch_private import in_transform, is_innermost
 from feather_kernels.user_code import warn_user
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import Use
+    from feather_kernels.sparsify.prunable import WeightUse
 
 
 class DirectReads(TorchFunctionMode):
-    """Warns, once a weight, where an operation with a gradient has the Parameter itself as an operand.
+    """Warns once per weight if a differentiable operation has the Parameter itself as an operand.
 
-    Reads of attributes and operations without a gradient (``weight.dtype``, ``weight.detach()``) do not count.
+    Attributes and operations without a gradient (``weight.dtype``, ``weight.detach()``) do not count.
+
+    Args:
+        uses: all uses of the prunable weights.
     """
 
-    def __init__(self, uses: Sequence[Use]) -> None:
+    def __init__(self, uses: Sequence[WeightUse]) -> None:
         super().__init__()
         self._uses = uses
         self._found: set[int] = set()
-        self._by_parameter: dict[int, tuple[Tensor, Use]] = {}
+        self._by_parameter: dict[int, tuple[Tensor, WeightUse]] = {}
 
     def leave(self) -> None:
-        """Look no more; where another mode was entered since and not left, this one stays on the stack, blind."""
+        """Stop looking; if another mode was entered and not left, this one stays on the stack, but does nothing."""
         if is_innermost(self):
             self.__exit__(None, None, None)
         self._by_parameter.clear()
 
     def begin(self) -> None:
-        """Look up the Parameters that the layers hold now."""
+        """Look for the Parameters that the layers hold now."""
         held = ((use.module._parameters.get(use.parameter_name), use) for use in self._uses)
         self._by_parameter = {id(p): (p, use) for p, use in held if p is not None and id(p) not in self._found}
 
@@ -50,15 +53,15 @@ class DirectReads(TorchFunctionMode):
                     self._warn(found[1], operand, getattr(func, "__name__", repr(func)))
         return result
 
-    def _warn(self, use: Use, parameter: Tensor, function: str) -> None:
+    def _warn(self, use: WeightUse, parameter: Tensor, function: str) -> None:
         self._found.add(id(parameter))
         del self._by_parameter[id(parameter)]
         if function == "__get__":
             function = "an attribute such as .T"
         warn_user(
-            f"{use.name} is a sparse layer, but here its Parameter itself is an operand of {function}: what is "
-            f"computed from it trains dense. Call the layer; or name it in read_directly=[{use.layer_name!r}], so that "
-            "its attribute gives the sparse weight; or leave it dense with ignore=[...]",
+            f"{use.name} is a sparse layer, but here its Parameter itself is an operand of {function}, so that it "
+            f"trains dense: call the layer; or name it in read_directly=[{use.layer_name!r}], so that its attribute "
+            "returns the sparse weight; or leave it dense with ignore=[...]",
         )
 
 

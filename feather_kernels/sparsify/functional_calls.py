@@ -1,4 +1,4 @@
-"""Thresholds for forwards on weights that are not the model's own (``torch.func.functional_call``)."""
+"""Lends thresholds to forwards on weights that are not the model's own (``torch.func.functional_call``)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:
-    """The tensors inside of torch.func's wrappers; None for sharded weights, which are left alone.
+    """The tensors inside torch.func's wrappers, or None if there are none to select from (sharded weights).
 
     Raises:
-        RuntimeError: a batch of weights, of which each would need a threshold of its own.
+        RuntimeError: a weight is a batch of weights; each would need a threshold of its own.
     """
     plain = []
     for weight in held:
@@ -27,8 +27,8 @@ def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:
         inner, batched = outside_transforms(weight)
         if batched:
             raise RuntimeError(
-                "a sparse model cannot run on a batch of weights (vmap over stack_module_state): every member has "
-                "thresholds of its own. Call the members one by one, or finalize() a copy of each first"
+                "a sparse model cannot run on a batch of weights (vmap over stack_module_state), because every member "
+                "has its own thresholds: call the members one by one, or finalize() a copy of each first"
             )
         if inner is None or hasattr(inner, "__tensor_flatten__"):
             return None
@@ -37,14 +37,14 @@ def plain_weights(held: Sequence[Tensor | None]) -> list[Tensor] | None:
 
 
 def lend(bindings: Sequence[ThresholdBinding], select: Callable[[], Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
-    """Give the layers other thresholds.
+    """Give the layers other thresholds for a while.
 
     Args:
         bindings: one per use of a weight.
-        select: returns the (uses,) thresholds; called outside of the transforms that are active.
+        select: returns the thresholds to lend, (uses,); it is called outside of torch.func's transforms.
 
     Returns:
-        The lent thresholds, and what gives the layers their own back.
+        The lent thresholds, and a function that gives the layers their own back.
     """
     with without_transforms(), torch.inference_mode(False), torch.no_grad():
         lent = list(select().contiguous().unbind())

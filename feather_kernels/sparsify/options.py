@@ -1,4 +1,4 @@
-"""Options of the sparsifier: their checks, and the gradient scale as a function."""
+"""Checks of the sparsifier's options, and the gradient scale as a function of the sparsity."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from feather_kernels.dtypes import compute_dtype
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
     from feather_kernels.sparsify.policies import ScopeFunction
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 GradScale = float | str | Callable[[float], float]
 
 
 def resolve_grad_scale(grad_scale: GradScale, schedule: Schedule) -> tuple[Callable[[float], float], bool]:
-    """Gradient scale as a function of the current sparsity, and whether it changes."""
+    """The gradient scale as a function of the current sparsity, and whether it changes during training."""
     if callable(grad_scale):
         return CheckedScale(grad_scale), True
     if isinstance(grad_scale, str):
@@ -42,59 +42,59 @@ class ConstantScale:
     scale: float
 
     def __call__(self, sparsity: float) -> float:
-        """``scale``."""
+        """The gradient scale at a sparsity."""
         del sparsity
         return self.scale
 
 
 @dataclass(frozen=True)
 class CheckedScale:
-    """A function of the sparsity, its values checked to be finite numbers of at least 0."""
+    """A user's function of the sparsity, whose values are checked to be finite and at least 0."""
 
     function: Callable[[float], float]
 
     def __call__(self, sparsity: float) -> float:
-        """The function's value; raises ValueError or TypeError if it is no gradient scale."""
+        """The gradient scale at a sparsity; raises ValueError or TypeError unless it is a gradient scale."""
         scale = self.function(sparsity)
         check_grad_scale(scale)
         return float(scale)
 
 
 def check_model(model: object) -> None:
-    """Raise TypeError unless ``model`` is a module; names what was passed instead and the right call."""
+    """Raise TypeError unless ``model`` is a module; the message shows the right call."""
     if isinstance(model, nn.Module):
         return
     got = "None" if model is None else type(model).__name__
     call = "Sparsifier(model, ...) takes the module itself"
     if isinstance(model, type):
-        got, call = f"the class {model.__name__}", "make an instance of it"
+        got, call = f"the class {model.__name__}", "pass an instance of it"
     elif isinstance(model, Optimizer):
         call = "Sparsifier(model, ...) first, then sparsifier.attach(optimizer)"
     elif isinstance(model, Mapping):
-        call = "load a state_dict into a module and pass that"
+        call = "load the state_dict into a module and pass the module"
     elif isinstance(model, Iterator):
-        call = "Sparsifier(model, ...), not its parameters(); targets=[...] chooses layers"
+        call = "Sparsifier(model, ...) takes the module, not its parameters(); targets=[...] chooses layers"
     elif isinstance(model, Sequence):
-        call = "Sparsifier(model, ...) with the module that holds them; targets=[...] chooses layers"
+        call = "Sparsifier(model, ...) takes the module that contains them; targets=[...] chooses layers"
     raise TypeError(f"model must be a torch.nn.Module, got {got}: {call}")
 
 
 def check_options(recompute: bool | None, capturable: bool, scope: str | ScopeFunction) -> None:
-    """Raise unless the options are in range and go together."""
+    """Raise ValueError or TypeError if an option has the wrong type or contradicts another."""
     if recompute is not None and not isinstance(recompute, bool):
         raise TypeError(f"recompute must be None, True or False, got {recompute!r}")
     if not isinstance(capturable, bool):
         raise TypeError(f"capturable must be True or False, got {capturable!r}")
     if capturable and callable(scope):
-        raise ValueError(f"capturable needs a named scope, got {scope!r}")
+        raise ValueError(f"capturable=True needs a scope by name, got {scope!r}")
 
 
 def check_dtypes(weights: Sequence[PrunableWeight]) -> None:
-    """Raise TypeError naming the first layer whose dtype no op takes, or that mixes float64 with others."""
+    """Raise TypeError if the ops do not support the dtype of a weight, or if only some weights are float64."""
     for weight in weights:
         check_weight(f"the weight of {weight.name}", weight.parameter)
         if compute_dtype(weight.parameter.dtype) != compute_dtype(weights[0].parameter.dtype):
             raise TypeError(
-                f"the prunable weights must be all float64 or none, got {weights[0].parameter.dtype} in "
-                f"{weights[0].name} and {weight.parameter.dtype} in {weight.name}"
+                f"all prunable weights must be float64 or none, got {weights[0].parameter.dtype} in {weights[0].name} "
+                f"and {weight.parameter.dtype} in {weight.name}"
             )

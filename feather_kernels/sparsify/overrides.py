@@ -1,4 +1,4 @@
-"""What single layers have instead of the sparsifier's own options, and which entry applies to which weight."""
+"""Options of single layers, and which entry of ``overrides`` applies to which weight."""
 
 from __future__ import annotations
 
@@ -7,17 +7,21 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from feather_kernels.checks import check_grad_scale, check_number, check_power, check_sparsity
-from feather_kernels.sparsify.names import Target, check_entry, matches
+from feather_kernels.sparsify.layer_names import Target, check_entry, matches
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 
 @dataclass(frozen=True)
 class Override:
-    """What one layer has instead of the sparsifier's own; None means the sparsifier's.
+    """Options of one layer, which replace the sparsifier's unless they are None.
 
-    ``sparsity`` gives the layer a threshold of its own that ramps up to that sparsity along the schedule.
+    Attributes:
+        sparsity: final sparsity of the layer, which then has its own threshold; it rises along the schedule.
+        min_density: fraction of the weights that the layer keeps at least.
+        power: p of the thresholding operator.
+        grad_scale: factor of the gradient of pruned weights.
     """
 
     sparsity: float | None = None
@@ -39,17 +43,21 @@ class Override:
 def resolve_overrides(
     weights: Sequence[PrunableWeight], overrides: Mapping[Target, Mapping[str, Any]] | None
 ) -> list[Override]:
-    """The override of each weight, option by option from the most specific entry that has it.
+    """The options of each weight; each option comes from the most specific entry that has it.
 
-    A longer name comes before a shorter one (that of a module around it), names before ``re:`` patterns, these before
-    classes; entries of one kind in the order given.
+    Names precede ``re:`` patterns, which precede classes. A longer name precedes a shorter one, which names a module
+    around it. Otherwise the order of the entries decides.
+
+    Args:
+        weights: the prunable weights.
+        overrides: the entries.
 
     Raises:
-        ValueError: an entry matches no prunable weight, or has an unknown option or a bad value.
+        ValueError: an entry matches no prunable weight, has an unknown option, or a value is out of range.
         TypeError: an entry is no mapping, or a value no number.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
-        raise TypeError(f"overrides must be a dict of options by layer, got {overrides!r}")
+        raise TypeError(f"overrides must be a dict from layers to options, got {overrides!r}")
     entries = {target: _make_override(target, options) for target, options in (overrides or {}).items()}
     for target in entries:
         check_entry("overrides", target)
@@ -66,7 +74,7 @@ def _specificity(target: Target) -> tuple[int, int]:
 
 
 def _merge(entries: Sequence[Override]) -> Override:
-    """Each option from the first entry that has it."""
+    """Take each option from the first entry that has it."""
     return Override(
         **{
             option.name: next((v for v in (getattr(e, option.name) for e in entries) if v is not None), None)
@@ -85,7 +93,9 @@ def _make_override(target: Target, options: Mapping[str, Any]) -> Override:
     known = [entry.name for entry in fields(Override)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        raise ValueError(f"overrides[{target!r}] must have options of {', '.join(known)}; got {', '.join(unknown)}")
+        raise ValueError(
+            f"overrides[{target!r}] must have only the options {', '.join(known)}; got {', '.join(unknown)}"
+        )
     return Override(**options)
 
 

@@ -1,7 +1,7 @@
-"""How much each weight loses: scopes, allocation over layers, floors, score scales.
+"""How the sparsity is divided among the weights: scopes, allocation over layers, minimal densities, score scales.
 
-A policy divides the weights into groups. A group's threshold is a quantile of the scores of its members together, at
-the position ``m = (N - 1) s`` of the group's sparsity s; all groups are selected in one pass over the weights.
+A policy divides the weights into groups. The N elements of a group share a threshold, the quantile of their scores at
+the position ``m = (N - 1) s`` for the sparsity s of the group. One pass over the weights selects for all groups.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from feather_kernels.sparsify.overrides import Override, check_min_density
 from feather_kernels.torch_private import norms_of
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 ops = torch.ops.feather_kernels
 
@@ -33,30 +33,46 @@ SCORE_SCALES = ("none", "l2", "fan")
 
 @dataclass(frozen=True)
 class Positions:
-    """Where each group's threshold stands: ranks (G,), -1 for none, and fractions (G,) towards the next rank."""
+    """The quantiles at which the thresholds of the G groups stand.
+
+    Attributes:
+        ranks: of the order statistics below the thresholds; -1 for groups that are not pruned.
+        fractions: in [0, 1), of the way from there to the next order statistic.
+    """
 
     ranks: list[int]
     fractions: list[float]
 
 
 class Policy:
-    """Groups of weights, their sparsities, and the selection of their thresholds.
+    """Divides the sparsity among the L weights of a model and selects their thresholds.
 
     Args:
         weights: the prunable weights.
-        scope: "global" (one group), "layer" (every weight at the schedule's sparsity), "erk" (Erdos-Renyi kernel:
-            density of a layer proportional to sum(shape) / prod(shape), averaging the schedule's over the layers
-            without a sparsity of their own), or ``f(weights, sparsity) -> thresholds``, a
-            tensor (L,) or 0-dim.
+        scope: "global": one group; "layer": every weight is a group, at the schedule's sparsity; "erk": every weight
+            is a group, with a density proportional to ``sum(shape) / prod(shape)`` (Erdos-Renyi kernel), averaging the
+            schedule's over the layers without an override of the sparsity; or a function ``f(weights, sparsity)`` that
+            returns thresholds, (L,) or 0-dim.
         min_density: every weight keeps at least ``ceil(min_density * numel)`` elements; the rest of its group
             is pruned more to compensate.
         score_scale: "none"; "l2": scores are ``abs(w) / ||w||``; "fan": ``abs(w) / sqrt(sum(shape))``.
         overrides: one per weight.
-        final_sparsity: the schedule's, for overrides of the sparsity and to check that min_density can be met.
-        captured: selections may be captured in a CUDA graph, so hints stay in one buffer.
+        final_sparsity: of the schedule; needed by overrides of the sparsity, and to check ``min_density``.
+        captured: whether a CUDA graph may capture a selection, so that its hints must stay in one buffer.
 
     Raises:
         ValueError: an argument is unknown, out of range, or contradicts another.
+
+    Example:
+        >>> from feather_kernels.sparsify.overrides import Override
+        >>> from feather_kernels.sparsify.policies import Policy
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> weights, _, _ = fk.sparsify.choose_weights(model, fk.sparsify.LayerChoice())
+        >>> policy = Policy(weights, "layer", 0.0, "none", [Override(), Override(sparsity=0.5)], final_sparsity=0.9)
+        >>> policy.positions(0.9).ranks
+        [1842, 159]
+        >>> policy.thresholds_at([weight.parameter for weight in weights], 0.9).shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -103,10 +119,13 @@ class Policy:
             self.positions(final_sparsity)
 
     def positions(self, sparsity: float) -> Positions:
-        """Positions of all groups at the schedule's ``sparsity``.
+        """The quantiles of all groups.
+
+        Args:
+            sparsity: of the schedule.
 
         Raises:
-            ValueError: min_density leaves too little to prune; names the sparsity that can be reached.
+            ValueError: ``min_density`` leaves too little to prune; the message names the sparsity within reach.
         """
         ranks, fractions = [], []
         for group, wanted in enumerate(self._group_sparsities(sparsity)):
@@ -115,7 +134,7 @@ class Policy:
             rank, fraction = quantile_position(count, wanted) if wanted > 0 and count else (-1, 0.0)
             available = sum(self.caps[i] for i in members) if self.caps else count
             if rank >= available:
-                reachable = math.floor(available / count * 1e4) / 1e4  # rounded down: what is named can be asked for
+                reachable = math.floor(available / count * 1e4) / 1e4  # rounded down, so that it can be reached
                 where = f" in the group of {self.names[members[0]]}" if len(members) < len(self.numels) else ""
                 raise ValueError(
                     f"min_density must leave {rank + 1} weights to prune{where}, got {available} of {count}: "
@@ -126,7 +145,11 @@ class Policy:
         return Positions(ranks, fractions)
 
     def budget(self, sparsity: float) -> int:
-        """Number of zeros that the schedule's ``sparsity`` asks for, all groups together."""
+        """Number of zeros that a sparsity asks for, in all groups together.
+
+        Args:
+            sparsity: of the schedule.
+        """
         if sparsity == 0:
             return 0
         if callable(self.scope):
@@ -134,7 +157,15 @@ class Policy:
         return sum(rank + 1 for rank in self.positions(sparsity).ranks)
 
     def thresholds_at(self, parameters: list[Tensor], sparsity: float) -> Tensor:
-        """(L,) thresholds of the weights at the schedule's ``sparsity``."""
+        """Select the thresholds at a sparsity.
+
+        Args:
+            parameters: the L weights.
+            sparsity: of the schedule.
+
+        Returns:
+            (L,), on the device of the weights.
+        """
         if callable(self.scope):
             dtype = compute_dtype(parameters[0].dtype)
             return _check_thresholds(self.scope(parameters, sparsity), len(parameters)).to(dtype)
@@ -142,11 +173,18 @@ class Policy:
         return self.no_thresholds(parameters[0]) if positions is None else self.thresholds(parameters, *positions)
 
     def no_thresholds(self, like: Tensor) -> Tensor:
-        """(L,) zeros, at which nothing is pruned, on the device of ``like``, a weight."""
+        """Thresholds at which nothing is pruned.
+
+        Args:
+            like: a weight.
+
+        Returns:
+            (L,) zeros, on the device of the weight.
+        """
         return like.new_zeros(len(self.numels), dtype=compute_dtype(like.dtype))
 
     def _positions_on_device(self, sparsity: float, like: Tensor) -> tuple[Tensor, Tensor | float] | None:
-        """Ranks (G,) and fractions (G,) or a number; None where nothing is pruned. The last ones are kept."""
+        """Ranks (G,) and fractions, (G,) or a number; None if nothing is pruned. The last result is cached."""
         key = sparsity, like.device, compute_dtype(like.dtype)
         if self._last_positions[0] != key:
             ranks, fractions = (positions := self.positions(sparsity)).ranks, positions.fractions
@@ -159,12 +197,15 @@ class Policy:
         return self._last_positions[1]
 
     def thresholds(self, parameters: Sequence[Tensor], ranks: Tensor, fractions: Tensor | float) -> Tensor:
-        """(L,) thresholds of the weights, on their device; nothing is read on the host.
+        """Select the thresholds at given quantiles, without waiting for the device.
 
         Args:
             parameters: the L weights.
-            ranks: int64 (G,) on their device.
-            fractions: (G,) in the compute dtype, or a number, with a single group that is pruned.
+            ranks: int64 (G,), on the device of the weights.
+            fractions: (G,) in the compute dtype; or a number, if there is a single group and it is pruned.
+
+        Returns:
+            (L,), on the device of the weights.
         """
         scales = self.scales(parameters)
         caps = None if self.caps is None else self._constant("caps", self.caps, torch.int64, ranks.device)
@@ -190,11 +231,11 @@ class Policy:
         scales: Tensor | None = None,
         caps: Tensor | None = None,
     ) -> Tensor:
-        """(G, 2) order statistics; the last result is the hint for the next."""
+        """Select (G, 2) order statistics, with the last result as hint."""
         dtype = compute_dtype(parameters[0].dtype)
         key = (caps is not None, ranks.device, dtype)
         hint = self._hints.get(key)
-        if hint is None:  # NaN is no hint, but all kernels are compiled in the first step
+        if hint is None:  # NaN is no hint, but makes the first step compile all kernels
             hint = self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
         values = ops.magnitude_select.default(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
         if self.captured:
@@ -204,7 +245,15 @@ class Policy:
         return values
 
     def with_own_grad_scales(self, scale: Tensor | float, like: Tensor) -> Tensor:
-        """(L,) gradient scales, in the dtype and on the device of ``like``: the override's where it has one."""
+        """Gradient scales of all weights.
+
+        Args:
+            scale: the sparsifier's, for weights without an override.
+            like: a tensor with the dtype and device of the result.
+
+        Returns:
+            (L,).
+        """
         scales = scale if isinstance(scale, Tensor) else like.new_full((), scale)
         if all(own is None for own in self.grad_scales):
             return scales.expand(len(self.grad_scales))
@@ -213,7 +262,7 @@ class Policy:
         return torch.where(own.isnan(), scales, own)
 
     def _constant(self, name: str, values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A vector of host numbers, copied to the device once: a captured step must not copy from the host."""
+        """Host numbers as a vector on the device, copied once: a captured step must not copy from the host."""
         key = (name, device)
         if key not in self._on_device or self._on_device[key].dtype != dtype:
             self._on_device[key] = to_device(values, dtype, device)
@@ -223,17 +272,20 @@ class Policy:
         return {**self.__dict__, "_on_device": {}, "_hints": {}, "_last_positions": ((), None)}
 
     def _make_groups(self) -> list[int]:
-        """Group of each weight: weights with a sparsity of their own are alone, the others by the scope."""
+        """The group of each weight: an override of the sparsity makes a group of its own."""
         alone = [self.scope != "global" or sparsity is not None for sparsity in self.sparsities]
         free = itertools.count(0 if all(alone) else 1)
         return [next(free) if is_alone else 0 for is_alone in alone]
 
     def levels(self, sparsity: float) -> tuple[float, float]:
-        """What the sparsities of all groups follow from, where the schedule's is ``sparsity``.
+        """The two numbers from which the sparsities of all groups follow.
+
+        Args:
+            sparsity: of the schedule.
 
         Returns:
-            That of the scope's groups (for "erk" the factor of their densities), and the part of the groups' own
-            sparsities that is asked for already: 1 where the schedule has arrived.
+            The sparsity of the groups without an override (for "erk" the factor of their densities), and the fraction
+            of their final sparsity that the groups with an override have reached.
         """
         level = sparsity if self.allocation is None else self.allocation.factor(sparsity)
         return level, min(1.0, sparsity / self.final_sparsity) if self.final_sparsity else 0.0
@@ -244,7 +296,14 @@ class Policy:
         return [next(shared) if own is None else own * ramp for own in self.own_sparsities]
 
     def scales(self, parameters: Sequence[Tensor]) -> Tensor | None:
-        """(L,) factors of the scores, or None."""
+        """The factors by which magnitudes are multiplied to give scores.
+
+        Args:
+            parameters: the L weights.
+
+        Returns:
+            (L,), or None if scores are magnitudes.
+        """
         if self.score_scale == "none":
             return None
         dtype = compute_dtype(parameters[0].dtype)
@@ -256,10 +315,11 @@ class Policy:
 
 
 def largest_below(levels: Tensor, scales: Tensor) -> Tensor:
-    """Elementwise the largest a >= 0 whose score ``scale * a``, rounded, does not exceed the level; levels <= 0 stay.
+    """Elementwise the largest a >= 0 whose rounded score ``scale * a`` does not exceed the level; levels <= 0 stay.
 
-    Starts from ``(level + half an ulp) / scale``, at most two numbers off, and walks up, then down. Small levels are
-    first multiplied by a power of two, so that the half ulp of a subnormal one, which spans many a, is not lost.
+    The search starts from ``(level + half an ulp) / scale``, which is at most two numbers off, and goes up, then down.
+    Small levels are multiplied by a power of two first: half an ulp of a subnormal level, which spans many a, would be
+    lost otherwise.
     """
     up = torch.full_like(levels, math.inf)
     lift = torch.where(levels < 2.0**-60, torch.full_like(levels, 2.0**64), 1.0)
@@ -273,7 +333,7 @@ def largest_below(levels: Tensor, scales: Tensor) -> Tensor:
 
 
 def to_device(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A vector of host numbers on the device, without waiting for it; no inference tensor, as it may be kept."""
+    """Host numbers as a vector on the device, without waiting for it; never an inference tensor, as it may be kept."""
     with torch.inference_mode(False):
         if len(values) == 1:
             return torch.full((1,), values[0], dtype=dtype, device=device)
@@ -290,7 +350,7 @@ def _check_policy(scope: str | ScopeFunction, min_density: float, score_scale: s
 
 
 def _check_thresholds(thresholds: object, count: int) -> Tensor:
-    """What a scope function returned, as (L,)."""
+    """Expand what a scope function returned to (L,); raises ValueError unless it fits."""
     if not isinstance(thresholds, Tensor) or thresholds.shape not in ((), (count,)):
         got = tuple(thresholds.shape) if isinstance(thresholds, Tensor) else type(thresholds).__name__
         raise ValueError(f"scope must return a tensor of shape () or ({count},), got {got}")

@@ -1,4 +1,4 @@
-"""What is pruned: per layer and in total, as text, Markdown, CSV or a dict."""
+"""The report on a sparse model: zeros, ties and memory per layer and in total, as text, Markdown, CSV or a dict."""
 
 from __future__ import annotations
 
@@ -13,22 +13,39 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from feather_kernels.nn.base import SparseLayer
-    from feather_kernels.sparsify.layer_choice import PrunableWeight, SkippedLayer
+    from feather_kernels.sparsify.layer_choice import SkippedLayer
     from feather_kernels.sparsify.policies import Policy
+    from feather_kernels.sparsify.prunable import PrunableWeight
 
 COLUMNS = ("layer", "shape", "numel", "zeros", "sparsity", "threshold", "ties", "backward", "note")
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One prunable weight.
+    """The report on one prunable weight.
 
-    ``zeros`` counts the entries of P(weight) that the operator makes zero (at T = 0: that are zero). ``ties`` counts
-    those among them that are zero only because their magnitude equals that of the last weight the budget asked for;
-    the budget is given to the layers in their order. ``backward`` says whether the layer's backward pass computes
-    P(weight) again ("recomputes", which holds no copy of the weight) or keeps it from the forward pass ("keeps"), where
-    autocast is off. ``kept_bytes`` is what the layer holds more than a dense one from forward to backward then;
-    ``lean`` whether recompute=True would make that nothing. ``note`` is what else there is to know of the layer, or "".
+    Attributes:
+        name: name of the layer, or names of the layers joined by ``=`` if the weight is tied.
+        shape: shape of the weight.
+        numel: number of its elements.
+        zeros: number of elements of P(weight) that are pruned; if T is 0, that are zero already.
+        threshold: T.
+        ties: zeros beyond the budget, which have the same magnitude as the last weight within it. Earlier layers use
+            up the budget first.
+        backward: "recomputes" if backward recomputes P(weight), "keeps" if it is kept from the forward pass; under
+            autocast this may differ.
+        kept_bytes: memory that the layer holds from forward to backward in addition to a dense layer's, without
+            autocast.
+        lean: whether ``recompute=True`` would reduce ``kept_bytes`` to 0.
+        note: remark on the layer, or "".
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.9), scope="layer")
+        >>> for layer in sparsifier.report().layers:
+        ...     print(layer.name, layer.shape, layer.zeros, f"{layer.sparsity:.1%}", layer.backward)
+        0 (32, 64) 1843 90.0% keeps
+        2 (10, 32) 288 90.0% keeps
     """
 
     name: str
@@ -44,21 +61,21 @@ class LayerReport:
 
     @property
     def empty(self) -> bool:
-        """Whether no weight is left."""
+        """Whether the layer has no weight left."""
         return self.numel > 0 and self.zeros == self.numel
 
     @property
     def remarks(self) -> str:
-        """The column "note": that the layer is empty, and its note."""
+        """The text of the column "note": "empty" if the layer is, and its note."""
         return "; ".join(filter(None, ("empty" if self.empty else "", self.note)))
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros."""
+        """Fraction of zeros in the weight."""
         return self.zeros / self.numel if self.numel else 0.0
 
     def row(self) -> tuple[str, ...]:
-        """The columns of ``COLUMNS`` as text."""
+        """The cells of the layer's row in a table, one per entry of ``COLUMNS``."""
         shape = "x".join(map(str, self.shape))
         numbers = f"{self.sparsity:.4%}", f"{self.threshold:.6g}", str(self.ties), self.backward, self.remarks
         return self.name, shape, str(self.numel), str(self.zeros), *numbers
@@ -66,7 +83,26 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Report:
-    """State of a sparsified model; ``str()`` is a table."""
+    """The report on a sparse model, made by ``Sparsifier.report()``; ``str(report)`` is a table.
+
+    Attributes:
+        step: number of steps that the sparsifier has counted.
+        target_sparsity: sparsity of the schedule at this step.
+        layers: one entry per prunable weight.
+        skipped: the layers that stay dense, with reasons.
+        model_parameters: number of all parameters of the model.
+        budget: number of zeros that the schedule asks for at this step.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> report = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.9), ignore=["2"]).report()
+        >>> report.zeros, report.numel, f"{report.sparsity:.2%} of the weights, {report.model_sparsity:.2%} of all"
+        (1843, 2048, '89.99% of the weights, 76.47% of all')
+        >>> [(layer.name, layer.reason) for layer in report.skipped]
+        [('2', 'in ignore')]
+        >>> print(report.to_csv().splitlines()[0])
+        layer,shape,numel,zeros,sparsity,threshold,ties,backward,note
+    """
 
     step: int
     target_sparsity: float
@@ -87,7 +123,10 @@ class Report:
 
     @property
     def ties(self) -> int:
-        """Zeros beyond the budget (``floor((numel - 1) target) + 1`` in the global scope), due to equal magnitudes."""
+        """Number of zeros beyond the budget, due to equal magnitudes.
+
+        In the global scope the budget is ``floor((numel - 1) target_sparsity) + 1``.
+        """
         return sum(layer.ties for layer in self.layers)
 
     @property
@@ -97,26 +136,26 @@ class Report:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of P(weight) that are held from forward to backward, and that a dense model does not hold."""
+        """Memory in bytes that P(weight) holds from forward to backward, in addition to a dense model's."""
         return sum(layer.kept_bytes for layer in self.layers)
 
     @property
     def empty_layers(self) -> tuple[LayerReport, ...]:
-        """Layers of which the threshold leaves no weight."""
+        """The layers that have no weight left."""
         return tuple(layer for layer in self.layers if layer.empty)
 
     @property
     def dense_numel(self) -> int:
-        """Number of weights in the skipped layers, each once where layers share it."""
+        """Number of weights in the skipped layers; shared ones count once."""
         return sum(layer.numel - layer.shared for layer in self.skipped)
 
     @property
     def model_sparsity(self) -> float:
-        """The same zeros as a fraction of all parameters of the model (biases, norms, skipped layers included)."""
+        """Zeros as a fraction of all parameters of the model, including biases, norms and skipped layers."""
         return self.zeros / self.model_parameters
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
+        """The report as numbers, strings, lists and dicts, for JSON."""
         totals = ("numel", "zeros", "sparsity", "ties", "model_sparsity", "kept_bytes", "dense_numel")
         return {
             "step": self.step,
@@ -131,7 +170,7 @@ class Report:
         }
 
     def to_csv(self) -> str:
-        """One line per prunable weight, with a header; numbers unrounded."""
+        """The report as CSV: a header, then one line per prunable weight, with unrounded numbers."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -142,7 +181,7 @@ class Report:
         return text.getvalue()
 
     def to_markdown(self) -> str:
-        """A Markdown table, the totals, and the skipped layers."""
+        """The report as Markdown: a table of the prunable weights, the totals, and the skipped layers."""
         lines = [" | ".join(COLUMNS), " | ".join(["---", "---", *["---:"] * (len(COLUMNS) - 4), "---", "---"])]
         lines += [" | ".join(layer.row()) for layer in self.layers]
         lines = [f"| {line} |" for line in lines] + ["", *self._totals()]
@@ -176,9 +215,9 @@ class Report:
         ]
 
     def _empty(self) -> list[str]:
-        """A line about the empty layers, if there are any."""
+        """One line about the empty layers, or none."""
         count, one = len(self.empty_layers), len(self.empty_layers) == 1
-        what = f"{count} {'layer is' if one else 'layers are'} empty, without one weight left"
+        what = f"{count} {'layer is' if one else 'layers are'} empty, with no weight left"
         return [f"{what}: min_density=... keeps a fraction of {'it' if one else 'each'}"] if count else []
 
     def _dense_total(self) -> str:
@@ -187,28 +226,28 @@ class Report:
         return f"left dense: {layers}, {weights:,} weights, {self._share(weights):.4%} of all parameters"
 
     def _left_dense(self) -> list[tuple[str, str]]:
-        """Names of the skipped layers, and their reasons with their sizes."""
+        """(name, reason and size) of each skipped layer."""
         return [
             (layer.name, f"{layer.reason} ({layer.numel:,} weights, {self._share(layer.numel):.4%} of all parameters)")
             for layer in self.skipped
         ]
 
     def _share(self, numel: int) -> float:
-        """Fraction of all parameters of the model."""
+        """``numel`` as a fraction of all parameters."""
         return numel / self.model_parameters
 
     def _memory(self) -> str:
-        """One line: bytes of P(weight) from forward to backward, and what recompute would change about them."""
+        """One line about the memory of P(weight), and how far ``recompute`` would reduce it."""
         held = f"P(w) holds {self.kept_bytes / 1e6:,.1f} MB more than a dense model from forward to backward"
         leanest = sum(layer.kept_bytes for layer in self.layers if not layer.lean)
         if leanest < self.kept_bytes:
-            return f"{held}; {leanest / 1e6:,.1f} MB with recompute=True, which computes it twice"
+            return f"{held}; {leanest / 1e6:,.1f} MB with recompute=True, which computes P(w) twice"
         return held
 
 
 @torch.no_grad()
 def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: float) -> list[LayerReport]:
-    """Reports of all weights under their thresholds, ties against the policy's budget at ``sparsity``."""
+    """Report on every weight under its threshold, with ties against the policy's budget at ``sparsity``."""
     parameters = [weight.parameter for weight in weights]
     thresholds = [weight.uses[0].binding.value for weight in weights]
     scales = policy.scales(parameters)
@@ -223,7 +262,7 @@ def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: 
 
 
 def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool]:
-    """``LayerReport``'s backward, kept_bytes and lean."""
+    """The fields backward, kept_bytes and lean of a LayerReport."""
     can = [cast("SparseLayer", use.module).lean_form for use in weight.uses]
     kept = [not (lean and use.binding.recomputes(parameter, None)) for lean, use in zip(can, weight.uses, strict=True)]
     size = parameter.numel() * parameter.element_size()
@@ -233,12 +272,12 @@ def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool
 @dataclass(frozen=True)
 class _Count:
     zeros: int
-    largest: float  # largest pruned score
-    at_largest: int  # how many have it; several magnitudes may round to one score
+    largest: float  # the largest score of a pruned element
+    at_largest: int  # number of pruned elements with this score; different magnitudes may round to the same score
 
 
 def _count(parameter: Tensor, t: Tensor, scale: Tensor | float) -> _Count:
-    """By the operator's predicate; at T <= 0 the zeros that the weight has."""
+    """Count what the operator prunes; at T <= 0, the zeros that the weight has already."""
     if parameter.numel() == 0:
         return _Count(0, 0.0, 0)
     magnitude = parameter.to(t.dtype).abs()
@@ -250,10 +289,10 @@ def _count(parameter: Tensor, t: Tensor, scale: Tensor | float) -> _Count:
 
 
 def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float) -> list[int]:
-    """Zeros of each weight beyond its group's budget.
+    """Count the zeros of each weight beyond the budget of its group.
 
-    Those over the weight's own cap; then, from the last weight of the group backwards, those at the group's largest
-    pruned score.
+    First come the zeros beyond the weight's own cap, then those at the group's largest pruned score, from the last
+    weight of the group backwards.
     """
     ties = [0] * len(counts)
     ranks = policy.positions(sparsity).ranks if sparsity > 0 and not callable(policy.scope) else []

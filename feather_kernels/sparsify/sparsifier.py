@@ -1,4 +1,4 @@
-"""The sparsifier: makes a model's layers sparse and moves their thresholds along a schedule."""
+"""The sparsifier, which makes a model's layers sparse and moves their thresholds along a schedule."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from feather_kernels.checks import check_power
-from feather_kernels.sparsify import layers
-from feather_kernels.sparsify.attachment import Attachment
+from feather_kernels.sparsify import layer_swap
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.goal import warn_of_frozen, warn_of_thawed, warn_unless_reached
-from feather_kernels.sparsify.layer_choice import Choice, FilterFn, select_weights
+from feather_kernels.sparsify.goal_warnings import warn_of_frozen, warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.layer_choice import FilterFn, LayerChoice, choose_weights
+from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 from feather_kernels.sparsify.options import (
     GradScale,
     check_dtypes,
@@ -26,55 +26,89 @@ from feather_kernels.sparsify.options import (
 )
 from feather_kernels.sparsify.overrides import resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
-from feather_kernels.sparsify.position import SchedulePosition
 from feather_kernels.sparsify.report import Report, measure_layers
+from feather_kernels.sparsify.schedule_position import SchedulePosition
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
 from feather_kernels.sparsify.state import check_state, warn_of_schedule
-from feather_kernels.sparsify.unused_layers import TrainingWatch
+from feather_kernels.sparsify.unused_layers import UnusedLayerWatch
 from feather_kernels.torch_private import outside_compilers
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from feather_kernels.sparsify.names import Target
+    from feather_kernels.sparsify.layer_names import Target
 
 
 class Sparsifier:
-    """Sparse training with Feather (BMVC 2023, section 3).
+    """Trains a model with Feather (BMVC 2023, section 3), so that a fraction of its weights is zero in the end.
 
-    The constructor swaps the classes of the model's layers for sparse ones and sets the threshold of step 0; ``step()``
-    after every ``optimizer.step()`` sets the next one. The model keeps its modules, Parameters and state_dict keys.
-    ``finalize()`` writes the zeros into the weights and gives the plain layers back.
+    The constructor swaps the classes of the model's layers for sparse ones and sets the thresholds of step 0. Call
+    ``step()`` after every ``optimizer.step()`` to set the next ones, and ``finalize()`` at the end, to write the zeros
+    into the weights and get the dense layers back. The model keeps its modules, Parameters and state_dict keys.
+
+    An entry of ``targets``, ``ignore``, ``read_directly`` or ``overrides`` is the name of a layer or of a module that
+    contains it, a regular expression ``"re:..."`` for the whole name, or a module class.
 
     Args:
-        model: the module to train; it may itself be a layer.
+        model: the module to train; it may be a single layer.
         sparsity: final fraction of zeros among the prunable weights, in [0, 1).
-        total_steps: number of optimizer steps of the training; gives ``CubicSchedule(sparsity, 0, total_steps // 2)``.
-        schedule: a schedule of your own instead of ``sparsity``; if ``total_steps`` is given too, a schedule that ends
-            short of its final sparsity is warned about.
-        scope: "global" (one threshold for all), "layer", "erk", or ``f(weights, sparsity) -> thresholds``; see
-            ``policies.Policy``, also for ``min_density`` and ``score_scale``.
-        power: p of the thresholding operator, at least 1 or inf.
-        grad_scale: factor of the gradient on pruned weights, at least 0; "auto" is 1 for a final sparsity of at most
-            0.95 and 0.5 above it; or a function of the current sparsity.
-        targets, ignore, filter_fn, min_numel, read_directly: which layers; see ``selection.Choice``.
-        min_density: what every weight keeps at least, as a fraction of its elements.
-        overrides: options of single layers, by name, ``re:`` pattern or class (names win): a dict with any of
-            ``sparsity``, ``min_density``, ``power``, ``grad_scale``.
-        score_scale: "none", "l2" or "fan".
-        recompute: whether backward computes P(w) again (True; linear layers and convolutions) instead of keeping it
-            from the forward pass (False). None keeps it where all P(w) together are at most 1 GiB, and where P(w) is
-            narrower than the weight: under autocast a dense layer keeps a copy of the weight too.
-        capturable: keep step, ranks and thresholds on the device, so that ``step()`` can be captured in a CUDA graph.
+        total_steps: number of optimizer steps of the training. With ``sparsity`` it makes the schedule
+            ``CubicSchedule(sparsity, 0, total_steps // 2)``; with ``schedule`` the constructor warns if that does not
+            reach its final sparsity in time.
+        schedule: a schedule to use instead of ``sparsity``, see ``Schedule``.
+        scope: which weights share a threshold. "global": all; "layer": every layer reaches the schedule's sparsity;
+            "erk": layers get densities by Erdos-Renyi-kernel (Evci et al. 2020), which average to the schedule's; or a
+            function ``f(weights, sparsity)`` that returns a tensor of one threshold per weight, or a single one.
+        power: p of the thresholding operator ``sign(w) (abs(w)^p - T^p)^(1/p)``, at least 1; ``math.inf`` is hard
+            thresholding.
+        grad_scale: factor of the gradient of pruned weights, at least 0, or a function of the current sparsity.
+            "auto" is 1 for a final sparsity of at most 0.95, and 0.5 above it.
+        targets: the layers to prune; None means all linear, convolution, attention and recurrent layers. Frozen
+            weights, adapters, standardised convolutions and layers of other kinds are pruned only if they are named.
+        ignore: layers that stay dense even if ``targets`` matches them.
+        filter_fn: ``filter_fn(module, name)``; layers for which it returns False stay dense.
+        min_numel: layers whose weight has fewer elements stay dense.
+        read_directly: layers whose weight some module reads without calling the layer; their attribute ``weight``
+            returns the sparse weight.
+        min_density: fraction of its elements that every weight keeps at least, in [0, 1]; other weights are pruned
+            more to compensate.
+        overrides: options of single layers: ``{"head": {"sparsity": 0.5}}``. Options are ``sparsity``,
+            ``min_density``, ``power`` and ``grad_scale``. Names precede patterns, and these precede classes.
+        score_scale: what is compared with the threshold. "none": ``abs(w)``; "l2": ``abs(w) / norm(w)`` with the
+            norm of the layer's weight; "fan": ``abs(w) / sqrt(sum(shape))``.
+        recompute: whether backward recomputes P(w) (True; linear layers and convolutions only), or forward keeps it
+            (False). None keeps it if all P(w) together take at most 1 GiB, and always if P(w) is narrower than w:
+            under autocast a dense layer keeps a cast copy too.
+        capturable: whether step, ranks and thresholds are kept on the device, so that a CUDA graph can capture
+            ``step()``.
 
     Attributes:
         model: the model.
-        weights: the prunable weights, one entry per distinct Parameter.
-        skipped: layers that stay dense, with reasons.
+        weights: the prunable weights; a tied weight has one entry.
+        skipped: the layers that stay dense, with reasons.
         schedule: the schedule.
 
+    Warns:
+        SparsityWarning: ``schedule`` does not reach its final sparsity in ``total_steps``.
+
     Raises:
-        ValueError: an argument is out of range, contradicts another, or leaves no layer to prune.
+        ValueError: an argument is out of range or contradicts another, an entry matches no layer, or there is no layer
+            to prune.
+        TypeError: an argument has the wrong type.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> sparsifier = fk.Sparsifier(model, sparsity=0.9, total_steps=20)
+        >>> for _ in range(20):
+        ...     loss = model(torch.randn(8, 64)).square().mean()
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     sparsifier.step()
+        >>> model = sparsifier.finalize()
+        >>> type(model[0]).__name__, f"{sparsifier.report().sparsity:.1%}"
+        ('Linear', '90.0%')
     """
 
     def __init__(
@@ -103,9 +137,9 @@ class Sparsifier:
         check_power(power)
         scale_at, self._scales_change = resolve_grad_scale(grad_scale, self.schedule)
         check_options(recompute, capturable, scope)
-        self._choice = Choice(targets, ignore, filter_fn, min_numel, read_directly)
+        self._choice = LayerChoice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
-        self.weights, self.skipped, self._frozen = select_weights(model, self._choice)
+        self.weights, self.skipped, self._left_frozen = choose_weights(model, self._choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
@@ -118,109 +152,120 @@ class Sparsifier:
             end = last_step(self.schedule, total_steps)
             device_schedule = DeviceSchedule(self._policy, self.schedule, end, scale_at, self.weights[0].parameter)
         self._position = SchedulePosition(self.schedule, scale_at, device_schedule)
-        self._to_train = [weight for weight in self.weights if weight.parameter.requires_grad]  # until the first step
+        self._trainable_at_start = [weight for weight in self.weights if weight.parameter.requires_grad]
         self._ended: str | None = None
         self._final_report: Report | None = None
-        self._attachment = Attachment()
+        self._optimizer_hook = OptimizerHook()
         self._total_steps = total_steps
         scale = scale_at(sparsity_at(self.schedule, 0))
-        self._thresholds = layers.make_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
-        self._current = CurrentThresholds(model, self.weights, self._policy, self._position, self._thresholds)
+        self._thresholds = layer_swap.make_sparse(self.weights, settings, power, scale, self._scales_change, recompute)
+        self._current_thresholds = CurrentThresholds(
+            model, self.weights, self._policy, self._position, self._thresholds
+        )
         try:
-            self._current.select()
+            self._current_thresholds.select()
         except Exception:
-            layers.make_dense(self.weights)
+            layer_swap.make_dense(self.weights)
             raise
-        before = model.register_forward_pre_hook(self._current)
-        self._hooks = before, model.register_forward_hook(self._current.forward_ended, always_call=True)
-        self._current.watch = TrainingWatch(layers.uses_of(self.weights))
+        before = model.register_forward_pre_hook(self._current_thresholds)
+        self._hooks = before, model.register_forward_hook(self._current_thresholds.forward_ended, always_call=True)
+        self._current_thresholds.watch = UnusedLayerWatch(layer_swap.uses_of(self.weights))
 
     # ------------------------------------------------------------------------------------------------ training
 
     def step(self) -> None:
         """Advance the schedule by one optimizer step and set the thresholds for the next forward pass.
 
-        Call it after ``optimizer.step()``. Reads nothing on the host. Past the end of the schedule the final sparsity
-        is kept.
+        Call it after ``optimizer.step()``. It does not wait for the device. After the end of the schedule the final
+        sparsity stays.
 
         Raises:
-            RuntimeError: after ``finalize()`` or ``detach()``; while ``attach()`` counts the steps; if a sparse layer
-                is no longer part of the model, or a weight has another shape or is sharded; if a weight got a gradient
-                though no training forward has called its layer: some module reads it directly, which trains it dense.
+            RuntimeError: ``finalize()``, ``detach()`` or ``attach()`` was called before; a sparse layer is no longer
+                part of the model; a weight has another shape, or is sharded; or a weight got a gradient though no
+                training forward has called its layer, because some module reads it directly and trains it dense.
         """
         self._check_live("step")
-        if self._attachment.active:
+        if self._optimizer_hook.active:
             raise RuntimeError(
-                "step() is called by the optimizer that the sparsifier is attached to, and would count each step "
-                "twice: call it no more, or remove() the handle that attach() returned"
+                "step() is called by the optimizer that the sparsifier is attached to, and a second call would count "
+                "the step twice: do not call it, or remove() the handle that attach() returned"
             )
         self._advance()
 
     @outside_compilers
     def _advance(self, found_inf: Tensor | None = None) -> None:
-        """One optimizer step further; none if ``found_inf`` says that the optimizer has skipped it."""
-        self._frozen = warn_of_thawed(self._frozen)
-        if self._current.watch is not None:
-            to_train, self._to_train = self._to_train, []
-            warn_of_frozen(to_train)
+        """Advance by one optimizer step, unless ``found_inf`` says that the optimizer has skipped it."""
+        self._left_frozen = warn_of_thawed(self._left_frozen)
+        if self._current_thresholds.watch is not None:
+            trainable, self._trainable_at_start = self._trainable_at_start, []
+            warn_of_frozen(trainable)
         if self._position.device_schedule is not None:
             self._position.device_schedule.follow(self.weights[0].parameter)
-        self._current.step(self.model, found_inf)
+        self._current_thresholds.step(self.model, found_inf)
 
     def attach(self, optimizer: Any) -> RemovableHandle:
-        """Call ``step()`` by itself after every step of the optimizer; the handle's ``remove()`` undoes it.
+        """Step automatically after every step of an optimizer.
 
-        Steps that a GradScaler skips because of infinite gradients do not count. A wrapper that holds the optimizer as
-        ``.optimizer`` or ``.base_optimizer`` (accelerate, Lightning, SAM) is looked into. Where several optimizers
-        share the model, attach to the one that steps last.
+        Steps that a GradScaler skips because of infinite gradients do not count.
+
+        Args:
+            optimizer: the optimizer, or a wrapper that holds it as ``.optimizer`` or ``.base_optimizer`` (accelerate,
+                Lightning, SAM). If several optimizers share the model, give the one that steps last.
+
+        Returns:
+            A handle; its ``remove()`` detaches the optimizer.
 
         Raises:
-            TypeError, ValueError: no optimizer, or one that holds no prunable weight.
-            RuntimeError: attached already.
+            TypeError: ``optimizer`` is no optimizer.
+            ValueError: it holds no prunable weight.
+            RuntimeError: an optimizer is attached already, or ``finalize()`` or ``detach()`` was called before.
         """
         self._check_live("attach")
-        handle = self._attachment.add(optimizer, self.weights, self._advance)
-        self._current.step_watch.attachment = self._attachment
+        handle = self._optimizer_hook.add(optimizer, self.weights, self._advance)
+        self._current_thresholds.step_watch.optimizer_hook = self._optimizer_hook
         return handle
 
     @property
     def step_count(self) -> int:
-        """Number of steps so far; with capturable, read from the device, where replayed graphs count it."""
+        """Number of steps so far; with ``capturable`` it is read from the device, where replayed graphs count."""
         return self._position.step
 
     @property
     def sparsity(self) -> float:
-        """Sparsity that the schedule asks for at the current step."""
+        """Sparsity of the schedule at the current step."""
         return self._position.sparsity
 
     @property
     def threshold(self) -> Tensor:
-        """T of the first weight (of all, in the global scope): 0-dim, on its device, updated in place by ``step()``."""
+        """Threshold of the first weight (global scope: of all weights), 0-dim, updated in place by ``step()``."""
         self._check_live("threshold")
         return self.weights[0].uses[0].binding.value
 
     def refresh(self, model: nn.Module | None = None) -> None:
-        """Select the thresholds anew from the weights as they are, at this sparsity.
+        """Select the thresholds again from the current weights, at the current sparsity.
 
-        Needed only where the model's hook cannot see the change or does not run: writes to ``weight.data`` without a
-        change between ``train()`` and ``eval()``; a model or an average whose forward is compiled, or that is called by
-        its parts; weights in shared memory, and those of a model that is about to be exported. Any other change is
-        noticed by the next forward of the model or of its copy.
+        The next forward of the model or its copy does this when it notices that weights have changed. Call it yourself
+
+        - after writes to ``weight.data`` that no change between ``train()`` and ``eval()`` follows,
+        - for a model or an average whose forward is compiled, or whose parts are called instead,
+        - for weights in shared memory, and before an export.
 
         Args:
-            model: a deep copy of the sparsified model (EMA, SWA), or a module around one; default the model itself.
+            model: a deep copy of the sparse model (EMA, SWA), or a module that contains one; None means the model
+                itself.
 
         Raises:
-            TypeError, ValueError: ``model`` is no module, or no copy of the sparsified model.
+            TypeError, ValueError: ``model`` is no module, or no copy of the sparse model.
+            RuntimeError: ``finalize()`` or ``detach()`` was called before.
         """
         self._check_live("refresh")
         model = self.model if model is None else model
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a copy of the sparsified model, got {type(model).__name__}")
+            raise TypeError(f"model must be a deep copy of the sparse model, got {type(model).__name__}")
         hooks = [hook for hook in hooks_of(model) if hook.position.key == self._position.key]
         if len(hooks) != 1:
             raise ValueError(
-                f"model must be, or hold, one deep copy of the whole sparsified model, got {type(model).__name__} with "
+                f"model must be or contain one deep copy of the whole sparse model, got {type(model).__name__} with "
                 f"{len(hooks) or 'none'}"
             )
         hooks[0].position = self._position
@@ -229,100 +274,132 @@ class Sparsifier:
     # ------------------------------------------------------------------------------------------------ the end
 
     def finalize(self) -> nn.Module:
-        """Write P(w) into every prunable weight and give the layers their dense classes back; returns the model.
+        """Write P(w) into every prunable weight and give the layers their dense classes back.
 
-        In the global scope the zeros among the prunable weights are then ``floor((N - 1) s) + 1`` plus ties, for the
-        sparsity s > 0 of the current step (16-bit weights whose P(w) underflows come on top).
+        In the global scope ``floor((N - 1) s) + 1`` of N prunable weights are then zero, plus ties, if the sparsity s
+        of the current step is above 0. Weights of 16 bits may have more zeros, where P(w) underflows.
+
+        Returns:
+            The model.
 
         Warns:
             SparsityWarning: the schedule has not ended, zeros are missing, a layer has no weight left (``min_density``
-                prevents that), or layers came into the model later. Nothing is changed if the warning is an error.
+                prevents that), or a layer was added to the model later. If warnings are errors, nothing is changed.
 
         Raises:
-            RuntimeError: as ``step()``; or a layer has been parametrized since.
+            RuntimeError: as ``step()``, or a layer was parametrized after the model was made sparse.
         """
         self._check_live("finalize")
-        layers.check_not_parametrized(self.weights)
-        self._current.places.check(self.model)
-        self._current.select()  # the weights may have moved since the last step
+        layer_swap.check_not_parametrized(self.weights)
+        self._current_thresholds.places.check(self.model)
+        self._current_thresholds.select()  # the weights may have moved since the last step
         report = self.report()
         warn_unless_reached(report, self.schedule, self._total_steps)
         self._final_report = report
-        layers.write_zeros(self.weights)
+        layer_swap.write_zeros(self.weights)
         self._end("finalize")
         return self.model
 
     def detach(self) -> nn.Module:
-        """Give the layers their dense classes back and leave the weights as they are, dense; returns the model.
+        """Give the layers their dense classes back without pruning the weights.
 
-        The report stays available, unless the model has changed since.
+        ``report()`` stays available, unless the model was changed.
+
+        Returns:
+            The model.
+
+        Raises:
+            RuntimeError: ``finalize()`` or ``detach()`` was called before, or a layer was parametrized after the model
+                was made sparse.
         """
         self._check_live("detach")
-        layers.check_not_parametrized(self.weights)
-        with contextlib.suppress(RuntimeError, ValueError):  # a model that has changed has none, but gets its layers
+        layer_swap.check_not_parametrized(self.weights)
+        with contextlib.suppress(RuntimeError, ValueError):  # a changed model has no report, but gets its dense layers
             self._final_report = self.report()
         self._end("detach")
         return self.model
 
-    # ------------------------------------------------------------------------------------------------ looking
+    # ------------------------------------------------------------------------------------------------ report and state
 
     def report(self) -> Report:
-        """Counts per layer and in total, skipped layers, at this moment; after the end, at its moment."""
+        """Count the zeros now; after ``finalize()`` or ``detach()``, return the report of that moment.
+
+        Returns:
+            Counts per layer and in total, and the layers that stay dense.
+
+        Raises:
+            RuntimeError: as ``step()``.
+        """
         if self._final_report is not None:
             return self._final_report
         self._check_live("report")
-        self._current.check_model(self.model)
-        self._current.refresh_if_stale()
+        self._current_thresholds.check_model(self.model)
+        self._current_thresholds.refresh_if_stale()
         measured = measure_layers(self.weights, self._policy, self.sparsity)
-        skipped = *self.skipped, *self._current.places.added(self.model, self._choice)
+        skipped = *self.skipped, *self._current_thresholds.places.added(self.model, self._choice)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         budget = self._policy.budget(self.sparsity)
         return Report(self.step_count, self.sparsity, tuple(measured), skipped, parameters, budget)
 
     def state_dict(self) -> dict[str, Any]:
-        """Step, thresholds, scales, schedule, layers: plain values and tensors, which load with weights_only=True."""
+        """The state from which a training resumes, for ``torch.save`` along with the model's and the optimizer's.
+
+        Returns:
+            A dict of plain values and tensors, which ``torch.load`` reads with ``weights_only=True``.
+
+        Raises:
+            RuntimeError: as ``step()``.
+        """
         self._check_live("state_dict")
-        self._current.check_model(self.model)
-        self._current.refresh_if_stale()
+        self._current_thresholds.check_model(self.model)
+        self._current_thresholds.refresh_if_stale()
+        bindings = [use.binding for use in layer_swap.uses_of(self.weights)]
         return {
             "step": self.step_count,
-            "thresholds": torch.stack([use.binding.value for use in layers.uses_of(self.weights)]),
-            "grad_scales": self._thresholds.replica(*layers.uses_of(self.weights)[0].binding.key).grad_scales.clone(),
+            "thresholds": torch.stack([binding.value for binding in bindings]),
+            "grad_scales": self._thresholds.replica(*bindings[0].key).grad_scales.clone(),
             "schedule": repr(self.schedule),
             "layers": self._layer_names(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict()`` was taken; bit for bit if the model's weights are loaded too.
+        """Continue from a saved state, bit for bit if the model's weights are loaded too.
+
+        Args:
+            state: what ``state_dict()`` returned.
+
+        Warns:
+            SparsityWarning: the state was saved under another schedule.
 
         Raises:
-            ValueError: the state lacks a key or belongs to other layers. Nothing is changed then.
+            ValueError, TypeError: the state is not that of a sparsifier with these layers; nothing is changed then.
+            RuntimeError: ``finalize()`` or ``detach()`` was called before.
         """
         self._check_live("load_state_dict")
-        check_state(state, self._layer_names(), len(layers.uses_of(self.weights)))
+        check_state(state, self._layer_names(), len(layer_swap.uses_of(self.weights)))
         warn_of_schedule(state, self.schedule)
         self._position.move_to(int(state["step"]))
         if state["step"] > 0:
-            self._current.stop_watching()  # the run that is resumed has passed its check
+            self._current_thresholds.stop_watching()  # the run that is resumed has passed its check
         self._thresholds.assign(state["thresholds"], state["grad_scales"] if self._scales_change else None)
-        self._current.restored = True  # whatever order the model's weights are loaded in
+        self._current_thresholds.restored = True  # whatever order the model's weights are loaded in
 
-    # ------------------------------------------------------------------------------------------------ inside
+    # ------------------------------------------------------------------------------------------------ internals
 
     def _layer_names(self) -> list[str]:
         return [f"{weight.name} {list(weight.parameter.shape)}" for weight in self.weights]
 
     def _check_live(self, what: str) -> None:
         if self._ended is not None:
-            raise RuntimeError(f"{what} is not available after {self._ended}(): the model is dense again")
+            raise RuntimeError(f"{what} is not available after {self._ended}(), which made the model dense again")
 
     def _end(self, how: str) -> None:
-        layers.make_dense(self.weights)
-        self._attachment.remove()
+        layer_swap.make_dense(self.weights)
+        self._optimizer_hook.remove()
         for hook in self._hooks:
             hook.remove()
-        self._current.stop_watching()
-        self._current.forget_position()
+        self._current_thresholds.stop_watching()
+        self._current_thresholds.forget_position()
         self._ended = how
 
     def __repr__(self) -> str:
@@ -336,20 +413,20 @@ class Sparsifier:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: they do not follow the optimizers that this one is attached to, nor watch the first step."""
+        """Leave out what copies do not share: attached optimizers and the watch over the first step."""
         schedule = self._position.schedule, self._position.scale_at, self._position.device_schedule
-        choice = Choice()  # the user's may hold a function, which may not pickle
+        choice = LayerChoice()  # the user's may hold a function, which may not pickle
         return {**self.__dict__, "_choice": choice, "_schedule": schedule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Give the position, pickled at a fixed sparsity with the models that share it, its schedule again."""
+        """Restore the schedule: the position was pickled at a fixed sparsity, for the models that share it."""
         schedule = state.pop("_schedule")
         self.__dict__.update(state)
         self._position.schedule, self._position.scale_at, self._position.device_schedule = schedule
-        self._current.policy = self._policy
+        self._current_thresholds.policy = self._policy
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sparsifier:
-        """The copy has a position of its own, and so have all copies of its model that are made with it."""
+        """Give the copy, and the copies of its model that are made with it, a position of their own."""
         old, new = self._position, self._position.independent()
         memo[id(old)] = new
         for copied in list(memo.values()):

@@ -1,4 +1,4 @@
-"""The check of a sparsifier's state before anything of it is taken over."""
+"""Checks of a saved state before a sparsifier loads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from feather_kernels.sparsify.names import same_layer
+from feather_kernels.sparsify.layer_names import same_layer
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
 from feather_kernels.user_code import warn_user
 
@@ -15,9 +15,12 @@ KEYS = ("step", "thresholds", "grad_scales", "schedule", "layers")
 
 
 def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -> None:
-    """Raise unless ``state`` is that of a sparsifier with these layers and so many thresholds.
+    """Raise ValueError or TypeError unless a sparsifier with these layers can load the state.
 
-    Components that wrappers add to the names of layers do not count (``names.same_layer``).
+    Args:
+        state: the state.
+        layers: names of the layers; components that wrappers add make no difference.
+        thresholds: number of thresholds.
     """
     if not isinstance(state, Mapping):
         raise TypeError(f"state must be that of a Sparsifier, a dict, got {type(state).__name__}")
@@ -40,11 +43,11 @@ def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -
 
 
 def warn_of_schedule(state: dict[str, Any], schedule: Schedule) -> None:
-    """Warn if the state was saved under another schedule than the one that goes on."""
+    """Warn if the state was saved under another schedule."""
     if state["schedule"] != repr(schedule):
         step = state["step"]
         warn_user(
-            f"the state was saved at step {step} under {state['schedule']}; training goes on under {schedule!r}, "
-            f"now at sparsity {sparsity_at(schedule, step):.4f}. To continue as before, give the Sparsifier the same "
-            "options as the saved one, total_steps too",
+            f"the state was saved at step {step} under {state['schedule']}; training continues under {schedule!r}, "
+            f"at sparsity {sparsity_at(schedule, step):.4f}. To continue as before, construct the Sparsifier with the "
+            "options of the saved one, including total_steps",
         )

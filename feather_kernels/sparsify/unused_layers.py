@@ -1,4 +1,4 @@
-"""Watches the first training step for weights that train without their layer's forward."""
+"""Watches the first training step for weights that get a gradient though no forward has called their layer."""
 
 from __future__ import annotations
 
@@ -17,27 +17,33 @@ from feather_kernels.torch_private import has_compiled_parts, tracing
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
 
-    from feather_kernels.sparsify.layer_choice import Use
+    from feather_kernels.sparsify.prunable import WeightUse
 
 
-class TrainingWatch:
-    """Notices which layers run in training forwards, and which weights get a gradient without that.
+class UnusedLayerWatch:
+    """Notes which layers training forwards call, and which weights get a gradient without such a call.
 
-    Up to the first step it also looks for operations on the Parameters themselves; layers are waited for until all have
-    run.
+    The watch ends when training forwards have called every layer. Until the first step it also looks for operations on
+    the Parameters themselves (``DirectReads``).
 
-    A training forward is one of the model in training mode with grad mode on. A model that never has one is taken to
-    be trained in ``eval()`` mode; calls that bypass the model (compiled code, submodules alone) count as training. A
-    layer in the form "read" may get a gradient without a call: its attribute gives the sparse weight.
+    A training forward is a forward of the model in training mode with grad mode on. If there is none, the model is
+    assumed to train in ``eval()`` mode. Calls that bypass the model (compiled code, single submodules) count as
+    training. A weight in the form "attribute" may get a gradient without a call, since its attribute returns P(weight).
+
+    Args:
+        uses: all uses of the prunable weights.
+
+    Attributes:
+        stands_for: addresses of lent thresholds, mapped to those of the layers' own thresholds.
     """
 
-    def __init__(self, uses: Sequence[Use]) -> None:
+    def __init__(self, uses: Sequence[WeightUse]) -> None:
         self._uses = list(uses)
         self._in_evaluation: set[int] = set()
         self._trained = False  # whether there was a training forward
         self._record = CallRecord()
         self._record.start()
-        self.stands_for: dict[int, int] = {}  # addresses of thresholds: lent for one forward -> the layer's own
+        self.stands_for: dict[int, int] = {}
         self._with_gradient: set[int] = set()  # indices of uses
         self._handles = _notice_gradients(self._uses, self._with_gradient)
         self._reads: DirectReads | None = DirectReads(self._uses)
@@ -47,7 +53,7 @@ class TrainingWatch:
     # ------------------------------------------------------------------------------------------------ forwards
 
     def forward_begins(self, model: nn.Module) -> list[Callable[[], None]]:
-        """Called before each eager forward of the model; returns what is to be called at its end."""
+        """Called before each eager forward of the model; returns the cleanups to call at its end."""
         if not self._end.alive or getattr(self._entered, "running", False):
             return []
         self._entered.running = True
@@ -69,14 +75,14 @@ class TrainingWatch:
     # ------------------------------------------------------------------------------------------------ steps
 
     def step(self) -> bool:
-        """Called in each step; whether all layers have run in training, so that the watch is over.
+        """Called in each step; returns whether training has called all layers, which ends the watch.
 
         Raises:
-            RuntimeError: weights got a gradient though their layers have not run; it names them.
+            RuntimeError: weights got a gradient though no training forward has called their layers.
         """
         seen = self._record.addresses
         seen |= {self.stands_for[address] for address in seen & self.stands_for.keys()}
-        self.stands_for.clear()  # other memory may get these addresses
+        self.stands_for.clear()  # other tensors may get these addresses
         if not self._trained:
             seen = seen | self._in_evaluation
         if not seen and not self._with_gradient:
@@ -86,15 +92,15 @@ class TrainingWatch:
             for index, use in enumerate(self._uses)
             if use.latent.numel() and use.binding.value.data_ptr() not in seen
         }
-        called = {use.latent for index, use in enumerate(self._uses) if index not in missing}  # tied: one call will do
+        called = {use.latent for index, use in enumerate(self._uses) if index not in missing}  # tied: one is enough
         bypassed = [self._uses[index] for index in sorted(missing & self._with_gradient)]
-        bypassed = [use for use in bypassed if use.form != "read" and use.latent not in called]
+        bypassed = [use for use in bypassed if use.form != "attribute" and use.latent not in called]
         if bypassed:
             raise RuntimeError(
                 "no training forward has called these sparse layers, but their weights get a gradient: "
-                f"{', '.join(_describe(use) for use in bypassed)}. Either something reads the weights without calling "
-                "the layers, which would train them dense, or the loss has a term over all Parameters: name the layers "
-                "in read_directly=[...], or in ignore=[...]"
+                f"{', '.join(_describe(use) for use in bypassed)}. Either some module reads the weights without "
+                "calling the layers, which trains them dense, or the loss has a term over all Parameters: name the "
+                "layers in read_directly=[...], or in ignore=[...]"
             )
         self._reads = None
         if missing:
@@ -103,12 +109,15 @@ class TrainingWatch:
         return True
 
     def stop(self) -> None:
-        """Watch no more; stopping twice is harmless."""
+        """End the watch; may be called again."""
         self._end()
 
 
-def _notice_gradients(uses: Sequence[Use], found: set[int]) -> list[RemovableHandle]:
-    """Note the index of each use whose Parameter gets a gradient; hooks, because ``zero_grad()`` may come first."""
+def _notice_gradients(uses: Sequence[WeightUse], found: set[int]) -> list[RemovableHandle]:
+    """Add the index of each use whose Parameter gets a gradient to ``found``.
+
+    It uses hooks, because ``zero_grad()`` may delete the gradients before anyone looks.
+    """
 
     def hook(index: int) -> Callable[[Tensor], None]:
         return lambda _: found.add(index)
@@ -127,8 +136,8 @@ def _stop(record: CallRecord, handles: Sequence[RemovableHandle]) -> None:
         handle.remove()
 
 
-def _describe(use: Use) -> str:
-    """The name, and the function that stands in the place of the layer's forward, if there is one."""
+def _describe(use: WeightUse) -> str:
+    """The name of the layer, and the function that replaces its forward, if any."""
     wrapper = use.module.__dict__.get("forward")
     if wrapper is None:
         return use.name

@@ -25,6 +25,7 @@ from feather_kernels.cli.gpu_report.layers import make_layers
 from feather_kernels.cli.gpu_report.parts import PARTS
 from feather_kernels.cli.gpu_report.place import Place
 from feather_kernels.cli.gpu_report.training import difference
+from feather_kernels.dtypes import WEIGHT_DTYPES
 from tools import gpu_report_on_executor
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import config, data, recipe_file
 from feather_kernels.cli.train.models import make_model
 from feather_kernels.cli.train.recipe_file import read_recipe, recipe_names
-from feather_kernels.sparsify import Choice, select_weights
+from feather_kernels.sparsify import LayerChoice, choose_weights
 from tests.support.train_runs import make_npz, train
 
 PAPER = ["cifar100-densenet40-24", "cifar100-mobilenetv1", "cifar100-resnet20"]
@@ -32,7 +32,7 @@ def make_cifar_like(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("name", "layers", "numel"), [("mobilenetv1", 28, 3_287_488), ("densenet40-24", 40, 703_920)], ids=str
 )
 def test_the_networks_have_the_prunable_weights_of_the_paper(name: str, layers: int, numel: int) -> None:
-    weights, skipped, _ = select_weights(make_model(name, channels=3, classes=100, seed=0), Choice())
+    weights, skipped, _ = choose_weights(make_model(name, channels=3, classes=100, seed=0), LayerChoice())
     assert len(weights) == layers
     assert not skipped
     assert sum(weight.parameter.numel() for weight in weights) == numel

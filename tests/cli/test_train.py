@@ -13,7 +13,7 @@ import torch
 from feather_kernels import cli
 from feather_kernels.cli.train import batches, data
 from feather_kernels.cli.train.models import MODELS, make_model
-from feather_kernels.sparsify import Choice, select_weights
+from feather_kernels.sparsify import LayerChoice, choose_weights
 from tests.support.train_runs import (
     EPOCHS,
     FILES,
@@ -35,7 +35,7 @@ COLUMNS = [
 
 @pytest.mark.parametrize(("name", "numel"), [("resnet20", 1_092_960), ("resnet20-16", 276_656)])
 def test_resnet20_has_the_prunable_weights_of_the_paper(name, numel):
-    weights, skipped, _ = select_weights(make_model(name, channels=3, classes=100, seed=0), Choice())
+    weights, skipped, _ = choose_weights(make_model(name, channels=3, classes=100, seed=0), LayerChoice())
     assert len(weights) == 22
     assert not skipped
     assert sum(weight.parameter.numel() for weight in weights) == numel

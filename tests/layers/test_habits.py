@@ -96,7 +96,7 @@ def test_copy_made_layer_by_layer_is_refused() -> None:
     model = nets.conv_net()
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.6))
     twin = nn.Sequential(*[copy.deepcopy(layer) for layer in model])
-    with pytest.raises(ValueError, match="the whole sparsified model, got Sequential with none"):
+    with pytest.raises(ValueError, match="the whole sparse model, got Sequential with none"):
         sparsifier.refresh(twin)
 
 

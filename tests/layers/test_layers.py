@@ -279,7 +279,9 @@ def test_a_parameter_that_was_taken_away_is_named_in_the_forward(taker: str, kin
     model = nn.Sequential(kind(4, 4) if kind is nn.Linear else kind(4, 4, 3))
     fk.Sparsifier(model, schedule=fk.ConstantSchedule(0.5))
     TAKERS[taker](model[0])
-    message = rf"a sparse {kind.__name__} has no Parameter 'weight', .* Remove that, or finalize\(\) or detach\(\)"
+    message = (
+        rf"a sparse {kind.__name__} has lost its Parameter 'weight' to .*: remove that, or finalize\(\) or detach\(\)"
+    )
     for call in (lambda: model(torch.randn(2, 4, 4)), model[0].latent, model.double):
         with pytest.raises(RuntimeError, match=message):
             call()

@@ -97,7 +97,7 @@ def language(model: str, config: str, sizes: dict[str, Any], weights: int, count
 
 
 def taken_if_named(kind: str) -> str:
-    return f"{kind}: taken only if targets names it"
+    return f"{kind}: pruned only if targets names it"
 
 
 BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -280,4 +280,4 @@ def test_attention_that_reads_its_projection_needs_no_option(name: str) -> None:
     sparsifier = fk.Sparsifier(model, schedule=fk.ConstantSchedule(SPARSITY))
     model(torch.randn(1, 3, side, side)).sum().backward()
     sparsifier.step()
-    assert {use.form for weight in sparsifier.weights for use in weight.uses if "qkv" in use.name} == {"read"}
+    assert {use.form for weight in sparsifier.weights for use in weight.uses if "qkv" in use.name} == {"attribute"}

@@ -102,10 +102,14 @@ def test_names_with_an_underscore_stay_in_their_module(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_fit_in_a_head(path: Path) -> None:
+    """Docstrings do not count: they are to be complete, and test_docstrings.py says how."""
     source = path.read_text()
-    assert source.count("\n") <= 400
+    code = source.count("\n")
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            assert node.end_lineno is not None
-            docstring = ast.get_docstring(node, clean=False) or ""
-            assert node.end_lineno - node.lineno - docstring.count("\n") <= 60, f"{path.name}: {node.name}"
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = (ast.get_docstring(node, clean=False) or "").count("\n")
+            code -= docstring
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno - docstring <= 60, f"{path.name}: {node.name}"
+    assert code <= 350

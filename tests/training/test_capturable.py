@@ -167,7 +167,7 @@ def test_state_resumes_bit_for_bit(policy: str, saving: bool, loading: bool) -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": lambda weights, s: weights[0].max()}, "capturable needs a named scope"),
+        ({"scope": lambda weights, s: weights[0].max()}, "capturable=True needs a scope by name"),
         ({"grad_scale": lambda s: s - 1}, "grad_scale must be a finite number of at least 0"),
         ({"min_density": 0.5}, "min_density must leave"),
     ],
@@ -181,7 +181,7 @@ def test_what_cannot_be_captured_is_refused(options: dict[str, Any], message: st
 
 def test_schedule_of_unknown_length_is_refused() -> None:
     schedule = fk.LambdaSchedule(lambda step: min(0.5, step / 10), final_sparsity=0.5)
-    with pytest.raises(ValueError, match="total_steps must be given with capturable and a schedule without end_step"):
+    with pytest.raises(ValueError, match="total_steps must be given with capturable=True and a schedule without"):
         fk.Sparsifier(nets.conv_net(), schedule=schedule, capturable=True)
     model = nets.conv_net()
     sparsifier = fk.Sparsifier(model, schedule=schedule, total_steps=10, capturable=True)

@@ -97,8 +97,8 @@ def test_layers_that_come_later_are_reported_and_warned_about() -> None:
     sparsifier = constant(model)
     model.append(nn.Linear(10, 5))
     (added,) = sparsifier.report().skipped
-    assert (added.name, added.reason) == ("3", "came into the model after it was made sparse")
-    with pytest.warns(fk.SparsityWarning, match="after it was made sparse stay dense: 3"):
+    assert (added.name, added.reason) == ("3", "added after the model was made sparse")
+    with pytest.warns(fk.SparsityWarning, match="added after the model was made sparse stay dense: 3"):
         sparsifier.finalize()
     assert int((model[3].weight == 0).sum()) == 0
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import feather_kernels as fk
-from feather_kernels.sparsify import Choice, select_weights
+from feather_kernels.sparsify import LayerChoice, choose_weights
 
-FROZEN = "frozen (requires_grad=False): taken only if targets names it"
+FROZEN = "frozen (requires_grad=False): pruned only if targets names it"
 
 
 def sparsify(model: nn.Module, **options: Any) -> fk.Sparsifier:
@@ -97,10 +97,10 @@ def test_only_the_frozen_weights_of_a_layer_are_left() -> None:
 
 def test_the_frozen_weights_are_returned_so_that_a_change_can_be_noticed() -> None:
     model = half_frozen()
-    _, _, frozen = select_weights(model, Choice())
+    _, _, frozen = choose_weights(model, LayerChoice())
     assert [use.name for use in frozen] == ["0"]
     assert frozen[0].latent is model[0].weight
-    assert select_weights(model, Choice(ignore=["0"]))[2] == []
+    assert choose_weights(model, LayerChoice(ignore=["0"]))[2] == []
     twin, uses = pickle.loads(pickle.dumps((model, frozen)))
     assert uses[0].latent is twin[0].weight
 
@@ -148,7 +148,7 @@ def adapted() -> nn.ModuleDict:
 
 
 def adapter(name: str) -> str:
-    return f"{'LoRA ' if name.startswith('lora_') else ''}adapter ({name}): taken only if targets has its exact name"
+    return f"{'LoRA ' if name.startswith('lora_') else ''}adapter ({name}): pruned only if targets has its exact name"
 
 
 def test_adapters_stay_dense() -> None:
@@ -211,7 +211,7 @@ def standardised() -> nn.Sequential:
 def test_a_weight_standardised_convolution_stays_dense() -> None:
     sparsifier = sparsify(standardised())
     assert [weight.name for weight in sparsifier.weights] == ["1"]
-    reason = "Derived standardises its weight, so that zeros do not stay zeros: taken only if targets names it"
+    reason = "Derived standardises its weight, so that zeros do not stay zero: pruned only if targets names it"
     assert reasons(sparsifier) == {"0": reason}
     assert {layer.note for layer in sparsifier.report().layers} == {""}
 
@@ -220,7 +220,7 @@ def test_a_weight_standardised_convolution_stays_dense() -> None:
 def test_a_standardised_convolution_that_is_asked_for_is_taken_with_a_note(targets: list[Any]) -> None:
     model = standardised()
     report = sparsify(model, targets=targets).report()
-    note = "standardised after P: what convolves does not have these zeros"
+    note = "standardised after P, so that the convolution does not see these zeros"
     assert [(layer.name, layer.note) for layer in report.layers] == [("0", note), ("1", "")]
     for text in (str(report), report.to_markdown(), report.to_csv(), str(report.to_dict())):
         assert text.count(note) == 1
@@ -247,7 +247,7 @@ def test_standardised_networks_of_others_are_reported(package: str, make: Any) -
     module = pytest.importorskip(package)
     with torch.device("meta"):
         model = make(module)
-    weights, skipped, _ = select_weights(model, Choice(targets=None))
+    weights, skipped, _ = choose_weights(model, LayerChoice(targets=None))
     convolutions = [
         name for name, m in model.named_modules() if re.search("(Std|Standardized)Conv2d", type(m).__name__)
     ]
@@ -280,7 +280,7 @@ def test_the_reason_of_fused_experts_says_how_to_take_them_beside_the_others() -
     model = mixture()
     (left,) = sparsify(copy.deepcopy(model)).skipped
     entry = 'targets=["re:.*", "1"]'
-    assert left.reason == f"Experts: taken only if targets names it; {entry} takes it beside the default layers"
+    assert left.reason == f"Experts: pruned only if targets names it; {entry} prunes it and the default layers"
     assert left.numel == 2 * 2 * 16 * 8
     for targets in (["re:.*", "1"], ["re:.*", Experts]):
         assert taken(model, targets=targets) == ["0", "1.up", "1.down", "2"]
@@ -296,7 +296,7 @@ def test_the_reason_of_fused_experts_says_how_to_take_them_beside_the_others() -
 def test_a_token_of_three_dimensions_is_not_taken_for_experts() -> None:
     model = nn.Sequential(nn.Linear(8, 8))
     model.append(nn.ParameterDict({"class_token": torch.zeros(1, 1, 8), "scale": torch.ones(8, 1, 1)}))
-    assert reasons(sparsify(model)) == {"1": "ParameterDict: taken only if targets names it"}
+    assert reasons(sparsify(model)) == {"1": "ParameterDict: pruned only if targets names it"}
 
 
 def test_fused_experts_of_transformers_are_taken_as_their_reason_says() -> None:

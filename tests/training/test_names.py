@@ -71,7 +71,7 @@ def test_options_match_a_name_with_and_without_what_a_wrapper_adds(wrap: Callabl
     for name in ("0", first):
         options = {"read_directly": [name], "overrides": {name: {"power": 1.0}}}
         uses = [weight.uses[0] for weight in sparsify(copy.deepcopy(model), **options).weights]
-        assert [use.form == "read" for use in uses] == [True, True, True, False]
+        assert [use.form == "attribute" for use in uses] == [True, True, True, False]
         assert [use.binding.power for use in uses] == [1, 3, 3, 3]
 
 
@@ -129,11 +129,14 @@ def test_module_is_a_name_where_nothing_is_wrapped() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda m: m.parameters(), r"got generator: Sparsifier\(model, \.\.\.\), not its parameters\(\)"),
-        (lambda m: list(m), r"got list: Sparsifier\(model, \.\.\.\) with the module that holds them"),
-        (lambda m: m.state_dict(), "got OrderedDict: load a state_dict into a module"),
+        (
+            lambda m: m.parameters(),
+            r"got generator: Sparsifier\(.*\) takes the module, not its parameters\(\)",
+        ),
+        (lambda m: list(m), r"got list: Sparsifier\(model, \.\.\.\) takes the module that contains them"),
+        (lambda m: m.state_dict(), "got OrderedDict: load the state_dict into a module"),
         (lambda m: torch.optim.SGD(m.parameters()), r"got SGD: .*sparsifier\.attach\(optimizer\)"),
-        (lambda m: type(m), "got the class Sequential: make an instance"),
+        (lambda m: type(m), "got the class Sequential: pass an instance"),
         (lambda m: None, r"got None: Sparsifier\(model, \.\.\.\) takes the module itself"),
         (lambda m: m[0].weight, r"got Parameter: Sparsifier\(model, \.\.\.\) takes the module itself"),
     ],
@@ -151,9 +154,9 @@ def test_what_is_no_model_is_refused_with_the_right_call(make: Callable[[Any], A
         (nn.Linear, TypeError, "must be a sequence of names and classes, got .*Linear"),
         (nn.Linear(1, 1), TypeError, "must be a sequence of names and classes, got a Linear itself"),
         ((name for name in "0"), TypeError, "must be a sequence of names and classes, got <generator"),
-        ([3], TypeError, "must hold names, re: patterns and classes of modules, got 3"),
-        ([nn.Linear(1, 1)], TypeError, "must hold names, re: patterns and classes of modules, got a Linear itself"),
-        (["re:("], ValueError, r"must hold regular expressions after re:, got 're:\('"),
+        ([3], TypeError, "must contain names, re: patterns and classes of modules, got 3"),
+        ([nn.Linear(1, 1)], TypeError, "must contain names, re: patterns and classes of modules, got a Linear itself"),
+        (["re:("], ValueError, r"must have a regular expression after re:, got 're:\('"),
         (["9"], ValueError, "must match modules of the model, but '9' matches none"),
     ],
 )
@@ -168,13 +171,13 @@ def test_bad_entries_are_refused(argument: str, value: Any, error: type[Exceptio
     ("arguments", "message"),
     [
         ({"sparsity": "0.9", "total_steps": 9}, "sparsity must be a number, got '0.9'"),
-        ({"sparsity": fk.ConstantSchedule(0.9)}, "sparsity must be a number, got Const.*pass a schedule by name"),
+        ({"sparsity": fk.ConstantSchedule(0.9)}, "sparsity must be a number, got Const.*pass a schedule by keyword"),
         ({"sparsity": 0.9, "total_steps": 9.0}, r"total_steps must be an integer, got 9\.0"),
         ({"schedule": 0.9}, r"schedule must have a method sparsity_at\(step\), got 0\.9"),
         ({"sparsity": 0.9, "total_steps": 9, "filter_fn": "0"}, "filter_fn must be a function .*got '0'"),
         ({"sparsity": 0.9, "total_steps": 9, "min_numel": "0"}, "min_numel must be a number, got '0'"),
         ({"sparsity": 0.9, "total_steps": 9, "overrides": ["0"]}, r"overrides must be a dict .*got \['0'\]"),
-        ({"sparsity": 0.9, "total_steps": 9, "overrides": {0: {}}}, "overrides must hold names, .*got 0"),
+        ({"sparsity": 0.9, "total_steps": 9, "overrides": {0: {}}}, "overrides must contain names, .*got 0"),
         ({"sparsity": 0.9, "total_steps": 9, "capturable": "no"}, "capturable must be True or False, got 'no'"),
     ],
 )

@@ -119,11 +119,11 @@ def test_tied_weight_takes_the_override_of_either_name() -> None:
 @pytest.mark.parametrize(
     ("overrides", "error", "message"),
     [
-        ({"0": {"spasity": 0.5}}, ValueError, r"overrides\['0'\] must have options of .*; got spasity"),
+        ({"0": {"spasity": 0.5}}, ValueError, r"overrides\['0'\] must have only the options .*; got spasity"),
         ({"1": {"power": 2}}, ValueError, "overrides must match prunable layers, but '1' matches none"),
         ({nn.Conv3d: {"power": 2}}, ValueError, "overrides must match .*Conv3d.* matches none"),
         ({"re:x.*": {"power": 2}}, ValueError, r"'re:x.\*' matches none"),
-        ({"re:(": {"power": 2}}, ValueError, r"overrides must hold regular expressions after re:, got 're:\('"),
+        ({"re:(": {"power": 2}}, ValueError, r"overrides must have a regular expression after re:, got 're:\('"),
         ({"0": {"sparsity": 95}}, ValueError, r"sparsity must be in \[0, 1\), got 95 \(a fraction"),
         ({"0": {"min_density": -1}}, ValueError, r"min_density must be in \[0, 1\], got -1"),
         ({"0": {"min_density": "all"}}, TypeError, "min_density must be a number, got 'all'"),

@@ -32,7 +32,7 @@ def test_a_layer_without_a_weight_left_is_marked_in_every_form() -> None:
     assert report.empty_layers == report.layers[:1]
     assert [layer["empty"] for layer in report.to_dict()["layers"]] == [True, False, False]
     assert [row["note"] for row in csv.DictReader(io.StringIO(report.to_csv()))] == ["empty", "", ""]
-    line = "1 layer is empty, without one weight left: min_density=... keeps a fraction of it"
+    line = "1 layer is empty, with no weight left: min_density=... keeps a fraction of it"
     for text in (str(report), report.to_markdown()):
         lines = text.splitlines()
         assert lines.count(line) == 1
@@ -57,7 +57,7 @@ def test_many_empty_layers_of_a_real_network_are_counted() -> None:
     report = report_of(torchvision.models.mobilenet_v2(num_classes=10), 0.95)
     count = sum(layer.zeros == layer.numel for layer in report.layers)
     assert len(report.empty_layers) == count > 10
-    assert f"{count} layers are empty, without one weight left: min_density=... keeps a fraction of each" in str(report)
+    assert f"{count} layers are empty, with no weight left: min_density=... keeps a fraction of each" in str(report)
 
 
 def test_what_stays_dense_has_its_share_of_all_parameters() -> None:

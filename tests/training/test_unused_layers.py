@@ -295,7 +295,7 @@ def test_threads_are_watched_apart() -> None:
     try:
         with pytest.warns(fk.SparsityWarning, match="head is a sparse layer"):
             model(x()).sum().backward()
-        assert len(sparsifier._current.watch._record.addresses) == 2
+        assert len(sparsifier._current_thresholds.watch._record.addresses) == 2
         assert not _get_current_function_mode_stack()
     finally:
         model.go.set()

@@ -1,4 +1,4 @@
-"""Names of modules without what wrappers add to them, and the entries of options that match a module."""
+"""Names of modules without the components that wrappers add, and how entries of options match them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from torch import nn
 
 Target = str | type[nn.Module]
-ROOT = "(root)"  # how the model itself is called where it is a layer
+ROOT = "(root)"  # name of the model itself if it is a layer
 
-# children under which torch.compile, FSDP and activation checkpointing keep the module that they wrap
+# names under which torch.compile, FSDP and activation checkpointing hold the module that they wrap
 WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
-# classes that keep it under "module"
+# classes that hold it as "module"
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "AveragedModel")
 
 
 def canonical(path: str, modules: Mapping[str, nn.Module]) -> str:
-    """A path without the components that wrappers add; ``modules`` are the model's, by path.
+    """A path without the components that wrappers add.
 
-    ``module`` is one of them under the classes of ``WRAPPERS``, and around the whole model where the module above it
-    has no Parameters and no other child.
+    The component ``module`` is dropped inside a class of ``WRAPPERS``; and at the beginning of the path if the module
+    around it has no Parameters and no other child.
+
+    Args:
+        path: the path of a module or Parameter.
+        modules: all modules of the model, by path.
     """
     kept: list[str] = []
     for child, parent in steps(path, modules):
@@ -31,7 +35,7 @@ def canonical(path: str, modules: Mapping[str, nn.Module]) -> str:
 
 
 def steps(path: str, modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Components of a path from the root, each with the module that it belongs to."""
+    """The components of a path from the root, each with the module around it."""
     around = ""
     for child in path.split(".") if path else ():
         yield child, modules[around]
@@ -49,18 +53,24 @@ def _is_wrapped(child: str, parent: nn.Module, outermost: bool) -> bool:
 
 
 def same_layer(saved: str, own: str) -> bool:
-    """Whether two names in states are those of one layer: earlier states have the components that wrappers add."""
+    """Whether a name in a saved state is that of a layer, whatever components wrappers have added to either."""
     return _without_wrapped(saved) == _without_wrapped(own)
 
 
 def _without_wrapped(name: str) -> str:
-    dropped = {*WRAPPED, "module"}  # no model is at hand to tell a wrapper's module from another's
+    dropped = {*WRAPPED, "module"}  # there is no model that would tell a wrapper's "module" from another
     parts = ((part for part in word.split(".") if part not in dropped) for word in name.split(" "))
     return " ".join(".".join(kept) or ROOT for kept in parts)
 
 
 def matches(names: Collection[str], module: nn.Module, targets: Iterable[Target]) -> bool:
-    """Whether an entry of ``targets`` is one of the module's names or its class, a module around it, or a pattern."""
+    """Whether an entry of ``targets`` matches a module: its name, that of a module around it, a pattern, or its class.
+
+    Args:
+        names: the names of the module.
+        module: the module.
+        targets: the entries.
+    """
     return any(_match(target, names, module) for target in targets)
 
 
@@ -73,21 +83,21 @@ def _match(target: Target, names: Collection[str], module: nn.Module) -> bool:
 
 
 def check_entry(argument: str, target: object) -> None:
-    """Raise unless ``target`` is a name, a valid pattern or a class."""
+    """Raise ValueError or TypeError unless ``target`` is a name, a valid ``re:`` pattern or a class."""
     if isinstance(target, str):
         try:
             re.compile(target[3:] if target.startswith("re:") else "")
         except re.error as error:
-            raise ValueError(f"{argument} must hold regular expressions after re:, got {target!r}: {error}") from error
+            raise ValueError(f"{argument} must have a regular expression after re:, got {target!r}: {error}") from error
     elif not isinstance(target, type):
         got = f"a {type(target).__name__} itself" if isinstance(target, nn.Module) else repr(target)
-        raise TypeError(f"{argument} must hold names, re: patterns and classes of modules, got {got}")
+        raise TypeError(f"{argument} must contain names, re: patterns and classes of modules, got {got}")
 
 
 def check_targets(
     argument: str, targets: Collection[Target] | None, names: Mapping[nn.Module, Collection[str]]
 ) -> None:
-    """Raise unless ``targets`` is None or a sequence of entries that each match a module."""
+    """Raise ValueError or TypeError unless ``targets`` is None or a sequence of entries that each match a module."""
     if targets is None:
         return
     if isinstance(targets, str | nn.Module) or not isinstance(targets, Collection):

@@ -1,4 +1,4 @@
-"""What the layers hold as their weights: whether it has memory here, and a checksum of it."""
+"""Whether a weight has memory of its own, and a checksum of its bits."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from feather_kernels.torch_private import is_fake
 
 @torch.no_grad()
 def checksum(weights: Sequence[Tensor | None]) -> Tensor | None:
-    """int64 (weights,): sums of the weights' bits, exact in any order; None where weights hold no values here."""
+    """Sums of the weights' bits, int64 (weights,), exact in any order; None if a weight has no values here."""
     if not all(map(has_memory, weights)):
         return None
     held = cast("Sequence[Tensor]", weights)
@@ -26,5 +26,5 @@ def checksum(weights: Sequence[Tensor | None]) -> Tensor | None:
 
 
 def has_memory(parameter: Tensor | None) -> bool:
-    """Whether this is a Parameter whose memory holds its values; not a sharded, functional or other wrapper."""
+    """Whether this is a Parameter whose own memory holds its values, and no sharded or functional wrapper."""
     return isinstance(parameter, Parameter) and not hasattr(parameter, "__tensor_flatten__")

@@ -1,4 +1,4 @@
-"""Where the sparse layers stand in their model: notices layers that are replaced, fused or taken out."""
+"""Notices that a model has changed: layers that were replaced, fused, removed or added, and weights of other shapes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from weakref import WeakSet
 
 from feather_kernels.nn.base import SparseLayer
 from feather_kernels.nn.conversion import prunable_names
-from feather_kernels.sparsify.layer_choice import Choice, PrunableWeight, SkippedLayer, Use
-from feather_kernels.sparsify.layers import uses_of
+from feather_kernels.sparsify.layer_choice import LayerChoice, SkippedLayer
+from feather_kernels.sparsify.layer_names import canonical
+from feather_kernels.sparsify.layer_swap import uses_of
 from feather_kernels.sparsify.left_dense import adapter_of
-from feather_kernels.sparsify.names import canonical
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ADDED = "came into the model after it was made sparse"
+    from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse
+
+ADDED = "added after the model was made sparse"
 
 
 class LayerPlaces:
-    """The modules through which each sparse layer is reached; comparing them costs well under a microsecond each.
+    """The paths of modules through which a model reaches its sparse layers.
 
     Args:
-        model: the model that holds the layers.
+        model: the model.
         weights: its prunable weights.
     """
 
@@ -38,8 +40,8 @@ class LayerPlaces:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _known=WeakSet(state["_known"]))
 
-    def added(self, model: nn.Module, choice: Choice) -> list[SkippedLayer]:
-        """Dense layers that are in ``model`` now, and would be pruned if they had been when it was made sparse."""
+    def added(self, model: nn.Module, choice: LayerChoice) -> list[SkippedLayer]:
+        """The dense layers that were added to ``model`` after it was made sparse, and would have been pruned."""
         modules = dict(model.named_modules())
         added = []
         for path, module in modules.items():
@@ -53,7 +55,7 @@ class LayerPlaces:
         return added
 
     def check(self, model: nn.Module) -> None:
-        """Raise RuntimeError if a sparse layer is no longer part of ``model``; a layer that was moved is followed."""
+        """Raise RuntimeError if a sparse layer is no longer part of ``model``; a layer may move inside it."""
         if all(parent._modules.get(name) is child for parent, name, child in self._edges):
             return
         present = set(model.modules())
@@ -64,13 +66,13 @@ class LayerPlaces:
 
 
 def _edges(model: nn.Module, layers: set[nn.Module]) -> list[tuple[nn.Module, str, nn.Module]]:
-    """(parent, name, child) of each step on the ways from ``model`` to the layers."""
+    """(parent, name, child) of each step on the paths from ``model`` to the layers."""
     leads: dict[nn.Module, bool] = {}
     edges = []
 
     def visit(module: nn.Module) -> bool:
         if module not in leads:
-            leads[module] = module in layers  # a cycle ends here
+            leads[module] = module in layers  # ends cycles
             for name, child in module._modules.items():
                 if child is not None and visit(child):
                     leads[module] = True
@@ -81,17 +83,17 @@ def _edges(model: nn.Module, layers: set[nn.Module]) -> list[tuple[nn.Module, st
     return edges
 
 
-def _describe(gone: Sequence[Use]) -> str:
+def _describe(gone: Sequence[WeightUse]) -> str:
     names = ", ".join(f"{use.name} ({type(use.module).__name__.removeprefix('Feather')})" for use in gone)
     return (
-        f"these sparse layers are no longer part of the model: {names}. What stands in their place is not pruned. "
-        "Change the model before you make it sparse; to fuse or reparameterise it, finalize() a copy first; detach() "
-        "gives the dense layers back"
+        f"these sparse layers are no longer part of the model: {names}. Their replacements are not pruned. Change the "
+        "model before you make it sparse; to fuse or reparameterise it, finalize() a copy first; detach() gives the "
+        "dense layers back"
     )
 
 
 def check_whole(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise RuntimeError unless the layer holds its whole weight, of the ``shape`` that it had at the beginning."""
+    """Raise RuntimeError unless the layer holds its whole weight, in its original ``shape``."""
     if hasattr(weight, "__tensor_flatten__") and hasattr(weight, "full_tensor"):
         fact = f"is a {type(weight).__name__}, of which this process has a part"
     elif tuple(weight.shape) == shape and len(shape) > 1:

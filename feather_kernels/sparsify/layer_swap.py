@@ -1,4 +1,4 @@
-"""The layers of a model made sparse, and dense again."""
+"""Makes the layers of a model sparse, and dense again, by swapping their classes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from feather_kernels.nn.base import SparseLayer
-    from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
     from feather_kernels.sparsify.overrides import Override
+    from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse
 
 
-def uses_of(weights: Sequence[PrunableWeight]) -> list[Use]:
-    """All uses of the weights, in order."""
+def uses_of(weights: Sequence[PrunableWeight]) -> list[WeightUse]:
+    """All uses of the weights by layers, in order."""
     return [use for weight in weights for use in weight.uses]
 
 
@@ -31,7 +31,19 @@ def make_sparse(
     scales_change: bool,
     recompute: bool | None,
 ) -> Thresholds:
-    """Swap the classes; the thresholds of all uses are elements of the result, in their order."""
+    """Make the layers sparse.
+
+    Args:
+        weights: the prunable weights.
+        settings: the override of each weight.
+        power: p for weights without an override.
+        grad_scale: the gradient scale at the beginning, for weights without an override.
+        scales_change: whether gradient scales change during training.
+        recompute: as in ``Sparsifier``.
+
+    Returns:
+        The thresholds, one per use of a weight, in the order of ``uses_of``.
+    """
     uses = uses_of(weights)
     per_use = [setting for setting, weight in zip(settings, weights, strict=True) for _ in weight.uses]
     thresholds = Thresholds(
@@ -57,14 +69,16 @@ def make_dense(weights: Sequence[PrunableWeight]) -> None:
 
 
 def write_zeros(weights: Sequence[PrunableWeight]) -> None:
-    """Write P(w) into every weight, once where it is tied."""
+    """Write P(w) into every weight; tied weights are written once."""
     for weight in weights:
         use = weight.uses[0]
         conversion.finalize_weight(cast("SparseLayer", use.module), use.parameter_name)
 
 
 def check_not_parametrized(weights: Sequence[PrunableWeight]) -> None:
-    """Raise RuntimeError if a layer has been parametrized since it was made sparse."""
+    """Raise RuntimeError if a layer was parametrized after it was made sparse."""
     for use in uses_of(weights):
         if is_parametrized(use.module):
-            raise RuntimeError(f"{use.name} has been parametrized since it was made sparse: remove that first")
+            raise RuntimeError(
+                f"{use.name} was parametrized after it was made sparse: remove the parametrization first"
+            )

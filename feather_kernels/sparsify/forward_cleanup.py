@@ -1,4 +1,4 @@
-"""What is to be undone when a forward of the model ends, thread by thread and innermost first."""
+"""Runs cleanups when a forward of the model ends, per thread and innermost first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from types import FrameType
 
 
 class _Forward:
-    """A forward that is running: its frame, what is to be undone, and how many forwards have begun inside it."""
+    """A running forward.
+
+    Attributes:
+        frame: in which it was called.
+        undo: the cleanups to call at its end.
+        inner: number of forwards without cleanups that run inside it.
+    """
 
     def __init__(self, frame: FrameType, undo: list[Callable[[], None]]) -> None:
         self.frame = frame
@@ -16,14 +22,19 @@ class _Forward:
         self.inner = 0
 
 
-class ForwardEnds:
-    """The running forwards of a model; the model's forward hook calls ``end``."""
+class ForwardCleanup:
+    """The running forwards of a model, with their cleanups."""
 
     def __init__(self) -> None:
         self._threads = threading.local()
 
     def begin(self, frame: FrameType, undo: list[Callable[[], None]]) -> None:
-        """A forward begins in ``frame``, at whose end ``undo`` is to be called."""
+        """Note that a forward begins.
+
+        Args:
+            frame: in which it was called.
+            undo: cleanups to call at its end, last one first.
+        """
         self.clean(frame)
         running = self._running()
         if undo:
@@ -32,7 +43,7 @@ class ForwardEnds:
             running[-1].inner += 1
 
     def end(self) -> None:
-        """A forward has ended, with an exception or without."""
+        """Clean up after the forward that ends; the model's forward hook calls this, after exceptions too."""
         running = self._running()
         if running and running[-1].inner:
             running[-1].inner -= 1
@@ -40,7 +51,7 @@ class ForwardEnds:
             self._undo(running.pop())
 
     def clean(self, frame: FrameType) -> None:
-        """Undo what an interrupt has left: torch runs no hooks for a KeyboardInterrupt."""
+        """Clean up after interrupted forwards that do not enclose ``frame``: KeyboardInterrupt skips torch's hooks."""
         running = self._running()
         while running and not encloses(running[-1].frame, frame):
             self._undo(running.pop())

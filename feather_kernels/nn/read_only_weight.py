@@ -1,8 +1,8 @@
-"""What a computed attribute gives: P(weight) as a tensor that refuses to be written to.
+"""P(weight) as a tensor that refuses writes, returned by the attributes of ``weight_attribute``.
 
-P(weight) is an intermediate of the Parameter. A write to it would vanish with the next read, so it raises and names the
-Parameter. Neither class has a ``__torch_function__`` of its own (as ``torch.nn.Parameter`` has none), so operations on
-them cost what they cost on plain tensors, give plain tensors, and take torch's fast paths.
+P(weight) is computed from the Parameter in each read, and a write to it would be lost: it raises and names the
+Parameter. Like ``torch.nn.Parameter``, the classes have no ``__torch_function__`` of their own. So operations on them
+cost as much as on plain tensors, return plain tensors, and take torch's fast paths.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ _PROPERTIES_THAT_VIEW = ("H", "T", "mH", "mT")
 
 
 class ReadOnlyTensor(Tensor):
-    """P(weight), or a part of its memory, which refuses writes; copies and pickles are plain tensors.
+    """P(weight), or a view of it, that refuses writes; copies and pickles are plain tensors.
 
-    Not seen are writes by functions instead of methods: ``out=``, ``torch._foreach_*_``, and to views that functions
-    made (``torch.chunk``).
+    It cannot notice writes by functions (``out=``, ``torch._foreach_*_``), or to views that functions have made
+    (``torch.chunk``).
 
     Attributes:
-        source: the layer and the name of the Parameter.
+        source: the layer, and the name of the Parameter from which P was computed.
     """
 
     __torch_function__ = nn.Parameter.__torch_function__  # disabled
     source: tuple[nn.Module, str]
 
     def refuse(self, what: str) -> NoReturn:
-        """Raise RuntimeError: ``what`` was tried."""
+        """Raise RuntimeError, saying that ``what`` would be lost."""
         layer, name = self.source
         raise RuntimeError(
-            f"{what} on {type(layer).__name__}.{name} would be lost: that attribute of a sparse layer is P(weight), "
-            f"computed in each read. Use the Parameter, layer.latent({name!r}), or a .clone() of these values"
+            f"{what} on {type(layer).__name__}.{name} would be lost: the attribute computes P(weight) in each read. "
+            f"Use the Parameter, layer.latent({name!r}), or a .clone() of these values"
         )
 
     @property
     def data(self) -> Tensor:
-        """The same memory without autograd, read-only too."""
+        """The same memory without autograd; it refuses writes too."""
         return self._guard(super().data)
 
     @data.setter
@@ -63,7 +63,7 @@ class ReadOnlyTensor(Tensor):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether a gradient is computed; set it on the Parameter."""
+        """Whether P(weight) requires a gradient; can be set on the Parameter only."""
         return super().requires_grad
 
     @requires_grad.setter
@@ -71,7 +71,7 @@ class ReadOnlyTensor(Tensor):
         self.refuse("setting requires_grad")
 
     def _guard(self, result: Any) -> Any:
-        """The result, which is made read-only where it is a view."""
+        """Make the result of a method read-only if it is a view of this tensor."""
         if isinstance(result, tuple | list):
             return type(result)(map(self._guard, result))
         if type(result) is Tensor and result.untyped_storage().data_ptr() == self.untyped_storage().data_ptr():
@@ -86,11 +86,11 @@ class ReadOnlyTensor(Tensor):
 
 
 class ComputedWeight(ReadOnlyTensor):
-    """P of a Parameter, as the attribute of its name gives it; its ``grad`` is that of the Parameter."""
+    """P of a Parameter, as its attribute returns it; ``grad`` is the Parameter's."""
 
     @property
     def grad(self) -> Tensor | None:
-        """The Parameter's; P's own after ``retain_grad()``."""
+        """The Parameter's gradient, or P's own after ``retain_grad()``."""
         return super().grad if self.retains_grad else self._parameter.grad
 
     @grad.setter
@@ -103,16 +103,22 @@ class ComputedWeight(ReadOnlyTensor):
         return cast("Tensor", layer._parameters[name])
 
     def register_hook(self, hook: Any) -> NoReturn:  # noqa: ARG002
-        """Refused: the next read gives another tensor."""
+        """Refuse: the next read returns another tensor, without the hook."""
         self.refuse("register_hook()")
 
     register_post_accumulate_grad_hook = register_hook
 
 
 def computed_weight(value: Tensor, layer: nn.Module, name: str) -> Tensor:
-    """P of the layer's Parameter ``name``, made read-only in place.
+    """Make P of a layer's Parameter read-only, in place.
 
-    Tensors of other classes (fake, sharded) and those inside torch.func, which have no storage, stay as they are.
+    Tensors of other classes (fake, sharded), and those inside torch.func, which have no storage, are returned as they
+    are.
+
+    Args:
+        value: P of the Parameter.
+        layer: the layer.
+        name: name of the Parameter.
     """
     if type(value) is not Tensor or in_transform():
         return value
@@ -120,7 +126,7 @@ def computed_weight(value: Tensor, layer: nn.Module, name: str) -> Tensor:
 
 
 def _read_only(value: Tensor, kind: type[ReadOnlyTensor], source: tuple[nn.Module, str]) -> Tensor:
-    value.__class__ = kind  # no view: that would be a node of the graph
+    value.__class__ = kind  # a view would add a node to the graph
     value.source = source  # type: ignore[attr-defined]
     return value
 

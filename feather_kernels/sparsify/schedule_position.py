@@ -1,4 +1,4 @@
-"""Where in its schedule a training stands."""
+"""The position of a training in its schedule."""
 
 from __future__ import annotations
 
@@ -20,15 +20,20 @@ if TYPE_CHECKING:
 
 
 class SchedulePosition:
-    """The step of a schedule, and what the schedule asks for at that step.
+    """The current step of a schedule, with the sparsity and gradient scale at that step.
 
-    Deep copies of a model share the position of the original, so that an average follows the ramp. A pickle keeps what
-    is asked for at the moment.
+    Deep copies of a model share the position of the original, so that an average follows the ramp. A pickled position
+    keeps the sparsity and gradient scale of its moment.
 
     Args:
         schedule: the schedule.
-        grad_scale: gradient scale at a sparsity.
-        device_schedule: the same as tables on the device; it then counts the steps.
+        grad_scale: the gradient scale as a function of the sparsity.
+        device_schedule: the schedule on the device, which then counts the steps; or None.
+
+    Attributes:
+        key: identifies the position in copies and pickles of its models.
+        advances: how often it has moved, counted on the host.
+        followers: the hooks that select thresholds at this position.
     """
 
     def __init__(
@@ -37,15 +42,17 @@ class SchedulePosition:
         self.schedule = schedule
         self.scale_at = grad_scale
         self.device_schedule = device_schedule
-        self.key = uuid.uuid4().hex  # the same in copies and pickles of models that belong to this position
+        self.key = uuid.uuid4().hex
         self._step = 0
-        self.advances = 0  # how often it has moved, counted on the host
-        self.followers: WeakSet[Any] = WeakSet()  # what selects thresholds at this position
+        self.advances = 0
+        self.followers: WeakSet[Any] = WeakSet()
 
     def advance(self, skipped: Tensor | None = None) -> None:
-        """One optimizer step further; none where ``skipped``, one element such as GradScaler's found_inf, is not 0.
+        """Advance by one optimizer step, unless it was skipped.
 
-        It is read on the host unless steps are counted on a device.
+        Args:
+            skipped: one element, such as GradScaler's found_inf, that is not 0 if the optimizer skipped its step. The
+                host reads it unless the device counts the steps.
         """
         self.advances += 1
         if self.device_schedule is not None:
@@ -62,22 +69,22 @@ class SchedulePosition:
 
     @property
     def step(self) -> int:
-        """Number of optimizer steps so far; read from the device where it is counted there."""
+        """Number of optimizer steps so far; read from the device if that counts them."""
         return self._step if self.device_schedule is None else int(self.device_schedule.step)
 
     @property
     def sparsity(self) -> float:
-        """Sparsity that the schedule asks for at this step."""
+        """Sparsity of the schedule at this step."""
         return sparsity_at(self.schedule, self.step)
 
     def grad_scale(self, device: torch.device) -> float | Tensor:
-        """Gradient scale at this step; a 0-dim tensor on ``device`` where steps are counted on a device."""
+        """Gradient scale at this step; a 0-dim tensor on ``device`` if the device counts the steps."""
         if self.device_schedule is None:
             return self.scale_at(self.sparsity)
         return self.device_schedule.grad_scale().to(device)
 
     def independent(self) -> SchedulePosition:
-        """A position of its own, at the same step of the same schedule."""
+        """Another position at the same step of the same schedule."""
         twin = SchedulePosition(self.schedule, self.scale_at, copy.deepcopy(self.device_schedule))
         twin._step = self._step
         return twin
@@ -97,7 +104,7 @@ def _fixed(key: str, step: int, sparsity: float, grad_scale: float) -> ScheduleP
 
 
 def select_at(position: SchedulePosition, policy: Policy, parameters: Sequence[Tensor]) -> Tensor:
-    """(L,) thresholds of the weights at a position of the schedule; 0 for weights without data (meta device)."""
+    """Select the (L,) thresholds of the weights at a position; they are 0 for weights on the meta device."""
     first = parameters[0]
     devices = {parameter.device for parameter in parameters}
     if len(devices) > 1:

@@ -1,49 +1,50 @@
-"""Warnings where the model is not, or will not be, what was asked for."""
+"""Warnings that the model does not, or will not, reach the requested sparsity."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from feather_kernels.sparsify.layer_places import ADDED
+from feather_kernels.sparsify.model_changes import ADDED
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 from feather_kernels.user_code import warn_user
 
 if TYPE_CHECKING:
-    from feather_kernels.sparsify.layer_choice import PrunableWeight, Use
+    from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse
     from feather_kernels.sparsify.report import Report
 
 
 def warn_unless_reached(report: Report, schedule: Schedule, total_steps: int | None) -> None:
-    """Warn if the schedule has not ended, if zeros are missing, if layers are empty, or came after the beginning."""
+    """Warn if the schedule has not ended, zeros are missing, layers are empty, or layers were added to the model."""
     messages = _unfinished(report, schedule, total_steps), _missed(report, schedule), _empty(report), _added(report)
     for message in messages:
         if message is not None:
             warn_user(message)
 
 
-def warn_of_thawed(frozen: list[Use]) -> list[Use]:
-    """Warn of weights that were left dense because they were frozen, and require a gradient now; returns the others."""
+def warn_of_thawed(frozen: list[WeightUse]) -> list[WeightUse]:
+    """Warn about weights that stay dense because they were frozen, but train now; return those still frozen."""
     if not frozen:
         return frozen
     held = [(use, use.module._parameters.get(use.parameter_name)) for use in frozen]
     thawed = [use for use, parameter in held if parameter is not None and parameter.requires_grad]
     if thawed:
         warn_user(
-            "weights that were frozen when the model was made sparse, and so stay dense, require a gradient now: "
-            f"{', '.join(use.name for use in thawed)}. Make the model sparse while they do, or name them in targets",
+            "weights that stay dense because they were frozen when the model was made sparse require a gradient now: "
+            f"{', '.join(use.name for use in thawed)}. Unfreeze them before you make the model sparse, or name them in "
+            "targets",
         )
     return [use for use in frozen if use not in thawed]
 
 
 def warn_of_frozen(weights: Sequence[PrunableWeight]) -> None:
-    """Warn of weights that are pruned and have been frozen since the model was made sparse."""
+    """Warn about weights that are pruned though they were frozen after the model was made sparse."""
     frozen = [weight.name for weight in weights if not weight.parameter.requires_grad]
     if frozen:
         warn_user(
-            "weights that the model was made sparse with do not train, and are pruned all the same: "
-            f"{', '.join(frozen)}. Freeze them before you make the model sparse, or name them in ignore, to keep them "
-            "as they are; name them in targets to prune them"
+            "weights that were frozen after the model was made sparse are pruned, though they do not train: "
+            f"{', '.join(frozen)}. To keep them as they are, freeze them before you make the model sparse, or name "
+            "them in ignore; to prune them, name them in targets"
         )
 
 
@@ -55,7 +56,7 @@ def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> 
     if final is None and (end is None or report.step >= end):
         return None
     planned = f"{report.step} steps" + ("" if end is None else f", and its schedule ends at step {end}")
-    wanted = "what its schedule ends with" if final is None else f"the final {final:.4%}"
+    wanted = "the final sparsity of its schedule" if final is None else f"the final {final:.4%}"
     return (
         f"the sparsifier has counted {planned}: the model is {report.sparsity:.4%} sparse, not {wanted}. Call step() "
         "after every optimizer.step() (or attach() it) until the schedule ends, or plan fewer steps"
@@ -63,12 +64,12 @@ def _unfinished(report: Report, schedule: Schedule, total_steps: int | None) -> 
 
 
 def _missed(report: Report, schedule: Schedule) -> str | None:
-    """A scope that is a function, or NaN weights, may prune less than the schedule asks for."""
-    if report.zeros >= report.budget - 0.005 * report.numel:  # other quantiles than ours may be a few weights short
+    """A scope function, or weights that are NaN, may lead to fewer zeros than the schedule asks for."""
+    if report.zeros >= report.budget - 0.005 * report.numel:  # other definitions of a quantile prune a few weights less
         return None
     return (
-        f"the model has {report.zeros} zeros where {schedule} asks for {report.budget} at step {report.step}: "
-        "thresholds of a scope function that prune less, or weights that are not numbers"
+        f"the model has {report.zeros} zeros where {schedule} asks for {report.budget} at step {report.step}: either "
+        "the thresholds of a scope function are too low, or weights are NaN"
     )
 
 
@@ -78,8 +79,8 @@ def _empty(report: Report) -> str | None:
         return None
     names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
     return (
-        f"layers without a weight left, {len(empty)} of {len(report.layers)}: {names}. min_density=0.01 leaves every "
-        "layer 1 % of its weights, at the same total"
+        f"these layers have no weight left ({len(empty)} of {len(report.layers)}): {names}. min_density=0.01 keeps 1 % "
+        "of the weights of every layer, at the same total sparsity"
     )
 
 
@@ -88,6 +89,6 @@ def _added(report: Report) -> str | None:
     if not added:
         return None
     return (
-        f"layers that came into the model after it was made sparse stay dense: {', '.join(added)}. Make the model "
-        "sparse when it is complete"
+        f"layers that were added after the model was made sparse stay dense: {', '.join(added)}. Make the model sparse "
+        "when it is complete"
     )
