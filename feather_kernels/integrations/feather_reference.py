@@ -139,7 +139,7 @@ class Pruner:
             ValueError: the state is not a Pruner's, or belongs to other layers; nothing is changed then.
         """
         if not isinstance(state.get("has_begun"), bool):
-            raise ValueError(f"state must be that of a Pruner, with the key has_begun, got keys {sorted(state)}")
+            raise ValueError(f"state must be a Pruner's state_dict(), with the key has_begun, got keys {sorted(state)}")
         self.sparsifier.load_state_dict(state)
         self._has_begun = state["has_begun"]
 

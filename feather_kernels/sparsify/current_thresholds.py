@@ -84,7 +84,7 @@ class CurrentThresholds:
         self._reset()
 
     def _reset(self) -> None:
-        """Clear what depends on the memory of the weights, which a copy has to find again."""
+        """Clear all state that depends on the memory of the weights; a copy starts without it."""
         self._uses = uses_of(self.weights)
         counts = itertools.accumulate(len(weight.uses) for weight in self.weights)
         self._firsts = [0, *counts][:-1]  # the first use of each weight

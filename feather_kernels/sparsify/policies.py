@@ -110,7 +110,7 @@ class Policy:
         self._hints: dict[tuple[bool, torch.device, torch.dtype], Tensor] = {}
         self._last_positions: tuple[tuple[Any, ...], tuple[Tensor, Tensor | float] | None] = ((), None)
         if callable(scope) and (self.caps or score_scale != "none" or any(s is not None for s in self.sparsities)):
-            raise ValueError("scope must be a name where min_density, score_scale or an override's sparsity is given")
+            raise ValueError("scope must be a name if min_density, score_scale or an override of the sparsity is given")
         if any(self.sparsities) and not final_sparsity:
             raise ValueError(
                 f"overrides: sparsity needs a schedule with a final_sparsity above 0, got {final_sparsity}"

@@ -122,7 +122,7 @@ def weight_parameters(module: nn.Module) -> dict[str, Parameter]:
     own = {key: value for key, value in module._parameters.items() if value is not None and not is_lazy(value)}
     if is_parametrized(module):
         own.update(cast("nn.Module", module.parametrizations).named_parameters("parametrizations"))
-    prunable = prunable_names(module)  # has one dimension where a library has flattened it
+    prunable = prunable_names(module)  # also if a library has flattened them to one dimension
     return {key: value for key, value in own.items() if value.dim() >= 2 or key in prunable}
 
 

@@ -217,8 +217,8 @@ class Report:
     def _empty(self) -> list[str]:
         """One line about the empty layers, or none."""
         count, one = len(self.empty_layers), len(self.empty_layers) == 1
-        what = f"{count} {'layer is' if one else 'layers are'} empty, with no weight left"
-        return [f"{what}: min_density=... keeps a fraction of {'it' if one else 'each'}"] if count else []
+        found = f"{count} {'layer is' if one else 'layers are'} empty, with no weight left"
+        return [f"{found}: min_density=... keeps a fraction of {'it' if one else 'each'}"] if count else []
 
     def _dense_total(self) -> str:
         count, weights = len(self.skipped), self.dense_numel

@@ -186,7 +186,7 @@ def make_schedule(sparsity: float | None, total_steps: int | None, schedule: Sch
     final = final_sparsity(schedule)
     if total_steps is not None and final is not None and schedule.sparsity_at(total_steps) < final:
         reached = schedule.sparsity_at(total_steps)
-        warn_user(f"{schedule} reaches {reached:.4f} of {final:.4f} in {total_steps} steps")
+        warn_user(f"{schedule} reaches sparsity {reached:.4f} in total_steps={total_steps}, not the final {final:.4f}")
     return schedule
 
 

@@ -23,10 +23,10 @@ def check_state(state: dict[str, Any], layers: Sequence[str], thresholds: int) -
         thresholds: number of thresholds.
     """
     if not isinstance(state, Mapping):
-        raise TypeError(f"state must be that of a Sparsifier, a dict, got {type(state).__name__}")
+        raise TypeError(f"state must be a Sparsifier's state_dict(), got {type(state).__name__}")
     missing = sorted(set(KEYS) - set(state))
     if missing:
-        raise ValueError(f"state must be that of a Sparsifier, but lacks {missing}")
+        raise ValueError(f"state must be a Sparsifier's state_dict(), but lacks {missing}")
     saved = state["layers"] if isinstance(state["layers"], list) else [state["layers"]]
     pairs = zip([*saved, "nothing"], [*layers, "nothing"], strict=False)
     different = next(((a, b) for a, b in pairs if not same_layer(str(a), b)), None)

@@ -23,7 +23,7 @@ OTHERS = {"Policy": Policy}  # not exported, but what Sparsifier's documentation
 
 def exported() -> dict[str, Any]:
     named = {name: getattr(module, name) for module in MODULES for name in module.__all__} | OTHERS
-    return {name: value for name, value in named.items() if inspect.isclass(value) or inspect.isfunction(value)}
+    return {name: value for name, value in named.items() if inspect.isclass(value) or inspect.isroutine(value)}
 
 
 PUBLIC = exported()

@@ -248,7 +248,7 @@ def test_state_resumes(updates: int) -> None:
         each.update_thresh()
     assert resumed.sparsifier.step_count == pruner.sparsifier.step_count == updates
     assert resumed.sparsifier.threshold.equal(pruner.sparsifier.threshold)
-    with pytest.raises(ValueError, match=r"a Pruner, with the key has_begun, got keys \['grad_scales', 'layers'"):
+    with pytest.raises(ValueError, match=r"a Pruner's .* the key has_begun, got keys \['grad_scales', 'layers'"):
         resumed.load_state_dict(pruner.sparsifier.state_dict())
 
 

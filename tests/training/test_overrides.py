@@ -150,7 +150,7 @@ def test_own_sparsity_without_a_ramp_is_refused(schedule: Any) -> None:
 
 
 def test_own_sparsity_under_a_scope_function_is_refused() -> None:
-    with pytest.raises(ValueError, match="scope must be a name where"):
+    with pytest.raises(ValueError, match="scope must be a name if"):
         fk.Sparsifier(
             nets.conv_net(),
             schedule=fk.ConstantSchedule(0.5),

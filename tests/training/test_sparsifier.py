@@ -350,7 +350,7 @@ def test_another_schedule_is_warned_about() -> None:
 
 def test_schedule_that_cannot_arrive_is_warned_about() -> None:
     schedule = fk.CubicSchedule(0.9, 0, 100)
-    with pytest.warns(fk.SparsityWarning, match=r"reaches 0\.7875 of 0\.9000 in 50 steps"):
+    with pytest.warns(fk.SparsityWarning, match=r"reaches sparsity 0\.7875 in total_steps=50, not the final 0\.9000"):
         fk.Sparsifier(nets.conv_net(), schedule=schedule, total_steps=50)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
