@@ -1,4 +1,4 @@
-"""What this machine offers to the package: versions, devices, and each backend or the reason why it cannot run."""
+"""``feather-kernels doctor``: versions, devices, and for each backend whether it can run or why not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def examine() -> str:
     """Describe versions, devices and backends, as plain text of several lines.
 
     Raises:
-        InputError: FEATHER_KERNELS_BACKEND holds a name that no backend has.
+        InputError: FEATHER_KERNELS_BACKEND names no backend.
     """
     try:
         registry.requested()
@@ -57,7 +57,7 @@ def examine() -> str:
 
 
 def _cuda_module(driver: nvidia_driver.Driver | None) -> list[str]:
-    """The driver, the CUDA module, and whether the one serves the other."""
+    """The lines about the driver and the CUDA module, with a remark if the driver is too old for it."""
     reason = cuda.load_module()
     facts = [reason] if reason else cuda.description()
     old = not reason and driver is not None and driver.cuda < (cuda.runtime_major(), 0)
@@ -88,7 +88,7 @@ def _backends(device: torch.device) -> list[str]:
 
 
 def version(package: str, missing: str = "not installed") -> str:
-    """Of an installed package."""
+    """The version of an installed package, or ``missing`` if there is none."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

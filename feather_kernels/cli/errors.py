@@ -1,8 +1,9 @@
-"""The error that a user can mend."""
+"""The error for what a user can fix."""
 
 
 class InputError(ValueError):
-    """An option, a file or a folder is not what it should be; the message names it, the value and what was expected.
+    """A wrong option, file or folder; the message names it, its value and what was expected.
 
-    The command line prints the message as one line and exits with 2. Every other ValueError is a bug and is not caught.
+    The command line prints the message on one line and exits with code 2. Other ValueErrors are bugs
+    and keep their traceback.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, answered where the training can be continued from."""
+"""Ctrl-C and SIGTERM, handled at a point from which the training can continue."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Interrupted(Exception):  # noqa: N818  (a request, not an error)
 
 
 class Interruption(ExitStack):
-    """While entered, the first SIGINT or SIGTERM is only noted; a second one acts as it would without this.
+    """A context in which the first SIGINT or SIGTERM is only noted; the second one acts as usual.
 
-    Outside of the main thread, where Python delivers no signals, it does nothing.
+    It does nothing outside the main thread, to which Python delivers all signals.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +25,7 @@ class Interruption(ExitStack):
         self.noted = False
 
     def check(self) -> None:
-        """Raise Interrupted if a signal has come."""
+        """Raise Interrupted if a signal has arrived."""
         if self.noted:
             raise Interrupted
 
@@ -37,4 +37,4 @@ class Interruption(ExitStack):
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.noted = True
-        self.close()  # puts the handlers back
+        self.close()  # restores the handlers

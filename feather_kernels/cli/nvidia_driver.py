@@ -1,4 +1,4 @@
-"""The NVIDIA driver of this machine, by the driver's own library; no GPU is touched and no context made."""
+"""The version of the NVIDIA driver, asked from its own library without touching a GPU or creating a context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RELEASE = Path("/proc/driver/nvidia/version")
 
 
 class Driver(NamedTuple):
-    """The CUDA version that a driver serves, as (major, minor), and its release, "" where the system does not say."""
+    """A driver: the newest CUDA version that it supports, as (major, minor), and its release ("" if unknown)."""
 
     cuda: tuple[int, int]
     release: str
@@ -24,7 +24,7 @@ class Driver(NamedTuple):
 
 
 def installed() -> Driver | None:
-    """The driver, or None where there is none."""
+    """The driver, or None if there is none."""
     version = ctypes.c_int()
     try:
         if ctypes.CDLL(LIBRARY).cuDriverGetVersion(ctypes.byref(version)) != 0:

@@ -1,8 +1,8 @@
-"""Compiles ahead what training on a device would compile in its first step: ``feather-kernels warmup``.
+"""``feather-kernels warmup``: compiles ahead what the first training step on a device would compile.
 
-The ops are called on small tensors in every form that Triton compiles apart: dtypes, powers, addresses that 16 divides
-or not, optional arguments, the order of magnitude of the number of weights. Compiled kernels stay in Triton's cache on
-disk. What remains for training to compile: single tensors of 2^31 elements or more.
+It calls the ops on small tensors in every form that Triton compiles separately: dtypes, powers, addresses that are
+multiples of 16 or not, optional arguments, and the order of magnitude of the number of weights. The compiled kernels
+stay in Triton's cache on disk. Only single tensors of 2^31 elements or more are left for training to compile.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ ops = torch.ops.feather_kernels
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
 DTYPES["float64"] = torch.float64
 DEFAULT_DTYPES = ("float32", "bfloat16", "float16")
-AUTOCAST = {torch.float32: (torch.bfloat16, torch.float16)}  # weight's dtype -> those that autocast makes of it
+AUTOCAST = {torch.float32: (torch.bfloat16, torch.float16)}  # dtype of a weight -> dtypes that autocast casts it to
 POWERS = (1.0, 2.0, 3.0, math.inf)
 SIZE = 1 << 17
-# selection is compiled for the power of two in the number of weights, as far as its bracket grows with it
+# selection is compiled once for each power of two in the number of weights, as long as its bracket grows with it
 LIST_NUMELS = tuple(1 << k for k in range(14, 22))
 
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     """Warm up the devices and dtypes that the options name; returns the exit code, as ``warm_up`` does.
 
     Raises:
-        InputError: a dtype or a device is none.
+        InputError: a dtype or a device is unknown.
     """
     dtypes = options.dtype or DEFAULT_DTYPES
     for name in dtypes:
@@ -60,8 +60,8 @@ def warm_up(devices: Sequence[torch.device], dtypes: Sequence[str]) -> int:
     """Compile for every device and dtype, and print what was compiled.
 
     Args:
-        devices: where to compile; each must be one on which Triton can run.
-        dtypes: of weights, names in ``DTYPES``.
+        devices: to compile for; Triton must be able to run on each.
+        dtypes: of the weights; names in ``DTYPES``.
 
     Returns:
         The exit code: 1, with the reason on stderr, if Triton cannot run.
@@ -81,7 +81,7 @@ def _warm(device: torch.device, dtype: str, op: str) -> int:
     """Compile the Triton kernels of one op, print what was compiled, and return the number of compiled kernels."""
     begin = time.perf_counter()
     with registry.use_backend("triton"), torch.no_grad():
-        registry.backend_for(device)  # its own reason why not, before a module of Triton's is imported here
+        registry.backend_for(device)  # raises with the backend's own reason before the import below could fail
         from feather_kernels.backends.triton.compilations import Compilations
 
         with Compilations() as found:
@@ -124,7 +124,7 @@ def _count_pruned(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def _aligned_or_not(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """All elements but the last, at an address that 16 divides, and all but the first, at one that it does not."""
+    """A view at an address that is a multiple of 16, and one at an address that is not."""
     return tensor[:-1], tensor[1:]
 
 
@@ -132,7 +132,7 @@ def _weight_and_threshold(dtype: torch.dtype, device: torch.device) -> tuple[Ten
     return torch.ones(SIZE, dtype=dtype, device=device), torch.ones((), dtype=compute_dtype(dtype), device=device)
 
 
-# magnitude_histogram is left out: its digits are the caller's choice, and training on one device does not call it
+# without magnitude_histogram: the caller chooses its digits, and training on one device does not call it
 CALLS: dict[str, Callable[[torch.dtype, torch.device], None]] = {
     "threshold": _threshold,
     "scale_pruned_grad": _scale_pruned_grad,

@@ -173,7 +173,7 @@ def test_a_crashed_cell_runs_once_more_and_else_is_marked(tmp_path, fake_cells, 
     options = ["--methods", "feather", "hard", "soft", "--sparsities", "0.9", "--jobs", "2", "--out", str(out)]
     assert compare(*options) == 1
     printed = capsys.readouterr().out
-    assert "soft-0.9-seed0: feather-kernels: error: it broke; once more" in printed
+    assert "soft-0.9-seed0: feather-kernels: error: it broke; trying once more" in printed
     assert "hard-0.9-seed0: failed twice, the last time with: feather-kernels: error: it broke" in printed
     assert {path.name for path in out.iterdir() if path.is_file() and path.suffix} >= WRITTEN
     found = {result.label: result for result in read_results(out)}
@@ -221,7 +221,7 @@ def test_the_same_grid_in_other_words_is_the_same(tmp_path, fake_cells, monkeypa
 def test_two_comparisons_in_one_folder_are_refused(tmp_path, fake_cells, capsys) -> None:
     options = ["--methods", "feather", "--sparsities", "0.9", "--out", str(tmp_path)]
     with command.open_folder(tmp_path).locked():
-        assert "another compare works in this folder" in refused(capsys, *options)
+        assert "another compare is running in this folder" in refused(capsys, *options)
     assert compare(*options) == 0
 
 
@@ -319,7 +319,7 @@ def test_finished_rows_are_taken_over_unchanged(committed, no_training, capsys) 
     assert compare(*TWO_CELLS, "--out", str(committed)) == 0
     output = capsys.readouterr().out
     assert f"2 of 2 cells are finished by {committed / 'results.csv'} alone" in output
-    assert "begun" not in output
+    assert "started" not in output
     for name in ("results.csv", "layers.csv"):
         assert (committed / name).read_bytes() == before[committed / name]
     assert "| feather |  | 12.35 (1) |" in (committed / "table.md").read_text()
@@ -335,7 +335,7 @@ def test_cells_that_are_not_finished_or_new_are_trained(committed, capsys) -> No
     assert compare(*TWO_CELLS, "--seeds", "0", "1", "--out", str(committed)) == 0
     output = capsys.readouterr().out
     assert "feather-0.9-seed0" not in output
-    assert output.count(": begun") == 3
+    assert output.count(": started") == 3
     assert {result.cell: result.test_accuracy for result in read_results(committed)} == {
         "feather-0.9-seed0": 0.25,  # as committed
         "dense-0-seed0": 0.5,
@@ -420,7 +420,7 @@ def test_rows_of_older_versions_need_grid_json_or_a_decision(tmp_path, fake_cell
     assert compare("--table", str(tmp_path)) == 0
     capsys.readouterr()
     assert compare(*TWO_CELLS, "--out", str(tmp_path)) == 0
-    assert "begun" not in capsys.readouterr().out
+    assert "started" not in capsys.readouterr().out
     assert (tmp_path / "results.csv").read_text() == new
     (tmp_path / "results.csv").write_text(old)
     (tmp_path / GRID).unlink()
@@ -466,7 +466,7 @@ def test_the_table_has_mean_spread_and_number_of_seeds() -> None:
     ]
     lines = table.to_markdown(results).splitlines()
     assert lines[0].startswith("digits, cnn, 3 epochs: ")
-    assert lines[0].endswith("4 of 6 cells are finished.")
+    assert lines[0].endswith("4 of 6 cells have finished.")
     assert lines[2:7] == [
         "| method | dense | 0.95 | 0.98 |",
         "|---|---|---|---|",

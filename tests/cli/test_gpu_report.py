@@ -111,11 +111,11 @@ def test_files_that_are_there_are_kept_without_force(tmp_path: Path, capsys: pyt
     (tmp_path / "out").mkdir()
     there = tmp_path / "out" / "gpu-report-NVIDIA-Test-1-80GB.md"
     there.write_text("precious")
-    with pytest.raises(ValueError, match=r"gpu-report-NVIDIA-Test-1-80GB\.md is there already: give --force"):
+    with pytest.raises(ValueError, match=r"gpu-report-NVIDIA-Test-1-80GB\.md exists: give --force"):
         report.make(request(tmp_path))
     assert there.read_text() == "precious"
     assert "doctor" not in capsys.readouterr().out, "nothing long ran before that was said"
-    with pytest.raises(ValueError, match="is there already"):
+    with pytest.raises(ValueError, match="exists: give --force"):
         report.make(request(tmp_path, name="NVIDIA Test 1 80GB"))
 
 

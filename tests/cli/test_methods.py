@@ -112,7 +112,7 @@ def test_a_training_is_that_of_the_published_formulas(tiny: None, method: str, s
     start = {name: value.clone() for name, value in published.latent.items()}
     for epoch in range(EPOCHS):
         for batch in batches.epoch_batches(IMAGES, BATCH, seed=0, epoch=epoch):
-            training._train_step(batch)
+            training.train_step(batch)
             published.step(batch)
             ours = dict(training.model.named_parameters())
             t = 0.0 if training.sparsifier is None else float(training.sparsifier.threshold)
@@ -173,9 +173,9 @@ def test_a_dense_training_has_no_sparsifier_and_a_report(tiny: None) -> None:
     ("given", "message"),
     [
         ({"method": "gpm"}, "--method must be one of feather, hard, soft, gmp, dense, got 'gpm'"),
-        ({"method": "dense", "sparsity": 0.9}, "--sparsity must be left out with --method dense"),
-        ({"method": "dense", "power": 2.0}, "--power must be left out with --method dense"),
-        ({"method": "dense", "grad_scale": 1.0}, "--grad-scale must be left out with --method dense"),
+        ({"method": "dense", "sparsity": 0.9}, "--sparsity must be omitted with --method dense"),
+        ({"method": "dense", "power": 2.0}, "--power must be omitted with --method dense"),
+        ({"method": "dense", "grad_scale": 1.0}, "--grad-scale must be omitted with --method dense"),
         ({"power": 0.5}, "--power must be at least 1"),
         ({"grad_scale": -1.0}, "--grad-scale must be a finite number of at least 0, got -1.0"),
         ({"grad_scale": "half"}, "--grad-scale must be"),

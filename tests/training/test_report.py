@@ -90,10 +90,10 @@ def test_the_picture_marks_empty_layers() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
     from matplotlib.colors import to_hex
 
-    from feather_kernels.cli.train.figure import TEST, TRAIN, _draw_layers
+    from feather_kernels.cli.train.figure import TEST, TRAIN, draw_layers
 
     axes = figure.subplots()
-    _draw_layers(axes, report_of(uneven()))
+    draw_layers(axes, report_of(uneven()))
     assert axes.texts[0].get_text() == "empty, all of 16"
     assert [text.get_color() for text in axes.texts] == [TEST, "black", "black"]
     assert [to_hex(bar.get_facecolor()) for bar in axes.patches] == [TEST, TRAIN, TRAIN]

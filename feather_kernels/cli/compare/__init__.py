@@ -1,1 +1,1 @@
-"""``feather-kernels compare``: a grid of methods, sparsities and seeds over a recipe, its table and its figures."""
+"""``feather-kernels compare``: trains a grid of methods, sparsities and seeds, and writes its table and figures."""

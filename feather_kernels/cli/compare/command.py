@@ -54,7 +54,7 @@ def write_table(path: Path) -> str:
     """Write table.md, accuracy.png and layers.png from results.csv and layers.csv alone; returns the table.
 
     Raises:
-        InputError: the folder lacks them, or they are not what they should be.
+        InputError: one of them is missing or damaged.
     """
     found = results.read_results(path)
     if not found:
@@ -73,7 +73,7 @@ def _cells(options: dict[str, Any]) -> list[Cell]:
     if "grid" in options:
         axes = [f"--{name}" for name in ("methods", "sparsities", "seeds") if name in options]
         if axes:
-            raise InputError(f"a grid file says which cells there are; leave out {', '.join(axes)}")
+            raise InputError(f"the grid file already lists the cells; leave out {', '.join(axes)}")
         path = Path(options["grid"])
         if not path.is_file():
             raise InputError(f"the grid must be a .toml file, got {options['grid']!r}: no such file")
@@ -89,7 +89,7 @@ def _default_folder(options: dict[str, Any]) -> str:
 def _run(
     folder: GridFolder, cells: Sequence[Cell], before: Mapping[str, results.Outcome], jobs: int, threads: int, lock: int
 ) -> int:
-    """Run every cell that is not finished; the files are written anew as each one ends."""
+    """Run every cell that is not finished, and write all files anew whenever one ends."""
     runs_gone = [cell.name for cell in cells if cell.name in before and not folder.run_of(cell).finished]
     waiting = [cell for cell in cells if cell.name not in runs_gone and not folder.run_of(cell).finished]
     progress = Progress(folder, cells, runs_gone)
@@ -106,7 +106,9 @@ def _run(
             write()
             session.run(write, interruption.check)
         except Interrupted:
-            print(f"interrupted; cells so far are in {folder.path / TABLE}; continue with the same command", flush=True)
+            print(
+                f"interrupted; {folder.path / TABLE} has the cells so far; continue with the same command", flush=True
+            )
             return INTERRUPTED
         finally:
             progress.close()

@@ -1,4 +1,4 @@
-"""Figures of a grid: accuracy over sparsity, and where the zeros are."""
+"""The figures of a grid: accuracy over sparsity, and the zeros of each layer."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ if TYPE_CHECKING:
 
     from feather_kernels.cli.compare.results import Layer, Result
 
-# colours of Paul Tol's "bright" scheme, which tell apart in any colour vision
+# Paul Tol's "bright" scheme: distinguishable with any colour vision
 COLORS = ("#4477aa", "#cc3311", "#228833", "#ee7733", "#aa3377", "#33bbee", "#bbbbbb")
 MARKERS = "osD^vPX"
-BESIDE = 0.03  # of a column: between the error bars of two labels
+BESIDE = 0.03  # distance between the error bars of two labels, in columns
 
 
 def draw_accuracy(results: Sequence[Result]) -> bytes:
-    """PNG: test accuracy over sparsity, a line for each label, bars of one standard deviation; dense as a level.
+    """Draw test accuracy over sparsity, as PNG.
 
-    A label with one sparsity is a marker, and is hollow where it has one seed.
+    Each label is a line with error bars of one standard deviation, or a single marker if it has one sparsity. Markers
+    are hollow if there is only one seed. Dense training is a horizontal line.
     """
     from matplotlib.figure import Figure
 
@@ -58,7 +59,7 @@ def draw_accuracy(results: Sequence[Result]) -> bytes:
 
 
 def draw_layers(results: Sequence[Result], layers: Sequence[Layer]) -> bytes:
-    """PNG: weights that remain in each layer, a panel for each sparsity, a line for each label; means over seeds."""
+    """Draw the share of weights left in each layer, as PNG: a panel for each sparsity, a line for each label."""
     from matplotlib.figure import Figure
 
     sparsities = sorted({layer.sparsity for layer in layers if layer.sparsity > 0})

@@ -1,4 +1,4 @@
-"""The folder of a grid: what it is, its cells, and who works in it."""
+"""The folder of a grid: which grid it holds, its cells, and the lock that keeps other comparisons out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class GridFolder:
         return RunFolder(self.path / CELLS / cell.name)
 
     def log_of(self, cell: Cell) -> Path:
-        """What the processes of a cell have printed."""
+        """The file with all that the processes of a cell have printed."""
         return self.path / LOGS / f"{cell.name}.log"
 
     @property
@@ -81,19 +81,19 @@ class GridFolder:
 
     @contextmanager
     def locked(self) -> Iterator[int]:
-        """Keep other ``compare``s out; gives a file descriptor that each cell must inherit.
+        """Keep other ``compare``s out; yields a file descriptor that each cell must inherit.
 
-        Cells of a killed ``compare`` end by themselves, at the end of a step: they hold the second lock until then, and
-        are waited for.
+        The cells of a killed ``compare`` end by themselves at the end of a step. Until then they hold the second lock,
+        for which this waits.
 
         Raises:
-            InputError: another ``compare`` works in this folder.
+            InputError: another ``compare`` is running in this folder.
         """
         with (self.path / LOCK).open("w") as own, (self.path / CELLS_LOCK).open("w") as shared:
             if not _lock(own.fileno()):
-                raise InputError(f"--out {self.path}: another compare works in this folder")
+                raise InputError(f"--out {self.path}: another compare is running in this folder")
             if not _lock(shared.fileno()):
-                print("waiting for the cells of a compare that was killed", flush=True)
+                print("waiting for the cells of a killed compare to stop", flush=True)
                 while not _lock(shared.fileno()):
                     time.sleep(0.2)
             os.set_inheritable(shared.fileno(), True)
@@ -101,7 +101,7 @@ class GridFolder:
 
 
 def open_folder(path: Path) -> GridFolder:
-    """The folder, made if it does not exist; raises InputError if there is something else of that name."""
+    """The folder, created if it does not exist; raises InputError if the path is a file or lies in one."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:

@@ -1,4 +1,4 @@
-"""A grid: which runs are compared, from a TOML file or from options."""
+"""The cells of a grid, from a TOML file or from options."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AXES = {"methods": "method", "sparsities": "sparsity", "seeds": "seed"}  # lists
 COMMON_KEYS = tuple(key for key in KEYS if key not in AXES.values())
 BLOCK_KEYS = ("label", *AXES, *COMMON_KEYS)
 FILE_KEYS = ("recipe", "options", "cells")
-OF_THE_SESSION = ("threads", "runs", "name")  # options that are no part of what a cell is
+OF_THE_SESSION = ("threads", "runs", "name")  # options that do not identify a cell
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Cell:
     """One run of a grid.
 
     Attributes:
-        label: of its row in the table: the method, and what else sets it apart.
+        label: names its row in the table: the method, and how it differs from other rows.
         config: its options.
     """
 
@@ -43,19 +43,19 @@ class Cell:
         return cell_name(self.label, self.config.sparsity, self.config.seed)
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this cell: its label and the options that its numbers depend on."""
+        """Its label and the options that its numbers depend on."""
         left_out = *OF_THE_SESSION, "data_dir"
         options = {name: value for name, value in asdict(self.config).items() if name not in left_out}
         return {"label": self.label, **options}
 
     def portable_identity(self) -> dict[str, Any]:
-        """``identity``, such that it is the same on every machine: the data by name, the device by type."""
+        """``identity`` in a form that is the same on every machine: the data by name, the device by type."""
         device = self.config.device.partition(":")[0]
         return {**self.identity(), "data": self.config.data_name, "device": device}
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of a hash of ``portable_identity``: they differ where any option differs."""
+        """A hash of ``portable_identity`` in twelve hexadecimal digits; it changes with any option."""
         values = {
             name: float(value) if isinstance(value, int) else value  # 1 and 1.0 are the same option
             for name, value in self.portable_identity().items()
@@ -65,12 +65,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """Cells that differ in method, sparsity and seed: all combinations.
+    """All combinations of some methods, sparsities and seeds.
 
     Attributes:
-        methods, sparsities, seeds: not empty; a method that prunes nothing has one cell for each seed.
-        options: of every cell, over those of the recipe.
-        label: of its rows; None makes one of the method and the options.
+        methods, sparsities, seeds: not empty. A method that prunes nothing ignores the sparsities.
+        options: of every cell; they override those of the recipe.
+        label: of its cells; None makes one from the method and the options.
     """
 
     methods: list[str]
@@ -80,7 +80,7 @@ class Block:
     label: str | None = None
 
     def cells(self, where: str, base: dict[str, Any], given: dict[str, Any]) -> Iterator[Cell]:
-        """Its cells; the options given by the command line win over those of the block, and these over ``base``."""
+        """Its cells: ``given`` overrides the options of the block, and these override ``base``."""
         for method in self.methods:
             prunes = method not in METHODS or METHODS[method].prunes
             if prunes and not self.sparsities:
@@ -107,15 +107,16 @@ def cell_name(label: str, sparsity: float, seed: int) -> str:
 def read_grid(path: Path, given: dict[str, Any]) -> list[Cell]:
     """The cells of a grid file.
 
-    The file has ``recipe`` (a name or a path, optional), a table ``options`` over it, and blocks ``[[cells]]`` with
-    lists ``methods``, ``sparsities``, ``seeds`` (default [0]), a ``label`` and further options.
+    The file may have a ``recipe`` (a name or a path) and a table ``options``, which overrides it. Each block
+    ``[[cells]]`` has lists ``methods``, ``sparsities`` and ``seeds`` (default [0]), and may have a ``label`` and other
+    options.
 
     Args:
         path: of the file.
-        given: options of the command line, which win; among them ``recipe``.
+        given: options of the command line, ``recipe`` among them; they override those of the file.
 
     Raises:
-        InputError: the file is no grid, or a cell cannot run.
+        InputError: the file is not a grid, or a cell cannot run.
     """
     content = read_toml(path, "the grid")
     where = str(path)
@@ -136,7 +137,7 @@ def read_grid(path: Path, given: dict[str, Any]) -> list[Cell]:
 
 
 def make_grid(methods: list[str], sparsities: list[float], seeds: list[int], given: dict[str, Any]) -> list[Cell]:
-    """All combinations, over the recipe and the options that are given.
+    """The cells of all combinations, with the given options, which may include ``recipe``.
 
     Raises:
         InputError: a cell cannot run.
@@ -148,7 +149,7 @@ def make_grid(methods: list[str], sparsities: list[float], seeds: list[int], giv
 
 
 def _ordered(where: str, cells: list[Cell]) -> list[Cell]:
-    """The first seed of every row before the second of any: a grid that is not complete compares like with like."""
+    """Put the first seed of every row before the second of any, so that an unfinished grid compares like with like."""
     names = [cell.name for cell in cells]
     for name in names:
         if names.count(name) > 1:

@@ -1,4 +1,4 @@
-"""A cell as a process of its own: ``feather-kernels train`` with as many threads as it is given."""
+"""A cell as a process of its own, which runs ``feather-kernels train``."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import feather_kernels
 from feather_kernels.cli.compare.folder import CELLS, GridFolder
 from feather_kernels.cli.compare.grid import OF_THE_SESSION, Cell
 
-# the package of this process, wherever that is started: neither the current folder nor an installed copy of another
-# version comes before it
+# imports the package of the parent process, whatever lies in the current folder or is installed elsewhere
 PROGRAM = """
 import sys
 sys.path[:] = [sys.argv[1], *(path for path in sys.path if path)]
@@ -31,14 +30,14 @@ sys.exit(cli.main(sys.argv[2:]))
 class CellProcess:
     """A running cell.
 
-    It is given a pipe that it never reads from; when the pipe is closed, also by the death of this process, it stops at
-    the end of a step with a checkpoint. Ctrl-C does not reach it.
+    Its standard input is a pipe from this process. When the pipe closes, even because this process was killed, the cell
+    writes a checkpoint at the end of its step and stops. Ctrl-C does not reach it.
 
     Args:
         folder: of the grid.
-        cell: begins anew, or is resumed if its run folder exists.
-        threads: of torch in it.
-        lock: file descriptor that it holds open.
+        cell: to start, or to resume if its run folder exists.
+        threads: the number of CPU threads.
+        lock: a file descriptor that it inherits; see ``GridFolder.locked``.
     """
 
     def __init__(self, folder: GridFolder, cell: Cell, threads: int, lock: int) -> None:
@@ -65,16 +64,16 @@ class CellProcess:
         return self.process.poll()
 
     def stop(self) -> None:
-        """Ask it to end after its step."""
+        """Ask it to stop at the end of its step."""
         if self.process.stdin is not None:
             self.process.stdin.close()
 
     def wait(self) -> None:
-        """Until it has ended."""
+        """Wait until it has ended."""
         self.process.wait()
 
     def reason(self) -> str:
-        """Why it has failed, in one line: the signal, or the last line that it printed."""
+        """Why it failed, in one line: the signal that killed it, or the last line that it printed."""
         code = self.process.returncode
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
@@ -86,7 +85,7 @@ class CellProcess:
 
 
 def end_with_parent() -> None:
-    """End this process as SIGTERM does, at the end of a step, once standard input is at its end."""
+    """Send this process SIGTERM, which stops it at the end of a step, as soon as its standard input ends."""
 
     def watch() -> None:
         while os.read(sys.stdin.fileno(), 1024):
@@ -97,7 +96,7 @@ def end_with_parent() -> None:
 
 
 def _options(cell: Cell, runs: Path) -> list[str]:
-    """The command line of a new run; each number as Python writes it, which reads back as the same one."""
+    """The command line of a new run; numbers are written by ``repr``, so that they read back unchanged."""
     options = [f"--runs={runs}", f"--name={cell.name}"]
     for name, value in asdict(cell.config).items():
         if value is not None and name not in OF_THE_SESSION:

@@ -1,4 +1,4 @@
-"""What a comparison says while it runs: a line as cells begin and end, the time left, and on a terminal a bar."""
+"""The progress of a comparison: a line when a cell starts or ends, the time left, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from feather_kernels.cli.compare.folder import GridFolder
     from feather_kernels.cli.compare.grid import Cell
 
-LINE_SECONDS = 60.0  # between lines about the time left, where there is no terminal
+LINE_SECONDS = 60.0  # between lines about the time left, without a terminal
 
 
 class Progress:
@@ -47,7 +47,7 @@ class Progress:
         self.bar.start()
 
     def update(self, running: Sequence[Cell]) -> None:
-        """Look at the metrics of the running cells."""
+        """Count the epochs of the running cells and show them."""
         before = sum(self.done.values())
         self.done.update({cell.name: self._epochs(cell) for cell in running})
         now = sum(self.done.values())
@@ -59,17 +59,17 @@ class Progress:
             self.shown = time.monotonic()
 
     def say(self, text: str) -> None:
-        """A line, above the bar."""
+        """Print a line above the bar."""
         self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         sys.stdout.flush()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if not self.bar.disable:
             self.bar.stop()
 
     def _epochs(self, cell: Cell) -> int:
-        """Finished epochs: rows of metrics.csv below its header."""
+        """The number of finished epochs: the rows of metrics.csv below its header."""
         try:
             lines = (self.folder.run_of(cell).path / run_folder.METRICS).read_text().count("\n")
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One session of a comparison: runs the cells that are not finished, several side by side."""
+"""One session of a comparison: runs the cells that are left, several at a time."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ POLL_SECONDS = 0.2
 
 
 class Session:
-    """Runs cells as processes until each has finished or has failed twice.
+    """Runs cells in processes until each has finished or has failed twice.
 
     Args:
         folder: of the grid, locked.
         cells: those to run, in this order.
-        jobs: processes at a time.
-        threads: of each.
-        lock: what each process holds open; see ``GridFolder.locked``.
-        progress: is told what happens.
+        jobs: the number of processes at a time.
+        threads: the number of CPU threads of each.
+        lock: a file descriptor that each process inherits; see ``GridFolder.locked``.
+        progress: shows what happens.
 
     Attributes:
-        failures: why cells have failed, by name.
+        failures: the reasons of failed cells, by their names.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Session:
         self.failures: dict[str, str] = {}
 
     def run(self, after_cell: Callable[[], None], check: Callable[[], None]) -> None:
-        """To the end of all cells; processes that still run when something is raised are stopped and waited for.
+        """Run all cells to their end. If something is raised, the running processes are stopped and waited for.
 
         Args:
-            after_cell: called after each cell that has finished or has failed for good.
+            after_cell: called whenever a cell has finished or has failed for good.
             check: called several times per second; may raise.
         """
         try:
@@ -69,10 +69,10 @@ class Session:
         resumed = self.folder.run_of(cell).path.exists()
         self.running.append(CellProcess(self.folder, cell, self.threads, self.lock))
         self.tries[cell.name] += 1
-        self.progress.say(f"{cell.name}: {'resumed' if resumed else 'begun'}")
+        self.progress.say(f"{cell.name}: {'resumed' if resumed else 'started'}")
 
     def _end(self, process: CellProcess) -> bool:
-        """Whether the cell is done with; else it runs once more."""
+        """Handle the end of a process; returns False if its cell runs once more."""
         self.running.remove(process)
         process.stop()
         cell = process.cell
@@ -80,7 +80,7 @@ class Session:
             self.progress.say(f"{cell.name}: finished")
             return True
         if self.tries[cell.name] < TRIES:
-            self.progress.say(f"{cell.name}: {process.reason()}; once more")
+            self.progress.say(f"{cell.name}: {process.reason()}; trying once more")
             self.waiting.appendleft(cell)
             return False
         self.failures[cell.name] = process.reason()

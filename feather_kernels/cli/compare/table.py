@@ -1,4 +1,4 @@
-"""The table of a grid: a row for each method, a column for each sparsity, mean and spread over the seeds."""
+"""The table of a grid, with a row for each label and a column for each sparsity: mean and spread over the seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from feather_kernels.cli.compare.results import FAILED, FINISHED, Result
 
 @dataclass(frozen=True)
 class Entry:
-    """The cells of one label and sparsity: accuracies (fractions) of the finished ones, and how many there are."""
+    """The cells of one label and sparsity.
+
+    Attributes:
+        accuracies: of the finished cells, as fractions.
+        failed: the number of failed cells.
+        cells: the number of all cells.
+    """
 
     accuracies: list[float]
     failed: int
@@ -24,7 +30,7 @@ class Entry:
 
     @property
     def spread(self) -> float | None:
-        """Standard deviation over the seeds (n - 1), None with less than two."""
+        """Standard deviation over the seeds (n - 1); None if fewer than two have finished."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
     def __str__(self) -> str:
@@ -39,7 +45,7 @@ class Entry:
 
 
 def entries(results: Sequence[Result]) -> dict[str, dict[float, Entry]]:
-    """By label, in the order of the grid, and by sparsity, rising."""
+    """The entries by label, in the order of the grid, and by sparsity, in rising order."""
     sparsities = sorted({result.sparsity for result in results})
     table: dict[str, dict[float, Entry]] = {}
     for label in dict.fromkeys(result.label for result in results):
@@ -54,20 +60,20 @@ def entries(results: Sequence[Result]) -> dict[str, dict[float, Entry]]:
 
 
 def title(results: Sequence[Result]) -> str:
-    """Data, model and epochs: what the cells have in common."""
+    """What the cells have in common: data, model and epochs."""
     parts = [sorted({getattr(result, name) for result in results}) for name in ("data", "model", "epochs")]
     data, model, epochs = (" / ".join(map(str, part)) for part in parts)
     return f"{data}, {model}, {epochs} epochs"
 
 
 def to_markdown(results: Sequence[Result]) -> str:
-    """The table, and below it the cells that have failed, with their reasons."""
+    """The table, followed by the failed cells with their reasons."""
     table = entries(results)
     sparsities = sorted({result.sparsity for result in results})
     finished = sum(result.status == FINISHED for result in results)
     lines = [
         f"{title(results)}: test accuracy in %, mean ± standard deviation over the seeds (number of seeds), by the "
-        f"fraction of zeros among the prunable weights. {finished} of {len(results)} cells are finished.",
+        f"fraction of zeros among the prunable weights. {finished} of {len(results)} cells have finished.",
         "",
         f"| method | {' | '.join('dense' if sparsity == 0 else f'{sparsity:g}' for sparsity in sparsities)} |",
         f"|---|{'---|' * len(sparsities)}",

@@ -1,4 +1,4 @@
-"""How figures are taken: CUDA events with a cold L2 cache, variants in interleaved rounds."""
+"""Measures time: with CUDA events and a cold L2 cache, and with the variants in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 Figures = dict[str, float]  # e.g. {"seconds": 1e-4}
-Meter = Callable[[Callable[[], object]], Figures]  # runs a function and says what that took
+Meter = Callable[[Callable[[], object]], Figures]  # runs a function and returns what it cost
 Result = TypeVar("Result")
 
-HOST_RUNS = 30  # of a function whose host time is measured
+HOST_RUNS = 30  # in one measurement of host time
 
 
 class Run(NamedTuple):
-    """What ``run`` returned, and how long it took in seconds."""
+    """The result of a function, and how long it took in seconds."""
 
     result: Any
     seconds: float
 
 
 class CudaClock:
-    """Time between two events on the current stream, with a cold L2 cache; memory of torch's allocator."""
+    """Measures the time between two events on the current stream, with a cold L2 cache, and memory."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -33,7 +33,7 @@ class CudaClock:
         self._flush = torch.empty(2 * cache, dtype=torch.uint8, device=device)
 
     def time(self, run: Callable[[], Any]) -> Run:
-        """Time on the device from before the first kernel's launch to the last kernel's end."""
+        """Run a function and measure the device from before its first kernel to the end of its last."""
         with torch.cuda.device(self.device):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self._flush.zero_()  # also keeps the device busy while the first kernel is launched
@@ -44,7 +44,7 @@ class CudaClock:
         return Run(result, start.elapsed_time(end) / 1e3)
 
     def peak_memory(self, run: Callable[[], Any]) -> tuple[Run, int | None]:
-        """Growth of the memory that torch's allocator has handed out."""
+        """Run a function, and also measure by how many bytes the memory of torch's allocator grew at its peak."""
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -53,13 +53,13 @@ class CudaClock:
 
 
 def event_meter(device: torch.device) -> Meter:
-    """Seconds on the device, by a ``CudaClock``."""
+    """A meter of seconds on the device, by a ``CudaClock``."""
     clock = CudaClock(device)
     return lambda run: {"seconds": clock.time(run).seconds}
 
 
 def host_meter(device: torch.device) -> Meter:
-    """Seconds of the host until all is launched; for work so small that the device never lags behind."""
+    """A meter of seconds that the host takes to launch all work, which must be so small that the device keeps up."""
 
     def measure(run: Callable[[], object]) -> Figures:
         torch.cuda.synchronize(device)
@@ -76,9 +76,16 @@ def host_meter(device: torch.device) -> Meter:
 def interleaved(
     runs: Mapping[str, Callable[[], Result]], counts: Mapping[str, int], rounds: int, seed: int = 0
 ) -> dict[str, list[Result]]:
-    """What the runs returned: in each round those that are due run once, in random order, without garbage collection.
+    """Run variants in rounds, in random order and without garbage collection, so that a slow spell hits all of them.
 
-    A slow spell of the machine then hits all of them. ``counts`` says how many of the ``rounds`` each takes part in.
+    Args:
+        runs: the variants, by name.
+        counts: the number of rounds in which each variant runs, spread evenly.
+        rounds: the number of all rounds.
+        seed: of the order.
+
+    Returns:
+        The results of each variant, in the order of its runs.
     """
     found: dict[str, list[Result]] = {name: [] for name in runs}
     order = random.Random(seed)
@@ -96,12 +103,12 @@ def interleaved(
 
 
 def is_due(index: int, count: int, rounds: int) -> bool:
-    """Whether a variant with ``count`` runs, spread evenly over the rounds, runs in round ``index``."""
+    """Whether a variant with ``count`` runs, spread evenly over all rounds, runs in round ``index``."""
     return (index + 1) * count // rounds > index * count // rounds
 
 
 def spread(found: Sequence[Figures], divisor: float = 1.0) -> dict[str, dict[str, float]]:
-    """Median, 20th and 80th percentile of each figure, divided by ``divisor``."""
+    """The median and the 20th and 80th percentiles of each figure, divided by ``divisor``."""
     at = {"median": 0.5, "p20": 0.2, "p80": 0.8}
     spreads = {}
     for name in found[0]:

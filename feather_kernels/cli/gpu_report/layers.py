@@ -1,4 +1,4 @@
-"""A model of linear layers so small that the work on them hardly counts: what a layer costs the host."""
+"""A model of tiny linear layers, whose time is what each layer costs the host."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Layers(NamedTuple):
 
 
 def make_layers(count: int, device: torch.device, grad_scale: float | None, compiler: str | None) -> Layers:
-    """Layers without bias with a tanh behind each; the same weights in every call.
+    """Make linear layers without bias, each followed by a tanh, with the same weights in every call.
 
     Args:
-        count: number of layers.
-        device: where they are.
+        count: the number of layers.
+        device: where to put them.
         grad_scale: of the sparsifier; None for dense layers.
-        compiler: backend of torch.compile; None for eager.
+        compiler: the backend of torch.compile; None for eager mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a report says about the machine; names of users and hosts, folders and the environment are left out."""
+"""The facts about the machine in a report, without the names of users, hosts and folders or the environment."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from feather_kernels.cli.doctor import version
 
 CHECKOUT = Path(__file__).parents[3]
 DISTRIBUTION = "feather_kernels"
-FILES = "py|so|h|hpp|c|cpp|cu|cuh|ptx|json"  # endings of files whose names tell nothing about a person
+FILES = "py|so|h|hpp|c|cpp|cu|cuh|ptx|json"  # endings of files whose names reveal nothing about a person
 LEFT_OUT = "..."
 
 
 def no_device() -> str | None:
-    """Why there is nothing to report on here, or None."""
+    """Why this machine has no GPU to report on, or None if it has one."""
     if torch.version.hip is not None:
         return "torch is built for AMD's GPUs"
     if not torch.backends.cuda.is_built():
@@ -38,7 +38,7 @@ def no_device() -> str | None:
 
 
 def facts(device: torch.device) -> dict[str, str]:
-    """The GPU, and the versions of all between it and the package."""
+    """The GPU, and the versions of the driver and of all software above it."""
     properties = torch.cuda.get_device_properties(device)
     return {
         "gpu": properties.name,
@@ -50,7 +50,7 @@ def facts(device: torch.device) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of torch, CUDA, Triton, Python, the package; the kernel's family."""
+    """The versions of torch, CUDA, Triton, Python and the package, and the operating system."""
     return {
         "CUDA": torch.version.cuda or "none",
         "torch": torch.__version__,
@@ -62,7 +62,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, with -dirty after it where files have changed, or the one that pip installed, or ""."""
+    """The commit of the checkout, with -dirty if files have changed, or the one that pip installed; "" if unknown."""
     if not (CHECKOUT / ".git").exists():
         return _installed_commit()
     command = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
@@ -74,7 +74,7 @@ def commit() -> str:
 
 
 def _installed_commit() -> str:
-    """As ``pip install git+https://...`` recorded it."""
+    """The commit that ``pip install git+https://...`` recorded."""
     try:
         recorded = importlib.metadata.distribution(DISTRIBUTION).read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -86,10 +86,10 @@ _BEFORE = r"(?:(?<=-I)|(?<=-L)|(?<=://)|(?<![\w./%]))"  # an absolute path
 
 
 def anonymous(text: str) -> str:
-    """The text without folders, the user's name and the host's; of a source file in a folder its name stays."""
+    """Remove folders and the names of the user and the host from a text; names of source files stay."""
     folders = {str(Path.home()), str(Path.cwd()), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(CHECKOUT)}
     for folder in sorted(folders - {"/"}, key=len, reverse=True):
-        text = text.replace(folder, "/" + LEFT_OUT)  # first: they may hold spaces
+        text = text.replace(folder, "/" + LEFT_OUT)  # first, because they may contain spaces
     text = re.sub(r"(['\"])/[^'\"]* [^'\"]*\1", rf"\1{LEFT_OUT}\1", text)  # quoted, with spaces
     text = re.sub(rf"{_BEFORE}/(?:[^\s:'\"(),;<>]*/)?([^\s/:'\"(),;<>]+\.(?:{FILES}))\b", rf"{LEFT_OUT}/\1", text)
     text = re.sub(rf"{_BEFORE}/[\w.~][^\s:'\"(),;<>]*", LEFT_OUT, text)
@@ -102,6 +102,6 @@ def _names() -> list[str]:
     host = platform.node()
     try:
         user = getpass.getuser()
-    except (KeyError, OSError, ImportError):  # of a container, in which the user has no name
+    except (KeyError, OSError, ImportError):  # in a container whose user has no name
         user = ""
     return [name for name in (host, host.partition(".")[0], user) if len(name) > 2]

@@ -1,4 +1,4 @@
-"""Reports as Markdown: one of them, and the page of many."""
+"""Reports as Markdown: a single one, or a page of many."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Record = Mapping[str, Any]
 FORMAT = 1
 MEASURED, COMPUTED = "measured", "computed"
 SECONDS, LAUNCHES, INSTRUCTIONS, READ, WRITTEN = "seconds", "launches", "instructions", "bytes read", "bytes written"
-BASES = ("dense", "SGD.step")  # variants that the others are compared with
+BASES = ("dense", "SGD.step")  # the variants with which others are compared
 COMPUTED_NOTE = (
     "Computed by an executor of PTX on a CPU, not measured on a GPU: it checks results and counts launches, "
     "instructions of all threads and bytes of global memory, and says nothing about speed."
@@ -33,7 +33,7 @@ feather-kernels gpu-report --table docs/gpu-results/*.json > docs/gpu-results/RE
 
 
 def load(path: Path) -> Record:
-    """The record in a file; raises InputError if it is none."""
+    """Read a record from a file; raises InputError if it does not hold one."""
     try:
         record = json.loads(path.read_text())
     except ValueError as error:
@@ -44,14 +44,14 @@ def load(path: Path) -> Record:
 
 
 def report(record: Record) -> str:
-    """One report."""
+    """Render one report."""
     text = next((row["text"] for row in _rows(record, DOCTOR) if "text" in row), "")
     doctor = ["", "## Doctor", "", "```text", text, "```"] if text else []
     return "\n".join(["# GPU report", "", *_body(record, "##"), *doctor]) + "\n"
 
 
 def table(paths: Sequence[Path]) -> str:
-    """The page of the reports in these files, ordered by their names."""
+    """Render a page with the reports in these files, ordered by name."""
     records = {path.stem.removeprefix("gpu-report-"): load(path) for path in sorted(paths)}
     facts = ("gpu", "compute capability", "memory", "driver", "CUDA", "torch", "triton", "feather_kernels")
     overview = [
@@ -151,7 +151,7 @@ def _time(found: Record) -> str:
 
 
 def _rows(record: Record, subject: str) -> list[Record]:
-    """Of all parts of a subject: ``selftest`` is that of selftest-triton and selftest-cuda."""
+    """The rows of all parts of a subject; selftest-triton and selftest-cuda belong to ``selftest``."""
     parts = (part for part in record["parts"] if part["part"].partition("-")[0] == subject)
     return [row for part in parts for row in part.get("rows", ())]
 
@@ -162,7 +162,7 @@ def _verdicts(record: Record) -> str:
 
 
 def _table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Nothing where there are no lines."""
+    """A Markdown table; nothing if there are no lines."""
     if not lines:
         return []
     rule = "|" + "---|" * len(columns)

@@ -1,4 +1,4 @@
-"""A part of a report in a process of its own: ``python -m feather_kernels.cli.gpu_report.part NAME ROWS ...``."""
+"""Runs one part of a report in this process: ``python -m feather_kernels.cli.gpu_report.part NAME ROWS ...``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from feather_kernels.cli.gpu_report.parts import PARTS
 from feather_kernels.cli.gpu_report.place import Place, gpu
 from feather_kernels.errors import BackendUnavailableError
 
-SKIPPED = "skipped"  # key of the row that says why there are no others
+SKIPPED = "skipped"  # the key of the row that says why there are no others
 
 
 def main(arguments: Sequence[str] | None = None, make_place: Callable[[str, bool], Place] = gpu) -> int:
-    """Run a part and write each row as it comes, as a line of JSON; a crash leaves those before it."""
+    """Run a part and write each row at once as a line of JSON, so that a crash loses none of them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=list(PARTS))
     parser.add_argument("rows", type=Path)

@@ -1,4 +1,4 @@
-"""The parts of a report: what each runs, and how long it may take."""
+"""The parts of a report, and how long each may take."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
 
 
 class Part(NamedTuple):
-    """A part; ``rows`` yields what is found, ``limit`` is in seconds."""
+    """A part: ``rows`` yields its results, and ``limit`` is its time limit in seconds."""
 
     rows: Callable[[Place], Iterator[dict[str, object]]]
     limit: int
 
 
 def machine_rows(place: Place) -> Iterator[dict[str, object]]:
-    """One row: the facts."""
+    """Yield one row with the facts about the machine."""
     yield {"facts": place.facts()}
 
 
 def doctor_rows(place: Place) -> Iterator[dict[str, object]]:  # noqa: ARG001
-    """One row: the text."""
+    """Yield one row with the text of ``doctor``."""
     yield {"text": doctor.examine()}
 
 
 def selftest_rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
-    """A row for each op and dtype, without the times."""
+    """Yield a row for each op and dtype, without the times."""
     place.require(backend)
     for check in checks.examine(backend, place.device):
         record = check.record()

@@ -1,4 +1,4 @@
-"""Where the parts run and how large their inputs are."""
+"""Where the parts run, and how large their inputs are."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from feather_kernels.errors import BackendUnavailableError
 
 @dataclass(frozen=True)
 class Place:
-    """A device with the means to measure on it; the tests put a simulator of GPUs in its place.
+    """A device and how to measure on it; tests replace it by a simulator.
 
     Attributes:
         device: of all tensors.
         facts: describes the machine.
-        on_device, on_host: say what work costs the device, and what small work costs the host.
-        backend: of layers and training steps; ``auto`` for the one that a user gets.
-        elements: of the weights in the ops' inputs.
-        rounds: how often a variant is measured.
-        layers: number of those whose host cost is measured.
-        large: real networks; else tiny ones.
-        compiler: backend of torch.compile.
+        on_device, on_host: make the meters for work on the device, and for the host's share of small work.
+        backend: for layers and training steps; ``auto`` for the default one.
+        elements: the number of weights in the inputs of the ops.
+        rounds: how often each variant is measured.
+        layers: the number of layers whose host cost is measured.
+        large: whether to train real networks instead of tiny ones.
+        compiler: the backend of torch.compile.
     """
 
     device: torch.device
@@ -41,7 +41,7 @@ class Place:
     compiler: str = "inductor"
 
     def require(self, backend: str) -> None:
-        """Raise BackendUnavailableError, with the reason, where a backend cannot run here."""
+        """Raise BackendUnavailableError, with the reason, if a backend cannot run here."""
         reason = registry.availability(self.device).get(backend)
         if reason is not None:
             raise BackendUnavailableError(f"{backend}: {reason}")
@@ -50,7 +50,7 @@ class Place:
 
 
 def gpu(name: str, quick: bool) -> Place:
-    """A CUDA device; ``quick`` has small inputs and few rounds."""
+    """A CUDA device by its name; ``quick`` means small inputs and few rounds."""
     device = torch.device(name)
     torch.cuda.set_device(device)
     return Place(

@@ -1,4 +1,4 @@
-"""Runs the parts of a report, each in a process of its own, and writes the report after each of them."""
+"""Runs the parts of a report, each in a process of its own, and writes the report after each."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from feather_kernels.cli.gpu_report.part import SKIPPED
 from feather_kernels.cli.gpu_report.parts import MACHINE, PARTS
 
 CHILD = (sys.executable, "-m", "feather_kernels.cli.gpu_report.part")
-TOTAL = 290  # seconds for all parts
+TOTAL = 290  # seconds for all parts together
 STOPPED = "stopped after"
 GRACE = 10  # seconds for a killed process to end
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to report on, and where to.
+    """What to report on, and where to write the report.
 
     Attributes:
-        folder: of the two files, which is made where it is missing.
-        name: in the files' names; None for that of the GPU.
-        force: overwrite files that are there.
-        device, quick: of the parts.
-        child: the command of a part's process; the tests have one that runs on a simulator.
-        kind: whether the figures are measured or computed.
-        patience: factor of all limits.
-        parts: which.
+        folder: of the two files; it is created if it is missing.
+        name: part of the names of the files; None for the name of the GPU.
+        force: whether to overwrite existing files.
+        device, quick: options of the parts.
+        child: the command that starts the process of a part; tests have one that runs on a simulator.
+        kind: ``page.MEASURED`` or ``page.COMPUTED``.
+        patience: a factor on all time limits.
+        parts: the names of the parts to run.
     """
 
     folder: Path
@@ -57,10 +57,10 @@ class Request:
 
 
 def make(request: Request) -> int:
-    """Run all parts, print a line for each, write the files; the exit code: 1 if a part failed.
+    """Run all parts, print a line for each and write the files; returns the exit code: 1 if a part failed.
 
     Raises:
-        InputError: the folder cannot be written, or a file is there and ``force`` is not given.
+        InputError: the folder cannot be written to, or a file exists and ``force`` is false.
     """
     _check_folder(request.folder)
     outcomes: list[dict[str, Any]] = []
@@ -95,7 +95,14 @@ def make(request: Request) -> int:
 
 
 def carry_out(part: str, request: Request, limit: float, left: float = math.inf) -> dict[str, Any]:
-    """Run a part, for ``limit`` seconds at most and no longer than is ``left``; returns its ending and its rows."""
+    """Run a part and return its verdict and its rows.
+
+    Args:
+        part: its name.
+        request: the whole report.
+        limit: the seconds that the part may take.
+        left: the seconds that are left for all parts.
+    """
     if left <= 0:
         return {"part": part, "verdict": "skipped", "words": "no time was left", "rows": []}
     begin = time.monotonic()
@@ -122,7 +129,7 @@ def carry_out(part: str, request: Request, limit: float, left: float = math.inf)
 
 
 def _run(command: Sequence[str], log: Path, limit: float) -> str | None:
-    """Run to the end or the limit, with all processes that it starts; how it ended, None if well."""
+    """Run a command to its end or the limit, then kill all that it started; returns what went wrong, or None."""
     variables = {k: v for k, v in os.environ.items() if not k.startswith(("FEATHER_", "TRITON_INTERPRET"))}
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -137,7 +144,7 @@ def _run(command: Sequence[str], log: Path, limit: float) -> str | None:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):  # one that hangs in the driver does not even die
+            with suppress(subprocess.TimeoutExpired):  # a process that hangs in the driver does not even die
                 process.wait(GRACE)
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
@@ -145,7 +152,7 @@ def _run(command: Sequence[str], log: Path, limit: float) -> str | None:
 
 
 def _read(file: Path) -> list[dict[str, Any]]:
-    """The rows that were written; the last one of a process that was killed may be cut off."""
+    """Read the rows; a killed process may have cut off its last one, which is left out."""
     rows = []
     for line in file.read_text().splitlines() if file.exists() else []:
         with suppress(json.JSONDecodeError):
@@ -164,10 +171,10 @@ def _check_folder(folder: Path) -> None:
 
 
 def _files(request: Request, name: str) -> tuple[Path, Path]:
-    """The JSON and the Markdown file."""
+    """The paths of the JSON and the Markdown file; raises InputError if one exists and ``force`` is false."""
     label = re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-.") or "unknown"
     files = request.folder / f"gpu-report-{label}.json", request.folder / f"gpu-report-{label}.md"
     for file in files:
         if file.exists() and not request.force:
-            raise InputError(f"{file} is there already: give --force to overwrite it, or another --output or --name")
+            raise InputError(f"{file} exists: give --force to overwrite it, or another --output or --name")
     return files

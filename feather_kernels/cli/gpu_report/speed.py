@@ -1,4 +1,4 @@
-"""Each op beside a plain copy of as many bytes, in the same rounds, once its result is that of the reference."""
+"""The part that times each op beside a plain copy of as many bytes, once its result agrees with the reference."""
 
 from __future__ import annotations
 
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 ops = torch.ops.feather_kernels
 
 DEVIATION, T, SPARSITY = 0.05, 0.08, 0.9
-TENSORS = 16  # of a list
-DRIFT = 1e-3  # of the standard deviation: what an optimizer step moves a weight by
+TENSORS = 16  # in a list
+DRIFT = 1e-3  # how far an optimizer step moves a weight, in standard deviations
 OURS, COPY = "ours", "copy"
 
 
 @dataclass(frozen=True)
 class Work:
-    """An op on its input; ``moved`` bytes must be read and written at least, values may be ``relative`` off."""
+    """An op on an input.
+
+    Attributes:
+        op, what: name the op and the input.
+        moved: the bytes that must be read and written at least.
+        run: calls the op.
+        relative: the largest relative error allowed.
+    """
 
     op: str
     what: str
@@ -38,7 +45,7 @@ class Work:
 
 
 def rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
-    """What each op and the copy beside it cost; an op whose result is wrong is not measured."""
+    """Yield what each op and the copy beside it cost; an op with a wrong result is not timed."""
     place.require(backend)
     meter = place.on_device()
     with torch.no_grad():
@@ -61,7 +68,7 @@ def rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
 
 
 def difference(result: Tensor, wanted: Tensor, relative: float) -> str | None:
-    """How the result differs from the wanted one, or None; zeros must be the same ones."""
+    """How the result differs from the wanted one, or None; zeros must be in the same places."""
     if relative == 0:
         same = oracle.same(result, wanted) if result.is_floating_point() else result == wanted
     else:
@@ -72,7 +79,7 @@ def difference(result: Tensor, wanted: Tensor, relative: float) -> str | None:
 
 
 def works(place: Place) -> Iterator[Work]:
-    """The forward, the scaling of gradients, and the ops on lists of weights."""
+    """The ops and their inputs: thresholding, the scaling of gradients, and the ops on lists of weights."""
     count, generator = place.elements, torch.Generator(place.device).manual_seed(0)
     w, g = (
         torch.randn(count, generator=generator, dtype=torch.float32, device=place.device).mul_(DEVIATION)
@@ -99,7 +106,7 @@ def _threshold(w: Tensor, t: Tensor, power: float, dtype: torch.dtype) -> Work:
         return out
 
     what = f"{_name(w.dtype, dtype)}, p = {power:g}"
-    ulps = 4 if dtype == torch.float32 else 1  # twice what each of both may be off, rounded
+    ulps = 4 if dtype == torch.float32 else 1  # twice the error allowed to each of the two, rounded
     return Work("threshold", what, w.nbytes + out.nbytes, run, ulps * torch.finfo(dtype).eps)
 
 

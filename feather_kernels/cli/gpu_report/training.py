@@ -1,4 +1,4 @@
-"""What sparsity costs around the ops: a small layer on the host, and whole training steps."""
+"""The parts that measure what sparsity costs beyond the ops: small layers on the host, and whole training steps."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Rows = Iterator[dict[str, object]]
 
 SPARSITY = 0.9
 VARIANTS = {"dense": None, "grad_scale 1": 1.0, "grad_scale 0.5": 0.5}
-# how far results and gradients may be from those with the reference backend: a network amplifies roundings
+# allowed relative differences from the reference backend; a network amplifies rounding errors
 RELATIVE, RELATIVE_OF_NETWORK = 1e-3, 5e-2
 
 
 def host_rows(place: Place, compiled: bool) -> Rows:
-    """Forward and backward of a small layer, dense and sparse; in eager also the sparsifier's step beside SGD's."""
+    """Measure forward and backward of small layers; in eager mode also the sparsifier's step beside SGD's."""
     meter, compiler = place.on_host(), place.compiler if compiled else None
     made, wrong = {}, {}
     with registry.use_backend(place.backend):
@@ -52,7 +52,7 @@ def host_rows(place: Place, compiled: bool) -> Rows:
 
 
 def difference(run: Callable[[], Tensor], parameters: list[nn.Parameter], relative: float = RELATIVE) -> str | None:
-    """How the result and the gradients that ``run`` leaves differ from those with the reference backend, or None."""
+    """How the result of ``run`` and the gradients that it leaves differ from the reference backend's, or None."""
 
     def results() -> list[Tensor]:
         found = [run().detach()]
@@ -71,7 +71,7 @@ def difference(run: Callable[[], Tensor], parameters: list[nn.Parameter], relati
 
 
 def step_rows(place: Place) -> Rows:
-    """A training step of networks, dense and sparse: forward, backward, SGD with momentum, threshold."""
+    """Measure training steps of networks, dense and sparse: forward, backward, SGD with momentum, threshold."""
     meter = place.on_device()
     for network, (make, inputs, labels) in networks(place).items():
         with registry.use_backend(place.backend):
@@ -88,7 +88,7 @@ def step_rows(place: Place) -> Rows:
 
 
 class Training:
-    """A model with its batch and SGD; sparse if there is a ``grad_scale``."""
+    """A model with its batch and SGD; it is sparse if ``grad_scale`` is given."""
 
     def __init__(self, model: nn.Module, inputs: Tensor, labels: Tensor, grad_scale: float | None) -> None:
         self.model, self.inputs, self.labels = model.to(inputs.device).train(), inputs, labels
@@ -100,25 +100,25 @@ class Training:
 
     @property
     def numel(self) -> int:
-        """Of the prunable weights; 0 if dense."""
+        """The number of elements in the prunable weights; 0 if the model is dense."""
         return 0 if self.sparsifier is None else self.sparsifier.report().numel
 
     def loss(self) -> Tensor:
-        """Forward and backward."""
+        """Run forward and backward, and return the loss."""
         self.optimizer.zero_grad()
         loss = F.cross_entropy(self.model(self.inputs), self.labels)
         loss.backward()
         return loss
 
     def step(self) -> None:
-        """A training step."""
+        """Take a training step."""
         self.loss()
         self.optimizer.step()
         if self.sparsifier is not None:
             self.sparsifier.step()
 
     def wrong(self) -> str | None:
-        """What is wrong before the first step, or None."""
+        """What is wrong with the model before its first step, or None."""
         if self.sparsifier is None:
             return None
         zeros, wanted = self.sparsifier.report().zeros, math.floor((self.numel - 1) * SPARSITY) + 1
@@ -128,7 +128,7 @@ class Training:
 
 
 class Transformer(nn.Module):
-    """Encoder layers over tokens; classifies their mean."""
+    """Transformer encoder layers over tokens, and a classifier of their mean."""
 
     def __init__(self, width: int, layers: int, classes: int) -> None:
         super().__init__()
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
 
 
 def networks(place: Place) -> dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]]:
-    """Makers of models, always with the same weights, and their batches: one small network and one of large weights."""
+    """A small network and one with large weights: how to make them, always with the same weights, and a batch."""
     name, pixels, images = ("resnet20", 32, 128) if place.large else ("cnn", 8, 2)
     width, layers, batch, tokens = (1024, 6, 8, 128) if place.large else (32, 2, 2, 4)
     classes, generator = 10, torch.Generator().manual_seed(0)

@@ -23,15 +23,21 @@ ops = torch.ops.feather_kernels
 
 THRESHOLDS = (0.0123, 1.0, 1e-30)
 POWERS = (1.0, 2.0, 3.0, 1.5, math.inf)
-REPEATS = 11  # of the weights: some whole blocks of a kernel, and a part of one
-STARTS = (0, 1)  # 1: a view that 16 bytes do not divide
+REPEATS = 11  # of the weights, so that they fill some blocks of a kernel and part of another
+STARTS = (0, 1)  # of a view; from 1 on, its address is not a multiple of 16 bytes
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the result: an op of a backend on one dtype, which took ``seconds``.
+    """One line of the result: an op of a backend on one dtype.
 
-    ``error`` and ``bound`` are in ``unit``; ``problem`` is what was raised.
+    Attributes:
+        backend, op, dtype: what was checked.
+        values: the number of values compared.
+        error, bound: the largest error and the largest allowed, in ``unit``.
+        unit: e.g. "ulp".
+        problem: the error that was raised, "" if none.
+        seconds: how long the check took.
     """
 
     backend: str
@@ -46,28 +52,28 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was raised and the error keeps its bound (NaN does not)."""
+        """Whether nothing was raised and the error is within its bound (NaN never is)."""
         return not self.problem and self.error <= self.bound
 
     @property
     def outcome(self) -> str:
-        """The error beside its bound, or the problem."""
+        """The error and its bound, or the problem."""
         return self.problem or f"{self.error:.3g} {self.unit} of {self.bound:.3g} in {self.values} values"
 
     def record(self) -> dict[str, object]:
-        """For JSON, which has neither NaN nor infinity: an error that is not finite is null."""
+        """The check for JSON, which has neither NaN nor infinity: an error that is not finite becomes null."""
         return {**asdict(self), "error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
 
 
 def examine(backend: str, device: torch.device) -> Iterator[Check]:
-    """The checks of one backend on one device."""
+    """Run every check of one backend on one device, one after another."""
     for op, test in TESTS.items():
         for dtype in WEIGHT_DTYPES:
             begin, problem = time.perf_counter(), ""
             try:
                 with registry.use_backend(backend), torch.no_grad():
                     values, error, bound, unit = test(dtype, device)
-            except Exception as raised:  # whatever a broken kernel, driver or library makes of it is the finding
+            except Exception as raised:  # whatever a broken kernel, driver or library raises is the result
                 problem = " ".join(f"{type(raised).__name__}: {raised}".split())[:500]
                 values, error, bound, unit = 0, math.nan, 0.0, ""
             yield Check(
@@ -106,7 +112,9 @@ def _scale_pruned_grad(dtype: torch.dtype, device: torch.device) -> Outcome:
     weights = oracle.boundary_weights(t, dtype).repeat(REPEATS)
     gradient = weights.flip(0)
     pruned, wide = oracle.pruned(weights, t), gradient.double()
-    wanted = torch.where(pruned, wide * 0.25, wide).to(dtype)  # 0.25: exact but for denormals, which round once
+    wanted = torch.where(pruned, wide * 0.25, wide).to(
+        dtype
+    )  # times 0.25 is exact, except for denormals, which round once
     scaled = ops.scale_pruned_grad(*(x.to(device) for x in (gradient, weights, t, scale)))
     return weights.numel(), int((~oracle.same(scaled.cpu(), wanted)).sum()), 0, "values differ"
 
@@ -129,7 +137,7 @@ def _magnitude_select(dtype: torch.dtype, device: torch.device) -> Outcome:
     scores = torch.cat([w.to(compute_dtype(dtype)).abs().flatten() for w in weights]).sort().values
     moved, hint, different = [w.to(device) for w in weights], None, 0
     ranks = [int((len(scores) - 1) * fraction) for fraction in (0.0, 0.5, 0.9, 0.9, 0.98, 1.0)]
-    for rank in ranks:  # each with the result before it as hint
+    for rank in ranks:  # each takes the previous result as its hint
         position = torch.tensor([rank], dtype=torch.int64, device=device)
         hint = ops.magnitude_select(moved, [0] * len(moved), position, hint=hint)
         wanted = scores[[rank, min(rank + 1, len(scores) - 1)]]
@@ -149,7 +157,7 @@ def _magnitude_histogram(dtype: torch.dtype, device: torch.device) -> Outcome:
 
 
 def _training_step(dtype: torch.dtype, device: torch.device) -> Outcome:
-    """A layer's output and gradients against plain autograd on the exact weight, thresholded at the layer's T."""
+    """Compare a layer's output and gradients with plain autograd on the exactly thresholded weight."""
     torch.manual_seed(0)
     layer = nn.Linear(64, 48, device=device, dtype=dtype)
     x = torch.randn(16, 64, device=device, dtype=dtype)

@@ -48,7 +48,13 @@ def check_device(
     junit_file: Path | None = None,
     required: Sequence[str] = (),
 ) -> int:
-    """Test the device, print a table and write the files.
+    """Test every backend that the device offers, print a table and write the files.
+
+    Args:
+        device: to test.
+        json_file: to write, if any.
+        junit_file: to write, if any.
+        required: backends that must be able to run.
 
     Returns:
         The exit code: 1 if a check failed, nothing ran, or a ``required`` backend cannot run.
@@ -57,7 +63,7 @@ def check_device(
     offered |= {name: f"is not for {device.type} devices" for name in required if name not in offered}
     checks: list[Check] = []
     for backend, reason in offered.items():
-        if junit_file is not None:  # should a check end this process, the file says which did not run
+        if junit_file is not None:  # if a check kills this process, the file tells which did not run
             junit_file.write_bytes(junit(offered, checks, required))
         print(f"{backend} on {device}: {reason or 'available'}", flush=True)
         if reason is None:
@@ -77,12 +83,12 @@ def check_device(
 
 
 def junit(offered: dict[str, str | None], checks: Sequence[Check], required: Sequence[str] = ()) -> bytes:
-    """JUnit XML: a suite for each backend, a case for each op and dtype; names are the same on every machine.
+    """JUnit XML: a suite for each backend, a case for each op and dtype. The names are the same on every machine.
 
     Args:
-        offered: each backend with the reason why it cannot run, or None; its cases are skipped with that reason.
-        checks: those of the backends that can run. A case whose check is missing is an error.
-        required: backends whose cases are errors where they cannot run.
+        offered: backends, each with the reason why it cannot run or None; with a reason, its cases are skipped.
+        checks: of the backends that can run. A case without its check is an error.
+        required: backends whose cases are errors, not skipped, if they cannot run.
     """
     done = {(check.backend, check.op, check.dtype): check for check in checks}
     root = ElementTree.Element("testsuites", name="feather-kernels selftest")

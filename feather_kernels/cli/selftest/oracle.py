@@ -1,6 +1,6 @@
-"""Exact values for ``selftest``: the thresholding operator in decimal arithmetic, and errors in units of last place.
+"""The oracle of ``selftest``: the thresholding operator in decimal arithmetic, and errors in ulps.
 
-The formulas share no code with the kernels and the reference, so that no fault can hide in both.
+It shares no formula with the kernels and the reference, so that no fault can hide in both.
 """
 
 from __future__ import annotations
@@ -50,12 +50,21 @@ def boundary_weights(
 
 
 def pruned(weights: Tensor, t: Tensor) -> Tensor:
-    """T > 0 and abs(w) <= T, in float64."""
+    """Whether each weight is pruned: T > 0 and abs(w) <= T, compared in float64."""
     return (t > 0) & (weights.double().abs() <= t.double())
 
 
 def threshold(weights: Tensor, t: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """``sign(w) (abs(w)^p - T^p)^(1/p)`` where kept, 0 where pruned, T > 0; as two float64 whose sum it is."""
+    """``sign(w) (abs(w)^p - T^p)^(1/p)`` where the weight is kept and 0 where it is pruned.
+
+    Args:
+        weights: of any floating-point dtype.
+        t: T, 0-dim and positive.
+        power: p, at least 1 or inf.
+
+    Returns:
+        Two float64 tensors, whose sum is the exact value.
+    """
     with localcontext(DIGITS):
         values = [_threshold_of(float(w), float(t), power) for w in weights.double()]
         leading = torch.tensor([float(value) for value in values], dtype=torch.float64, device="cpu")
@@ -78,7 +87,7 @@ def _threshold_of(weight: float, t: float, power: float) -> Decimal:
 
 
 def ulp_error(result: Tensor, wanted: tuple[Tensor, Tensor]) -> float:
-    """Largest error in units of the last place of the wanted value; infinite where NaN or infinities do not match."""
+    """The largest error in ulps of the wanted value; inf if NaNs, infinities or the sign of a zero do not match."""
     leading, rest = wanted
     rounded = leading.to(result.dtype)
     if not bool(same(result, rounded)[~rounded.isfinite()].all()):
@@ -92,7 +101,7 @@ def ulp_error(result: Tensor, wanted: tuple[Tensor, Tensor]) -> float:
 
 
 def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The unit of the last place of ``dtype`` at each value, in float64: the distance of its numbers there."""
+    """The ulp of ``dtype`` at each value, in float64: the distance between its neighbouring numbers there."""
     info = torch.finfo(dtype)
     lowest = math.frexp(info.smallest_normal)[1]
     exponent = torch.frexp(values).exponent.clamp_min(lowest) - 1
@@ -100,6 +109,6 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
-    """Elementwise: the same bits, every NaN taken as one."""
+    """Elementwise, whether the bits are the same; all NaNs count as the same."""
     integer = BITS_DTYPE[a.dtype]
     return (a.view(integer) == b.view(integer)) | (a.isnan() & b.isnan())

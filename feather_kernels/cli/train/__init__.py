@@ -1,1 +1,1 @@
-"""Training recipes behind ``feather-kernels train``; what they need beyond torch is the extra ``train``."""
+"""``feather-kernels train``: trains a network by a recipe; beyond torch it needs the extra ``train``."""

@@ -1,8 +1,8 @@
-"""From uint8 images to training batches: order, random crop and flip, normalisation.
+"""Training batches from uint8 images: order, random crop and flip, normalisation.
 
-The order is a function of (seed, epoch), the augmentation one of (seed, step). So a position in the training is two
-integers, and a resumed run sees the batches of the uninterrupted one. Random numbers are drawn on the CPU: the same
-ones on every device.
+The order depends on (seed, epoch) only, and the augmentation on (seed, step). So two integers give the position in a
+training, and a resumed run sees the same batches as an uninterrupted one. Random numbers are drawn on the CPU, so that
+they are the same on every device.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ AUGMENTED_SHAPE = (32, 32, 3)  # colour images of CIFAR's size; mirrored digits 
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Number of batches that hold ``images`` images, at most ``batch_size`` each."""
+    """The number of batches for ``images`` images, of at most ``batch_size`` each."""
     return math.ceil(images / batch_size)
 
 
 def epoch_batches(images: int, batch_size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Indices of every batch of an epoch: int64 (B,), sizes that differ by at most one, each image once."""
+    """The image indices of each batch of an epoch, int64 (B,); sizes differ by at most one, each image comes once."""
     order = torch.randperm(images, generator=_generator(seed, "order", epoch), device="cpu")
     return list(order.tensor_split(steps_per_epoch(images, batch_size)))
 
 
 def augment(images: Tensor, seed: int, step: int) -> Tensor:
-    """Random crop after zero padding by 4 pixels, and horizontal flip with probability 1/2.
+    """Crop at random after zero padding by 4 pixels, and flip horizontally with probability 1/2.
 
     Args:
         images: uint8 (B, H, W, C).
         seed: of the run.
-        step: optimizer step, from 0.
+        step: the optimizer step, counted from 0.
 
     Returns:
         uint8 (B, H, W, C).
@@ -57,13 +57,13 @@ class Normalisation:
     """``(x - mean) / std`` with the mean and the standard deviation of each channel of the training images.
 
     Args:
-        images: uint8 (N, H, W, C). A channel without variation gets std 1.
+        images: uint8 (N, H, W, C). The standard deviation of a constant channel is taken as 1.
     """
 
     def __init__(self, images: Tensor) -> None:
         values = torch.arange(256, dtype=torch.float64, device="cpu")
         counts = [torch.bincount(channel.flatten(), minlength=256).cpu().double() for channel in images.unbind(-1)]
-        share = torch.stack(counts) / counts[0].sum()  # (C, 256): exact counts, so the same on every device
+        share = torch.stack(counts) / counts[0].sum()  # (C, 256); counts are exact, so this is the same on every device
         mean = share @ values
         std = (share * (values - mean[:, None]).square()).sum(1).sqrt()
         self.mean = mean.float().to(images.device)
@@ -75,7 +75,7 @@ class Normalisation:
 
 
 def derived_seed(seed: int, purpose: str, index: int) -> int:
-    """A seed below 2^63 for one purpose at one epoch or step."""
+    """A seed in [0, 2^63) for one purpose (e.g. "order") at one epoch or step."""
     digest = hashlib.blake2b(f"{seed} {purpose} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -1,4 +1,4 @@
-"""``feather-kernels train``: a new run, or one that is resumed, from its options to its files."""
+"""``feather-kernels train``: starts or resumes a run, from its options to its files."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from feather_kernels.cli.train.data import Dataset
 
 FINISHED, INTERRUPTED = 0, 130  # exit codes
-PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # what every run needs of the extra ``train``
+PACKAGES = ("matplotlib", "numpy", "rich", "safetensors")  # those of the extra ``train`` that every run needs
 
 
 def run(options: argparse.Namespace) -> int:
     """Start a run, or with ``--resume`` continue one; returns the exit code.
 
     Raises:
-        InputError, OSError: see ``train`` and ``resume``; several processes, which a run does not support.
+        InputError, OSError: see ``train`` and ``resume``; also if a launcher has started several processes.
     """
     world_size = os.environ.get("WORLD_SIZE", "1")  # set by torchrun and other launchers
     if world_size not in ("", "1"):
@@ -53,13 +53,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def train(options: dict[str, Any]) -> int:
-    """A new run with the given options, those of the recipe that they name, and defaults; returns the exit code.
+    """Start a run and train it to its end; returns the exit code.
 
     Args:
-        options: values by the names of ``TrainConfig``, and ``recipe``.
+        options: values by the names of ``TrainConfig``, and ``recipe``. The recipe and defaults supply the others.
 
     Raises:
-        InputError, OSError: an option, the data or the run folder; nothing has been created then.
+        InputError, OSError: an option, the data or the run folder is not what it should be; nothing has been created.
         InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
     config = configs.resolve(with_recipe(options))
@@ -74,10 +74,14 @@ def train(options: dict[str, Any]) -> int:
 
 
 def resume(path: str, threads: int | None = None) -> int:
-    """Continue the run in the folder ``path``, with another number of threads if given; returns the exit code.
+    """Continue a run to its end; returns the exit code.
+
+    Args:
+        path: the folder of the run.
+        threads: the number of CPU threads; None for that of the run.
 
     Raises:
-        InputError, OSError: the folder is not that of a run, is damaged, or its data have changed.
+        InputError, OSError: the folder does not hold a run, is damaged, or the data have changed.
         InputError: the training loss of an epoch is not finite; the run folder keeps the last checkpoint.
     """
     folder = RunFolder(Path(path))
@@ -93,7 +97,7 @@ def resume(path: str, threads: int | None = None) -> int:
     dataset = _prepare(config)
     if dataset.facts() != content.get("data"):
         raise InputError(
-            f"--resume {path} needs the data that it began with, {content.get('data')}; got {dataset.facts()}"
+            f"--resume {path} needs the data that it started with, {content.get('data')}, got {dataset.facts()}"
         )
     with Interruption() as interruption:
         training = Training(config, dataset, interruption.check)
@@ -110,7 +114,7 @@ def resume(path: str, threads: int | None = None) -> int:
 
 
 def _run(training: Training, folder: RunFolder, interruption: Interruption) -> int:
-    """Train to the end and write the results, or to a signal and write the checkpoint."""
+    """Train to the end and write the results; after a signal, write the checkpoint instead."""
     try:
         _train_epochs(training, folder, interruption)
         _finish(training, folder)
@@ -147,7 +151,7 @@ def _train_epochs(training: Training, folder: RunFolder, interruption: Interrupt
 
 
 def _finish(training: Training, folder: RunFolder) -> None:
-    """Finalize, evaluate again, and write the results; the figure, last, makes the run a finished one."""
+    """Finalize, evaluate again, and write the results; the figure comes last and marks the run as finished."""
     from safetensors.torch import save
 
     from feather_kernels.cli.train.figure import draw
@@ -176,8 +180,12 @@ def _headline(training: Training, folder: RunFolder) -> str:
     config, prunable = training.config, training.report().numel
     return (
         f"{folder.path}: {config.model} on {config.data_name}, {prunable:,} prunable weights, {config.method}, "
-        f"{config.epochs} epochs of {training.steps_per_epoch:,} steps, {config.device}"
+        f"{_count(config.epochs, 'epoch')} of {_count(training.steps_per_epoch, 'step')}, {config.device}"
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _read_options(folder: RunFolder, content: dict[str, Any]) -> TrainConfig:
@@ -188,7 +196,7 @@ def _read_options(folder: RunFolder, content: dict[str, Any]) -> TrainConfig:
 
 
 def _prepare(config: TrainConfig) -> Dataset:
-    """Check packages, load the data, and set threads and convolutions on CUDA that give the same bits each time."""
+    """Check packages, load the data, set the threads, and make convolutions on CUDA deterministic."""
     needed = (*PACKAGES, data.source_of(config.data).module)
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""Options of a training run: defaults, checks, and the form in which config.json keeps them."""
+"""The options of a training run: their defaults, their checks, and how config.json stores them."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Every option of a run, resolved.
+    """All options of a run, with defaults filled in.
 
     Attributes:
         data: a name of ``data.SOURCES``, or the absolute path of an .npz file.
         data_dir: folder for downloads.
         model: a name of ``models.MODELS``, or ``torchvision:NAME``.
         method: a name of ``methods.METHODS``.
-        power, grad_scale: as ``Sparsifier`` takes them; None is that of the method.
-        sparsity: final fraction of zeros among the prunable weights, in [0, 1); 0 with a method that prunes nothing.
-        epochs, batch_size, threads: at least 1; batch_size in images.
-        lr: peak learning rate, positive.
+        power, grad_scale: arguments of ``Sparsifier``; None for those of the method.
+        sparsity: the final fraction of zeros among the prunable weights, in [0, 1); 0 if the method prunes nothing.
+        epochs: at least 1.
+        batch_size: images per step, at least 1.
+        threads: CPU threads, in [1, ``MAX_THREADS``].
+        lr: the peak learning rate, positive.
         momentum: of SGD, in [0, 1).
         weight_decay: at least 0.
-        clip: largest norm of the whole gradient, positive; inf for any.
-        seed: at least 0.
-        dtype: a name of ``DTYPES``; bfloat16 is autocast.
+        clip: the largest norm of the whole gradient, positive; inf turns clipping off.
+        seed: in [0, 2^63).
+        dtype: a name of ``DTYPES``; bfloat16 means autocast.
         device: ``cpu``, ``cuda`` or ``cuda:N``.
-        runs: folder of all runs.
-        name: folder of this run in it; None until one is chosen.
+        runs: the folder that holds all runs.
+        name: the folder of this run in it; None until one is chosen.
 
     Raises:
-        InputError: an option is outside of that, or this machine lacks the device or the backend asked for.
+        InputError: an option violates this, or this machine lacks the device or the backend asked for.
     """
 
     data: str
@@ -97,13 +99,15 @@ class TrainConfig:
         if not METHODS[self.method].prunes:
             given = {"--sparsity": self.sparsity or None, "--power": self.power, "--grad-scale": self.grad_scale}
             for argument, value in given.items():
-                _check(argument, value is None, f"left out with --method {self.method}, which prunes nothing", value)
+                _check(argument, value is None, f"omitted with --method {self.method}, which prunes nothing", value)
         try:
             check_power(self.settings.power)
             if self.settings.grad_scale != "auto":
                 check_grad_scale(self.settings.grad_scale)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
-            raise InputError(f"--{str(error).replace('_', '-', 1)}") from error  # begins with the option's name
+            raise InputError(
+                f"--{str(error).replace('_', '-', 1)}"
+            ) from error  # the message starts with the name of the option
 
     @property
     def settings(self) -> Method:
@@ -115,18 +119,21 @@ class TrainConfig:
 
     @property
     def data_name(self) -> str:
-        """Short name of the data, e.g. ``cifar100`` for /data/cifar100.npz."""
+        """The short name of the data, e.g. ``cifar100`` for /data/cifar100.npz."""
         return self.data if self.data in data_sources.SOURCES else Path(self.data).stem
 
     @property
     def default_name(self) -> str:
-        """DATA-MODEL-SPARSITY, e.g. ``digits-cnn-0.95``, and -METHOD before SPARSITY where it is not Feather."""
+        """DATA-MODEL-SPARSITY, e.g. ``digits-cnn-0.95``; other methods than Feather come before SPARSITY."""
         method = "" if self.method == DEFAULT_METHOD else f"{self.method}-"
         return f"{self.data_name}-{self.model.replace(':', '-')}-{method}{self.sparsity:g}"
 
 
 def resolve(given: dict[str, Any]) -> TrainConfig:
-    """The given options, with defaults for the others; epochs, batch size and sparsity depend on data and method.
+    """Fill in the defaults of all options that are not given; some depend on the data and the method.
+
+    Args:
+        given: values by the names of ``TrainConfig``; paths may be relative.
 
     Raises:
         InputError: see ``TrainConfig``.
@@ -143,10 +150,10 @@ def resolve(given: dict[str, Any]) -> TrainConfig:
 
 
 def from_json(options: object) -> TrainConfig:
-    """The inverse of ``dataclasses.asdict``.
+    """Make a configuration from the options in config.json, where ``dataclasses.asdict`` has put them.
 
     Raises:
-        InputError: a name is missing, unknown or has a value of the wrong type; see also ``TrainConfig``.
+        InputError: an option is missing, unknown or of the wrong type; see also ``TrainConfig``.
     """
     names = [field.name for field in fields(TrainConfig)]
     if not isinstance(options, dict) or set(options) != set(names):
@@ -158,7 +165,7 @@ def from_json(options: object) -> TrainConfig:
 
 
 def check_type(label: str, name: str, value: object) -> None:
-    """Raise InputError, which begins with ``label``, unless ``value`` has the type of the option ``name``."""
+    """Raise InputError unless ``value`` has the type of the option ``name``; the message starts with ``label``."""
     kind = get_type_hints(TrainConfig)[name]
     kinds = get_args(kind) or (kind,)
     wanted = (*kinds, int) if float in kinds else kinds
@@ -184,5 +191,5 @@ def _check_device(name: str) -> None:
         _check("--device", (device.index or 0) < count, f"one of this machine's {count} CUDA devices, or cpu", name)
     try:
         registry.backend_for(device)
-    except ValueError as error:  # FEATHER_KERNELS_BACKEND holds an unknown name
+    except ValueError as error:  # FEATHER_KERNELS_BACKEND names no backend
         raise InputError(str(error)) from error

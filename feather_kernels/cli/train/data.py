@@ -1,4 +1,4 @@
-"""Data of the recipe: named data sets and ``.npz`` files, checked and held as uint8 tensors."""
+"""Training data: named data sets and ``.npz`` files, checked and kept as uint8 tensors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 MAX_CHANNELS = 4
-MAX_CLASSES = 100_000  # beyond it, "labels" are something else
+MAX_CLASSES = 100_000  # larger "labels" are something else
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Dataset:
 
     @property
     def classes(self) -> int:
-        """Number of classes: the largest training label + 1."""
+        """The number of classes: the largest training label + 1."""
         return int(self.y_train.max()) + 1
 
     def facts(self) -> dict[str, Any]:
-        """Sizes and a checksum: what a resumed run compares."""
+        """Sizes and a checksum, by which a resumed run recognises its data."""
         checksum = 0
         for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
             checksum = zlib.crc32(tensor.contiguous().numpy().data, checksum)
@@ -61,10 +61,16 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from, and the defaults that suit it."""
+    """Where a data set comes from, and the defaults that suit it.
 
-    load: Callable[[str], dict[str, Any]]  # download folder -> the four arrays of KEYS
-    module: str  # what it needs beside numpy
+    Attributes:
+        load: takes the folder for downloads and returns the four arrays of ``KEYS``.
+        module: the package that it needs besides numpy.
+        epochs, batch_size: defaults.
+    """
+
+    load: Callable[[str], dict[str, Any]]
+    module: str
     epochs: int
     batch_size: int = 128
 
@@ -77,7 +83,7 @@ def load(data: str, data_dir: str) -> Dataset:
         data_dir: folder for downloads.
 
     Raises:
-        InputError: the name is unknown, the file is not what it should be, or the download failed.
+        InputError: the name is unknown, the file is invalid, or the download failed.
     """
     return _check(f"--data {data}", source_of(data).load(data_dir))
 
@@ -87,14 +93,14 @@ def source_of(data: str) -> Source:
     if data in SOURCES:
         return SOURCES[data]
     if not Path(data).is_file():
-        what = "no such file" if data.endswith(".npz") else "neither a known name nor a file"
-        raise unknown_name("--data", data, SOURCES, otherwise="an .npz file", problem=what)
+        problem = "no such file" if data.endswith(".npz") else "neither a known name nor a file"
+        raise unknown_name("--data", data, SOURCES, otherwise="an .npz file", problem=problem)
     batch_size = 128 if _header_shape(data)[1:] == AUGMENTED_SHAPE else 64
     return Source(lambda data_dir: _read_npz(data), "numpy", epochs=30, batch_size=batch_size)  # noqa: ARG005
 
 
 def _load_digits(data_dir: str) -> dict[str, Any]:  # noqa: ARG001  (part of scikit-learn, nothing to download)
-    """1,797 images of 8x8 pixels; every fifth image of each class is for testing."""
+    """1,797 images of 8x8 pixels; every fifth of each class is a test image."""
     import numpy as np
     from sklearn.datasets import load_digits
 
@@ -128,14 +134,15 @@ SOURCES: dict[str, Source] = {
 }
 DEFAULT_DATA = "digits"
 
-# what numpy and zipfile raise for damaged, encrypted, foreign and impossibly large members
+# raised by numpy and zipfile for damaged, encrypted, foreign and impossibly large members
 _UNREADABLE = (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def _header_shape(path: str) -> tuple[int, ...]:
-    """Shape of x_train by its header, without numpy and without its data; () where ``_read_npz`` will refuse the file.
+    """The shape of x_train, from its header alone and without numpy; () if ``_read_npz`` will refuse the file.
 
-    The header of an array (numpy.lib.format): 6 bytes of magic, 2 of version, its length in 2 or 4, a Python literal.
+    An array starts with (numpy.lib.format) 6 bytes of magic, 2 of version, 2 or 4 with the length of the header, and
+    the header as a Python literal.
     """
     try:
         with zipfile.ZipFile(path) as archive, archive.open(f"{KEYS[0]}.npy") as member:
@@ -165,7 +172,7 @@ def _read_npz(path: str) -> dict[str, Any]:
 
 
 def _check(argument: str, arrays: dict[str, Any]) -> Dataset:
-    """Check shapes, dtypes and labels, and wrap the arrays; errors start with ``argument``."""
+    """Check shapes, dtypes and labels, and make a data set; errors start with ``argument``."""
     tensors = {}
     for part in ("train", "test"):
         x, y = f"x_{part}", f"y_{part}"

@@ -1,4 +1,4 @@
-"""report.png: the course of a run and where its zeros are."""
+"""report.png: the curves of a run, and the sparsity of each layer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRAIN, TEST, NEUTRAL = "#4477aa", "#cc3311", "#555555"
 
 
 def draw(config: TrainConfig, rows: Sequence[Row], report: Report) -> bytes:
-    """The figure as PNG: loss, accuracy, sparsity and threshold over the epochs; sparsity per layer.
+    """Draw loss, accuracy, sparsity and threshold over the epochs, and the sparsity of each layer, as PNG.
 
     Args:
         config: the options, for the title.
@@ -48,14 +48,14 @@ def draw(config: TrainConfig, rows: Sequence[Row], report: Report) -> bytes:
     _draw_curves(axes["threshold"], rows, {"threshold": NEUTRAL})
     axes["threshold"].set(title="Global threshold T", ylabel="magnitude |w|")
     axes["threshold"].set_ylim(bottom=0)
-    _draw_layers(axes["layers"], report)
+    draw_layers(axes["layers"], report)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def _draw_curves(axes: Axes, rows: Sequence[Row], colors: dict[str, str], factor: float = 1) -> None:
-    """Columns of ``rows``, each in its color, over the epochs."""
+    """Draw columns of ``rows`` over the epochs, each in its colour."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [row["epoch"] for row in rows]
@@ -68,8 +68,8 @@ def _draw_curves(axes: Axes, rows: Sequence[Row], colors: dict[str, str], factor
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_layers(axes: Axes, report: Report) -> None:
-    """Horizontal bars in the order of the model, first layer on top, each with its zeros and its size."""
+def draw_layers(axes: Axes, report: Report) -> None:
+    """Draw a horizontal bar for each layer with its sparsity and its size, the first layer of the model on top."""
     positions = range(len(report.layers))
     colors = [TEST if layer.empty else TRAIN for layer in report.layers]
     axes.barh(positions, [100 * layer.sparsity for layer in report.layers], color=colors, height=0.7)

@@ -1,4 +1,4 @@
-"""The methods of sparse training that a recipe can use, all on the same kernels."""
+"""The methods of sparse training, all on the same kernels."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from feather_kernels.sparsify import ConstantSchedule, Report, Sparsifier
 
 @dataclass(frozen=True)
 class Method:
-    """How weights are thresholded, all under one global threshold and the cubic schedule.
+    """How a method thresholds weights; all have one global threshold and the cubic schedule.
 
     Attributes:
-        about: one line for the help text.
         power: p of the thresholding operator.
-        grad_scale: factor of the gradient on pruned weights; "auto" is the paper's theta.
-        holds_pruned: a weight that was pruned in the forward pass is not updated in that step, by nothing.
-        prunes: whether there is a threshold at all.
+        grad_scale: the factor on the gradient of pruned weights; "auto" is the paper's theta.
+        holds_pruned: whether a step leaves the weights unchanged that its forward pass pruned.
+        prunes: whether it prunes at all.
     """
 
-    about: str
     power: float = 3.0
     grad_scale: float | str = 1.0
     holds_pruned: bool = False
@@ -33,22 +31,22 @@ class Method:
 
 
 METHODS = {
-    "feather": Method("p = 3, theta auto (Glentis Georgoulakis et al. 2023)", grad_scale="auto"),
-    "hard": Method("hard thresholds, straight-through gradient", power=inf),
-    "soft": Method("soft thresholds, straight-through gradient", power=1.0),
-    "gmp": Method("gradual magnitude pruning (Zhu & Gupta 2017)", power=inf, grad_scale=0.0, holds_pruned=True),
-    "dense": Method("no pruning", prunes=False),
+    "feather": Method(grad_scale="auto"),  # Glentis Georgoulakis et al. 2023
+    "hard": Method(power=inf),  # hard thresholding with the straight-through gradient
+    "soft": Method(power=1.0),  # soft thresholding with the straight-through gradient
+    "gmp": Method(power=inf, grad_scale=0.0, holds_pruned=True),  # gradual magnitude pruning, Zhu & Gupta 2017
+    "dense": Method(prunes=False),
 }
 DEFAULT_METHOD = "feather"
 
 
 @contextmanager
 def hold_pruned(sparsifier: Sparsifier) -> Iterator[None]:
-    """Around ``optimizer.step()``: weights that the forward pass pruned keep their values.
+    """A context for ``optimizer.step()`` in which the weights that the forward pass pruned keep their values.
 
     Zhu & Gupta 2017, section 3: "the weights that were masked in the forward execution do not get updated in the
-    back-propagation step". A gradient scale of 0 alone leaves them to weight decay and to momentum. They are kept, not
-    zeroed: one comes back when others have become smaller.
+    back-propagation step". A gradient scale of 0 alone does not do that, because weight decay and momentum still
+    move them. They are kept, not zeroed: one comes back when others have become smaller.
     """
     weights = [weight.parameter for weight in sparsifier.weights]
     pruned = [_pruned(parameter, sparsifier.threshold) for parameter in weights]
@@ -60,12 +58,12 @@ def hold_pruned(sparsifier: Sparsifier) -> Iterator[None]:
 
 
 def dense_report(model: nn.Module) -> Report:
-    """The report of a model that no sparsifier has touched: its layers and their zeros, if any."""
+    """The report of a model without a sparsifier: its layers and the zeros that they happen to have."""
     sparsifier = Sparsifier(model, schedule=ConstantSchedule(0.0))
     sparsifier.detach()
     return sparsifier.report()
 
 
 def _pruned(weight: Tensor, threshold: Tensor) -> Tensor:
-    """|w| <= T, the predicate of the kernels; nothing at T = 0."""
+    """Where |w| <= T, the predicate of the kernels; nowhere if T = 0."""
     return (weight.detach().abs() <= threshold) & (threshold > 0)

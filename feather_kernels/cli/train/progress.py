@@ -1,4 +1,4 @@
-"""What a training run says while it runs: progress bars on a terminal, else one plain line per epoch."""
+"""The progress of a training run: bars on a terminal, and one plain line per epoch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ REFRESH_SECONDS = 0.2  # reading the loss makes the host wait for the device
 
 
 class Progress:
-    """A line per epoch, and on a terminal a bar over all steps and one over the epoch, taken away at the end.
+    """Prints a line per epoch, and on a terminal shows two bars, for all steps and for those of the epoch.
 
-    The bars tell loss, accuracy, sparsity, images/s and the time left.
+    The bars show loss, accuracy, sparsity, images/s and the time left.
+
+    Args:
+        training: at its first step or where it is resumed.
     """
 
     def __init__(self, training: Training) -> None:
@@ -39,7 +42,7 @@ class Progress:
         self.bars.start()
 
     def step(self) -> None:
-        """A step, or a batch of an evaluation, is done: refresh the bars, a few times per second."""
+        """Refresh the bars, a few times per second; call this after each step and each batch of an evaluation."""
         if self.bars.disable or time.perf_counter() - self.shown < REFRESH_SECONDS:
             return
         training, sums = self.training, self.training.sums
@@ -53,12 +56,12 @@ class Progress:
         self.shown = time.perf_counter()
 
     def epoch(self, row: Row) -> None:
-        """An epoch is done: print its line, above the bars."""
+        """Print the line of a finished epoch above the bars."""
         self.bars.console.print(_epoch_line(self.training, row), markup=False, highlight=False, soft_wrap=True)
         self.bars.reset(self.epoch_steps)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         if not self.bars.disable:  # without bars, rich 13 would print an empty line
             self.bars.stop()
 

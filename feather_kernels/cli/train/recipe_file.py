@@ -1,4 +1,4 @@
-"""Recipes: options of a training run as a TOML file, by the name of one in the package or by its path."""
+"""Recipes: TOML files with options of a training run, found by name in the package or by path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from feather_kernels.cli.train.config import check_type
 from feather_kernels.cli.train.data import SOURCES
 
 FOLDER = Path(__file__).parent / "recipes"
-# what a recipe may set: names of TrainConfig; the others belong to the machine and to the one run
+# the names of TrainConfig that a recipe may set; the others belong to the machine or to the single run
 KEYS = (
     *("data", "model", "method", "power", "grad_scale", "sparsity", "epochs", "batch_size"),
     *("lr", "momentum", "weight_decay", "clip", "seed", "dtype"),
@@ -21,15 +21,15 @@ KEYS = (
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes in the package."""
+    """The names of the recipes in the package."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def with_recipe(given: dict[str, Any]) -> dict[str, Any]:
-    """The given options over those of the recipe that they name under ``recipe``; without it, as they are.
+    """Add the options of the recipe that ``given`` names under ``recipe``, if any; the given ones override them.
 
     Raises:
-        InputError: there is no such recipe, or its file is not one.
+        InputError: there is no such recipe, or it is invalid.
     """
     options = dict(given)
     recipe = options.pop("recipe", None)
@@ -37,22 +37,25 @@ def with_recipe(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """Options of a recipe: the name of one in the package, or the path of a .toml file.
+    """Read the options of a recipe.
+
+    Args:
+        recipe: a name in the package, or the path of a .toml file.
 
     Raises:
-        InputError: there is none of that name, no such file, or the file is no recipe.
+        InputError: there is no such name or file, or the file is not a recipe.
     """
     path = FOLDER / f"{recipe}.toml" if recipe in recipe_names() else Path(recipe)
     if not path.is_file():
-        what = "no such file" if path.suffix == ".toml" else "neither a known name nor a file"
-        raise unknown_name("--recipe", recipe, recipe_names(), otherwise="a .toml file", problem=what)
+        problem = "no such file" if path.suffix == ".toml" else "neither a known name nor a file"
+        raise unknown_name("--recipe", recipe, recipe_names(), otherwise="a .toml file", problem=problem)
     content = read_toml(path, "--recipe")
     check_keys(str(path), content, KEYS)
     return check_options(str(path), content, path.parent)
 
 
 def read_toml(path: Path, argument: str) -> dict[str, Any]:
-    """A TOML file; raises InputError, which names the argument and the file, unless it is one."""
+    """Read a TOML file; raises InputError, which names the argument and the file, if it is not one."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -67,16 +70,16 @@ def read_toml(path: Path, argument: str) -> dict[str, Any]:
 
 
 def check_keys(where: str, content: Collection[str], known: Collection[str]) -> None:
-    """Raise InputError naming the first key that is not known, where it stands and the nearest one that is."""
+    """Raise InputError if a key is unknown; it names the key, where it stands, and the nearest known one."""
     for key in content:
         if key not in known:
             near = nearest(key, known, count=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
             raise InputError(f"{where}: unknown key {key!r} ({hint})")
 
 
 def check_options(where: str, options: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The options with their types checked; a path of data is relative to ``folder``."""
+    """Check the types of the options, and take a path to data as relative to ``folder``."""
     for name, value in options.items():
         check_type(f"{where}: {name}", name, value)
     data = options.get("data")

@@ -1,7 +1,7 @@
-"""The folder of a run: its files, written so that a kill at any moment leaves each of them old or new, never half.
+"""The folder of a run, written so that a kill at any moment leaves each file either old or new, never half-written.
 
-A new folder appears under its name with config.json and the checkpoint of step 0 in it, by one rename. So every run
-that exists can be resumed, and two runs that start together never share a folder.
+A new folder appears under its name by one rename, with config.json and the checkpoint of step 0 already in it. So every
+run that exists can be resumed, and two runs that start at the same time never share a folder.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ MODEL = "model.safetensors"
 REPORT = "report.md"
 LAYERS = "layers.csv"
 FIGURE = "report.png"
-RESULTS = (MODEL, REPORT, LAYERS, FIGURE)  # written at the end: a run that has them all is finished
+RESULTS = (MODEL, REPORT, LAYERS, FIGURE)  # written at the end; a run that has all of them is finished
 
 
 class RunFolder:
-    """An existing folder and its files.
+    """A run's folder and its files.
 
     Attributes:
         path: the folder.
@@ -47,25 +47,25 @@ class RunFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether every result is there."""
+        """Whether all results have been written."""
         return all((self.path / name).is_file() for name in RESULTS)
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file of the folder; see ``write_file``."""
+        """Write a file into the folder, as ``write_file`` does."""
         write_file(self.path / name, content)
 
     def write_config(self, content: dict[str, Any]) -> None:
-        """config.json."""
+        """Write config.json."""
         self.write(CONFIG, (json.dumps(content, indent=2) + "\n").encode())
 
     def write_checkpoint(self, state: dict[str, Any]) -> None:
-        """checkpoint.pt."""
+        """Write checkpoint.pt."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.write(CHECKPOINT, buffer.getvalue())
 
     def write_metrics(self, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
-        """metrics.csv: numbers unrounded."""
+        """Write metrics.csv, with numbers unrounded."""
         text = io.StringIO()
         writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
@@ -73,7 +73,7 @@ class RunFolder:
         self.write(METRICS, text.getvalue().encode())
 
     def read_config(self) -> dict[str, Any]:
-        """config.json as it was written.
+        """Read config.json.
 
         Raises:
             InputError: the file is missing or is not a JSON object.
@@ -81,7 +81,7 @@ class RunFolder:
         return self._read(CONFIG, lambda path: json.loads(path.read_text()))
 
     def read_checkpoint(self) -> dict[str, Any]:
-        """checkpoint.pt, on the CPU.
+        """Read checkpoint.pt, with all tensors on the CPU.
 
         Raises:
             InputError: the file is missing or damaged.
@@ -94,7 +94,7 @@ class RunFolder:
             raise InputError(f"--resume must be the folder of a run, got {str(self.path)!r}: no {name}")
         try:
             content = load(path)
-        except Exception as error:  # a damaged file raises nearly anything, by where the damage is
+        except Exception as error:  # a damaged file may raise almost anything
             reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise InputError(f"--resume needs a readable {name}, got {path}: {reason}") from error
         if not isinstance(content, dict):
@@ -103,7 +103,7 @@ class RunFolder:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file: under a temporary name, flushed to the disk, then renamed."""
+    """Write a file under a temporary name, flush it to disk and rename it."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("wb") as file:
         file.write(content)
@@ -113,7 +113,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def check_free(config: TrainConfig) -> None:
-    """Raise InputError if the run folder could not be made: its name is used, or ``--runs`` cannot be written to."""
+    """Raise InputError if the run folder cannot be created: its name is used, or ``--runs`` cannot be written to."""
     runs = Path(config.runs)
     if config.name is not None and _is_used(runs / config.name):
         raise _used_error(config)
@@ -124,11 +124,11 @@ def check_free(config: TrainConfig) -> None:
 
 
 def create(config: TrainConfig, content: dict[str, Any], checkpoint: dict[str, Any]) -> RunFolder:
-    """Make the folder of a new run.
+    """Create the folder of a new run.
 
     Args:
-        config: the options; without a name, ``default_name`` is taken, or the first of -2, -3, ... that is free.
-        content: of config.json, beside the options.
+        config: the options. Without a name, the run gets ``default_name``, with -2, -3, ... appended if it is taken.
+        content: what config.json holds besides the options.
         checkpoint: the state at step 0.
 
     Raises:
@@ -155,7 +155,7 @@ def _numbered(name: str) -> Iterator[str]:
 
 
 def _rename_to_free(source: Path, target: Path) -> bool:
-    """Rename a folder unless the target exists (an empty folder may); whether it was done."""
+    """Rename a folder unless the target exists (an empty folder may exist); returns whether it was renamed."""
     try:
         source.rename(target)
     except OSError as error:

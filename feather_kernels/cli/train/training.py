@@ -1,7 +1,7 @@
-"""The training itself: model, optimizer, schedule and sparsifier; one epoch, one evaluation, and their state.
+"""The training loop: model, optimizer, schedule and sparsifier, one epoch, one evaluation, and their state.
 
-As in the paper's code for CIFAR-100: SGD with momentum, cosine to 0, weight decay on weights only (it acts on the
-dense, latent ones), gradient norm clipped after the gradients of pruned weights have been scaled.
+It follows the paper's code for CIFAR-100: SGD with momentum, a cosine to 0, weight decay on weights only (on the dense,
+latent ones), and a gradient norm that is clipped after the gradients of pruned weights have been scaled.
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ Row = dict[str, int | float]
 
 @dataclass
 class Sums:
-    """Sums over the images seen: of the loss (nats), of correct answers, of images; and the seconds they took.
+    """Sums over the images seen so far.
 
-    Loss and correct answers stay on the device until they are read, so that a step does not wait for them.
+    Attributes:
+        loss: in nats. It stays on the device until it is read, so that a step does not wait for it.
+        correct: the number of correct answers, which also stays on the device.
+        images: the number of images.
+        seconds: the time that they took.
     """
 
     loss: Tensor | float = 0.0
@@ -50,12 +54,12 @@ class Sums:
 
     @property
     def mean_loss(self) -> float:
-        """Cross-entropy per image, in nats; 0 before the first image."""
+        """The mean cross-entropy per image, in nats; 0 before the first image."""
         return float(self.loss) / max(self.images, 1)
 
     @property
     def accuracy(self) -> float:
-        """Fraction of correct answers; 0 before the first image."""
+        """The fraction of correct answers; 0 before the first image."""
         return int(self.correct) / max(self.images, 1)
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -70,22 +74,22 @@ class Sums:
 
 
 class Training:
-    """A training run in memory, from step 0 or from where ``load_state_dict`` puts it.
+    """A training run in memory; it starts at step 0 or where ``load_state_dict`` puts it.
 
     Args:
         config: the options.
         dataset: the data, on any device.
-        after_step: called after each complete optimizer step and each batch of an evaluation. What it raises leaves
-            the training in a state that ``state_dict`` can keep and a later ``run_epoch`` continues.
+        after_step: called after each optimizer step and each batch of an evaluation. It may raise: ``state_dict`` can
+            then save the training, and a later ``run_epoch`` continues it.
 
     Attributes:
-        step: optimizer steps done.
-        rows: one per finished epoch, with the keys of ``COLUMNS``.
+        step: the number of optimizer steps done.
+        rows: one for each finished epoch, with the keys of ``COLUMNS``.
         sums: over the images of the current epoch.
         finalized: whether ``finalize`` has been called.
 
     Raises:
-        InputError: batch norm has nothing to normalise over.
+        InputError: the model does not take the images, or batch norm has a single value to normalise.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset, after_step: Callable[[], None]) -> None:
@@ -124,39 +128,39 @@ class Training:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of zeros that the schedule asks for at this step; 0 where nothing is pruned."""
+        """The fraction of zeros that the schedule asks for at this step; 0 if the method prunes nothing."""
         return 0.0 if self.sparsifier is None else self.sparsifier.sparsity
 
     def report(self) -> Report:
-        """Layers and their zeros, at this moment."""
+        """The current report: layers and their zeros."""
         return methods.dense_report(self.model) if self.sparsifier is None else self.sparsifier.report()
 
     @property
     def epoch(self) -> int:
-        """Finished epochs, evaluation included."""
+        """The number of finished epochs, evaluation included."""
         return len(self.rows)
 
     @property
     def epoch_step(self) -> int:
-        """Optimizer steps done in the current epoch."""
+        """The number of optimizer steps done in the current epoch."""
         return self.step - self.epoch * self.steps_per_epoch
 
     @property
     def images_per_epoch(self) -> int:
-        """Training images."""
+        """The number of training images."""
         return len(self.images)
 
     def run_epoch(self) -> Row:
         """Train to the end of the current epoch, evaluate, and append the epoch's row to ``rows``.
 
         Raises:
-            InputError: the mean training loss of the epoch is not finite; no row has been appended then.
+            InputError: the mean training loss of the epoch is not finite; no row has been appended.
         """
         order = batches.epoch_batches(len(self.images), self.config.batch_size, self.config.seed, self.epoch)
         self.model.train()
         for batch in order[self.epoch_step :]:
             begin = time.perf_counter()
-            self._train_step(batch.to(self.device))
+            self.train_step(batch.to(self.device))
             self.sums.seconds += time.perf_counter() - begin
             self.after_step()
         self._check_loss()
@@ -167,9 +171,29 @@ class Training:
         self.sums = Sums()
         return self.rows[-1]
 
+    def train_step(self, batch: Tensor) -> None:
+        """Take one optimizer step on the images with these indices, int64 (B,) on the device."""
+        images, labels = self.images[batch], self.labels[batch]
+        if is_torchvision(self.config.model):  # whose dropout and stochastic depth draw from torch's own generator
+            torch.manual_seed(batches.derived_seed(self.config.seed, "model", self.step))
+        if self.augments:
+            images = batches.augment(images, self.config.seed, self.step)
+        logits = self._logits(self.normalise(images))
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        with self._held_weights():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.scheduler.step()
+        if self.sparsifier is not None:
+            self.sparsifier.step()
+        self.step += 1
+        self.sums.add(loss, logits, labels)
+
     @torch.no_grad()
     def evaluate(self) -> Sums:
-        """Loss and accuracy over the test images."""
+        """Compute loss and accuracy over the test images."""
         self.model.eval()
         sums = Sums()
         for images, labels in zip(
@@ -181,14 +205,14 @@ class Training:
         return sums.read()
 
     def finalize(self) -> Report:
-        """Write the zeros into the weights, leave a dense model, and report; there is no ``state_dict`` after it."""
+        """Write the zeros into the weights, which leaves a dense model, and report; no ``state_dict`` comes later."""
         self.finalized = True
         if self.sparsifier is not None:
             self.sparsifier.finalize()
         return self.report()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: loads with weights_only=True."""
+        """The state as tensors and plain values, which torch.load reads with weights_only=True."""
         return {
             **{name: part.state_dict() for name, part in self._stateful().items()},
             "step": self.step,
@@ -208,38 +232,19 @@ class Training:
         if not 0 <= self.epoch_step <= self.steps_per_epoch or self.step > self.total_steps:
             raise ValueError(f"step {self.step} is not in epoch {self.epoch}, of {self.steps_per_epoch} steps each")
 
-    def _train_step(self, batch: Tensor) -> None:
-        images, labels = self.images[batch], self.labels[batch]
-        if is_torchvision(self.config.model):  # dropout and stochastic depth draw from torch's own generator
-            torch.manual_seed(batches.derived_seed(self.config.seed, "model", self.step))
-        if self.augments:
-            images = batches.augment(images, self.config.seed, self.step)
-        logits = self._logits(self.normalise(images))
-        loss = F.cross_entropy(logits, labels)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        with self._held_weights():
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.scheduler.step()
-        if self.sparsifier is not None:
-            self.sparsifier.step()
-        self.step += 1
-        self.sums.add(loss, logits, labels)
-
     def _held_weights(self) -> AbstractContextManager[None]:
-        """The weights that the optimizer must not change in this step."""
+        """A context that holds the weights which the optimizer must not change in this step."""
         if self.sparsifier is None or not self.method.holds_pruned:
             return nullcontext()
         return methods.hold_pruned(self.sparsifier)
 
     def _stateful(self) -> dict[str, Any]:
-        """What has a state_dict, by its name in the checkpoint."""
+        """The objects with a state_dict, by their names in the checkpoint."""
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         return parts if self.sparsifier is None else {**parts, "sparsifier": self.sparsifier}
 
     def _check_loss(self) -> None:
-        """Once per epoch, not per step: reading the loss makes the host wait for the device."""
+        """Raise InputError if the loss is not finite; once per epoch, because reading it makes the host wait."""
         loss = self.sums.mean_loss
         if not math.isfinite(loss):
             raise InputError(
@@ -269,7 +274,7 @@ class Training:
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Weights of layers decay; norm layers and biases, which are vectors, do not."""
+    """Two groups: weights of layers, which decay, and vectors (biases and norms), which do not."""
     parameters = list(model.parameters())
     return [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -278,14 +283,14 @@ def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, A
 
 
 def _check_takes(model: nn.Module, config: TrainConfig, dataset: Dataset, smallest_batch: int) -> None:
-    """Raise InputError unless the model can train on the smallest batch of such images: tried with a copy of it."""
+    """Raise InputError unless a copy of the model can train on the smallest batch of such images."""
     height, width, channels = dataset.image_shape
     images = torch.zeros(smallest_batch, channels, height, width, dtype=torch.float32, device="cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             logits = copy.deepcopy(model).train()(images)
-        except (AssertionError, RuntimeError, ValueError) as error:  # what networks raise for sizes they do not take
-            if "more than 1 value per channel" in str(error):  # of torch's batch norm
+        except (AssertionError, RuntimeError, ValueError) as error:  # raised by networks for sizes they do not take
+            if "more than 1 value per channel" in str(error):  # raised by torch's batch norm
                 raise InputError(
                     f"--batch-size must leave no batch with a single image where {config.model} makes one pixel of "
                     f"{height}x{width} (batch norm), got {config.batch_size} for {len(dataset.x_train)} images"

@@ -1,4 +1,4 @@
-"""Networks of the recipes: a small CNN, those of the Feather paper for images of 32 pixels, and torchvision's."""
+"""The networks that can be trained: a small CNN, the Feather paper's for images of 32 pixels, and torchvision's."""
 
 from __future__ import annotations
 
@@ -41,22 +41,21 @@ def check_model(name: str) -> None:
 
 
 def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:
-    """A freshly initialised model in float32, a function of its arguments alone; torch's own generator is left as is.
+    """A new model in float32; it depends on the arguments alone and leaves torch's own generator as it is.
 
-    He initialisation of every convolution (normal, fan in); linear layers keep torch's, networks of torchvision their
-    own.
+    Convolutions get He initialisation (normal, fan in). Linear layers and torchvision's networks keep their own.
 
     Args:
-        name: one that ``check_model`` lets pass.
-        channels: channels of the images.
-        classes: number of outputs.
+        name: one that ``check_model`` accepts.
+        channels: the number of channels of the images.
+        classes: the number of outputs.
         seed: of the initialisation.
 
     Returns:
         A module (B, channels, H, W) -> (B, classes).
 
     Raises:
-        InputError: the network takes no images with so many channels.
+        InputError: the network does not take images with so many channels.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

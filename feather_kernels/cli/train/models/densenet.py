@@ -12,10 +12,10 @@ REDUCTION = 0.5  # of the channels, in a transition
 
 
 class DenseNet40(nn.Module):
-    """3x3 convolution, three dense blocks of six layers with two transitions between, mean, linear.
+    """3x3 convolution, three dense blocks of six layers with a transition after the first two, mean, linear.
 
-    40 prunable weights; with growth rate 24 and 100 classes they have 703,920 elements, as the DenseNet-40-24 of the
-    Feather paper.
+    It has 40 prunable weights. With growth rate 24 and 100 classes they have 703,920 elements, like the DenseNet-40-24
+    of the Feather paper.
     """
 
     def __init__(self, channels: int, classes: int, growth: int) -> None:
@@ -40,7 +40,7 @@ class DenseNet40(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """Norm, relu, 1x1 convolution, norm, relu, 3x3 convolution; its channels are put behind those of its input."""
+    """Norm, relu, 1x1 convolution, norm, relu, 3x3 convolution; the output is appended to the input's channels."""
 
     def __init__(self, width: int, growth: int) -> None:
         super().__init__()

@@ -18,8 +18,8 @@ BLOCKS = (  # output channels and stride of the 13 blocks
 class MobileNetV1(nn.Module):
     """3x3 convolution, 13 depthwise-separable blocks, mean, linear; 28 prunable weights.
 
-    The stem has stride 1 where the network for ImageNet has 2, so that images of 32 pixels leave 2x2. With 100 classes
-    it has 3,287,488 prunable weights, the network of the Feather paper.
+    The first convolution has stride 1 instead of ImageNet's 2, so that 2x2 of 32x32 pixels are left at the end. With
+    100 classes, the prunable weights have 3,287,488 elements, like the network of the Feather paper.
     """
 
     def __init__(self, channels: int, classes: int) -> None:

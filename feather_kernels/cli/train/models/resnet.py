@@ -11,8 +11,8 @@ from feather_kernels.cli.train.models.cnn import conv_norm
 class ResNet20(nn.Module):
     """3x3 convolution, three stages of three basic blocks, mean, linear; 22 prunable weights.
 
-    The shortcut is a 1x1 convolution with batch norm where the shape changes. Widths 32-64-128 with 100 classes have
-    1,092,960 prunable weights, the network of the Feather paper.
+    Where the shape changes, the shortcut is a 1x1 convolution with batch norm. With widths 32-64-128 and 100 classes,
+    the prunable weights have 1,092,960 elements, like the network of the Feather paper.
     """
 
     def __init__(self, channels: int, classes: int, widths: tuple[int, int, int]) -> None:
