@@ -12,7 +12,7 @@ import pytest
 from tests.simulated_gpu import sanitized_source
 from tests.simulated_gpu.sanitized_source import MEMORY, RACES, SHIPPED, Change
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 EVERY_KERNEL_ONCE = ("elementwise_once", "select_once", "histogram", "count")  # a CUDA thread is one of the system's
 
 
@@ -34,8 +34,8 @@ def test_csrc_tests_pass(build: sanitized_source.Build, tests: tuple[str, ...]) 
 def test_op_tests_pass_on_the_python_backend() -> None:
     """From the dispatcher through the Python launcher and the C++ launches to the kernels."""
     environment = {**os.environ, "FEATHER_CUDA_MODULE": str(sanitized_source.module())}
-    modes = "test_ambient_modes.py::test_ops_inside_of_a_mode_give_what_they_give_outside"
-    files = [str(TESTS / name) for name in ("test_threshold.py", "test_select.py", modes)]
+    modes = "training/test_ambient_modes.py::test_ops_inside_of_a_mode_give_what_they_give_outside"
+    files = [str(TESTS / name) for name in ("ops/test_threshold.py", "ops/test_select.py", modes)]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-k", "not any_values", *files]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
