@@ -20,7 +20,7 @@ import torch
 from torch.autograd.profiler import profile
 
 import feather_kernels as fk
-from benchmarks import backends, networks, stand_in
+from benchmarks import backends, fake_cuda_driver, networks
 from feather_kernels.backends.registry import registry
 from feather_kernels.cli.gpu_report.layers import POWER, SPARSITY, Layers, make_layers
 
@@ -42,7 +42,7 @@ class Host:
         self.smoke = smoke
         self.count = SMOKE_LAYERS if smoke else LAYERS
         self.backend = "triton" if path == STAND_IN else backends.available(CPU)[0]
-        self.launches = stand_in.activate() if path == STAND_IN else lambda: 0
+        self.launches = fake_cuda_driver.activate() if path == STAND_IN else lambda: 0
         self.layers = cache(self._layers)
 
     def time_layers(self, way: str, grad_scale: float | None) -> float:

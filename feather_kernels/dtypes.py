@@ -1,7 +1,7 @@
 """Dtypes of weights, of the arithmetic on them, and of the integer keys that order their magnitudes.
 
 The key of a magnitude is its bit pattern as an integer: keys of float32 have 31 bits, those of float64 have 63. They
-ascend as the magnitudes do, and every NaN has the one key behind that of infinity.
+ascend as the magnitudes do, and all NaNs share one key, just above that of infinity.
 """
 
 import torch

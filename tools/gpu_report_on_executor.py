@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from feather_kernels.backends.registry import registry
-from feather_kernels.cli.gpu_report import machine, page, part, report
+from feather_kernels.cli.gpu_report import machine, page, report, run_part
 from feather_kernels.cli.gpu_report.parts import PARTS
-from feather_kernels.cli.gpu_report.place import Place
+from feather_kernels.cli.gpu_report.target import Target
 from tests.conftest import CPU, ptx_executor
 
 ARCHITECTURE = 90
@@ -52,10 +52,10 @@ def counting(launches: list[Any]) -> Callable[[Callable[[], object]], dict[str, 
     return measure
 
 
-def place(launches: list[Any]) -> Place:
+def executor_target(launches: list[Any]) -> Target:
     """Where the parts run: on CPU tensors, at sizes that the executor can manage."""
     meter = counting(launches)
-    return Place(
+    return Target(
         CPU,
         facts,
         lambda: meter,
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> int:
     if "--device" not in arguments:
         return make(Path(arguments[0]), tuple(arguments[1:]) or tuple(PARTS))
     with executor(arguments[0]) as launches, registry.use_backend(registry.AUTO):
-        return part.main(arguments, lambda device, quick: place(launches))
+        return run_part.main(arguments, lambda device, quick: executor_target(launches))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What sparse layers and the sparsifier's step cost the host: layers so small that nothing else counts.
 
-On the CPU, and on the GPU path over a stand-in for NVIDIA's driver (``benchmarks/stand_in``), where no kernel runs: its
-gates can only look at the numbers of launches.
+On the CPU, and on the GPU path over ``benchmarks/fake_cuda_driver``, where no kernel runs: its gates can only look at the
+numbers of launches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import backends, stand_in
+from benchmarks import backends, fake_cuda_driver
 from benchmarks.case import Case, Figure, Setting, Trial, Variant
 
 CHECKOUT = Path(__file__).parents[2]
@@ -101,7 +101,7 @@ def connect(path: str, smoke: bool) -> Callable[[], Process]:
     """The data of a trial: a function that gives the process, or raises a RuntimeError that says what it lacks."""
 
     def connected() -> Process:
-        if path == STAND_IN and (reason := stand_in.missing()):
+        if path == STAND_IN and (reason := fake_cuda_driver.missing()):
             raise RuntimeError(reason)
         return started(path, smoke)
 

@@ -1,4 +1,4 @@
-"""The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/native.md.
+"""The C++ backend: ``feather_kernels._cpu`` (csrc/cpu) on CPU tensors; see docs/design/cpu.md.
 
 The module is built without torch: it takes addresses of dense memory, sizes, dtype codes and a number of threads. It is
 optional, and ``probe`` rejects a module that was built from other sources than those beside the package.

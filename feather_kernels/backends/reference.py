@@ -30,7 +30,7 @@ MOST_COPIES, COPIED_BINS = 64, 1 << 17  # copies of a bin on CUDA, and of all bi
 
 
 def probe(device: torch.device) -> str | None:
-    """Return None, except for meta tensors: every device with storage will do."""
+    """Return None, except for meta tensors: any device with storage works."""
     return "meta tensors have no data" if device.type == "meta" else None
 
 

@@ -81,7 +81,7 @@ class Registry:
         Raises:
             BackendUnavailableError: no backend can run there, or the named one cannot.
         """
-        return self._serving.get(device) or self._serve(device)  # every op comes here: one look
+        return self._serving.get(device) or self._serve(device)  # the hot path: one lookup
 
     def backend_for_threshold(self, device: torch.device, power: float) -> Backend:
         """Return the backend that runs ``threshold`` of ``power`` on ``device``.
@@ -168,7 +168,7 @@ class Registry:
 
     @contextmanager
     def assume_available(self, name: str, device: torch.device) -> Iterator[None]:
-        """Take the named backend for available on ``device`` inside the ``with`` block, without a probe.
+        """Treat the named backend as available on ``device`` inside the ``with`` block, without a probe.
 
         Simulators of a device use it: what they put in the place of a GPU would not pass the probe. At the end of the
         block everything that was probed and chosen is forgotten.

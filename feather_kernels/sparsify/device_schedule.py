@@ -26,7 +26,7 @@ class DeviceSchedule:
     Args:
         policy: the policy.
         schedule: the schedule.
-        last_step: the step from which on nothing changes.
+        last_step: the step after which nothing changes.
         grad_scale: the gradient scale as a function of the sparsity.
         weight: one of the weights, for its device and compute dtype.
 

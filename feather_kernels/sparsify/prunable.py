@@ -29,7 +29,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "transformers.models.mamba.modeling_mamba.MambaMixer": ("conv1d", "dt_proj"),
     "transformers.models.mamba2.modeling_mamba2.Mamba2Mixer": ("conv1d",),
 }
-# their parameters of two or more dimensions are no connections; the report leaves these layers out
+# their parameters of two or more dimensions are not weights of connections, so the report omits these layers
 NOT_CONNECTIONS = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, ParametrizationList)
 
 

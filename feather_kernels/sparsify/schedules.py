@@ -17,7 +17,7 @@ class Schedule(Protocol):
     """The interface of schedules: any object with a method ``sparsity_at(step)``.
 
     It may also have an attribute ``final_sparsity``, which ``grad_scale="auto"`` and overrides of the sparsity need,
-    and ``end_step``, the step from which on the sparsity stays.
+    and ``end_step``, the step after which the sparsity no longer changes.
 
     Example:
         >>> class StepSchedule:
@@ -203,7 +203,7 @@ def sparsity_at(schedule: Schedule, step: int) -> float:
 
 
 def last_step(schedule: Schedule, total_steps: int | None) -> int:
-    """The step from which on the schedule's sparsity stays: ``end_step`` of the schedule, or ``total_steps``.
+    """The step after which the schedule's sparsity no longer changes: ``end_step`` of the schedule, or ``total_steps``.
 
     Raises:
         ValueError: the schedule has no ``end_step``, and ``total_steps`` is None.

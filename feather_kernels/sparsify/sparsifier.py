@@ -14,7 +14,6 @@ from feather_kernels.checks import check_power
 from feather_kernels.sparsify import layer_swap
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.goal_warnings import warn_of_frozen, warn_of_thawed, warn_unless_reached
 from feather_kernels.sparsify.layer_choice import FilterFn, LayerChoice, choose_weights
 from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 from feather_kernels.sparsify.options import (
@@ -29,7 +28,8 @@ from feather_kernels.sparsify.policies import Policy, ScopeFunction
 from feather_kernels.sparsify.report import Report, measure_layers
 from feather_kernels.sparsify.schedule_position import SchedulePosition
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
-from feather_kernels.sparsify.state import check_state, warn_of_schedule
+from feather_kernels.sparsify.sparsity_warnings import warn_of_frozen, warn_of_thawed, warn_unless_reached
+from feather_kernels.sparsify.state_checks import check_state, warn_of_schedule
 from feather_kernels.sparsify.unused_layers import UnusedLayerWatch
 from feather_kernels.torch_private import outside_compilers
 

@@ -20,10 +20,10 @@ import torch
 from feather_kernels import cli
 from feather_kernels.backends.registry import registry
 from feather_kernels.cli import doctor
-from feather_kernels.cli.gpu_report import clock, machine, page, part, report, speed
+from feather_kernels.cli.gpu_report import clock, machine, page, report, run_part, speed
 from feather_kernels.cli.gpu_report.layers import make_layers
 from feather_kernels.cli.gpu_report.parts import PARTS
-from feather_kernels.cli.gpu_report.place import Place
+from feather_kernels.cli.gpu_report.target import Target
 from feather_kernels.cli.gpu_report.training import difference
 from feather_kernels.dtypes import WEIGHT_DTYPES
 from tools import gpu_report_on_executor
@@ -257,17 +257,17 @@ def test_the_parts_of_the_cuda_backend_run_on_the_executor(tmp_path: Path) -> No
 
 def test_a_backend_that_cannot_run_is_skipped_with_its_reason(tmp_path: Path) -> None:
     here = on_cpu()
-    assert part.main(["selftest-cuda", str(tmp_path / "rows")], lambda device, quick: here) == 0
+    assert run_part.main(["selftest-cuda", str(tmp_path / "rows")], lambda device, quick: here) == 0
     (row,) = [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
-    assert "backend 'cuda' cannot run on cpu" in row[part.SKIPPED]
+    assert "backend 'cuda' cannot run on cpu" in row[run_part.SKIPPED]
 
 
-def on_cpu() -> Place:
+def on_cpu() -> Target:
     def meter(run: Any) -> dict[str, float]:
         run()
         return {"seconds": 1.0}
 
-    return Place(CPU, dict, lambda: meter, lambda: meter, "reference", 1 << 12, 2, 2, False, "eager")
+    return Target(CPU, dict, lambda: meter, lambda: meter, "reference", 1 << 12, 2, 2, False, "eager")
 
 
 def test_an_op_with_a_wrong_result_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The thresholding operator and its gradient scaling: every backend against the long-double oracle (DESIGN 3)."""
+"""The thresholding operator and its gradient scaling: every backend against the long-double oracle."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.autograd.profiler import profile
 
-from benchmarks import backends, bars, gates, host_process, inputs, results, stand_in, table
+from benchmarks import backends, bars, fake_cuda_driver, gates, host_process, inputs, results, table
 from benchmarks.__main__ import main
 from benchmarks.case import Figure, Setting, Trial, Variant, accept
 from benchmarks.cases import CASES, evaluation, host, memory, select, threshold, train_step
@@ -51,7 +51,7 @@ def rows(trial: Trial, size: str = "full", case: str = "case") -> list[dict[str,
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_case_runs_and_every_variant_passes_its_gate(name: str) -> None:
-    if name == "host" and (reason := stand_in.missing()):
+    if name == "host" and (reason := fake_cuda_driver.missing()):
         pytest.skip(reason)
     for trial in CASES[name].trials(SMOKE):
         assert trial.limit in trial.variants
@@ -235,7 +235,7 @@ def test_without_rounds_only_the_gate_and_the_figures_count() -> None:
 def test_without_a_compiler_the_stand_in_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     trial = next(trial for trial in CASES["host"].trials(SMOKE) if host.STAND_IN in trial.operation)
-    reason = stand_in.missing()
+    reason = fake_cuda_driver.missing()
     assert reason is not None
     assert {outcome.failure for outcome in measure(trial, CpuClock())} == {f"RuntimeError: {reason}"}
 

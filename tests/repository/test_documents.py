@@ -17,7 +17,9 @@ from feather_kernels.cli.main import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-READMES = [ROOT / part / "README.md" for part in ("benchmarks", "benchmarks/stand_in", "tests", "tools/ptx_executor")]
+READMES = [
+    ROOT / part / "README.md" for part in ("benchmarks", "benchmarks/fake_cuda_driver", "tests", "tools/ptx_executor")
+]
 SNIPPETS = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES

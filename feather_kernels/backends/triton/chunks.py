@@ -66,7 +66,7 @@ def key_of(score, DTYPE: tl.constexpr):
 
 @triton.jit
 def clamp_nan(key, DTYPE: tl.constexpr):
-    """The key; for every NaN, the one key behind that of infinity."""
+    """The key; all NaNs share one, just above that of infinity."""
     return tl.minimum(key, NAN_KEY_64 if DTYPE == tl.float64 else NAN_KEY_32)
 
 

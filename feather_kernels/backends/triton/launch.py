@@ -1,4 +1,4 @@
-"""Cheap launches: a kernel that Triton has compiled is kept, and found again by all that its code depends on.
+"""Low-overhead launches: compiled kernels are cached under everything their code depends on.
 
 Triton's own launch inspects every argument and option to find the compiled kernel, which takes longer than the launch.
 """
@@ -41,9 +41,10 @@ class Kernel:
         A change of Triton's settings has no effect on specializations that were launched before it.
 
         Args:
-            programs: how many.
-            specialization: all that the compiled code depends on: dtypes of pointers, whether 16 divides those that
-                Triton specializes on it (``is_aligned``), which are None, the width of integers, constants.
+            programs: number of programs to launch.
+            specialization: all that the compiled code depends on: dtypes of pointers, the 16-byte
+                alignment of those that Triton specializes on (``is_aligned``), which are None, the width of integers,
+                constants.
             arguments: all parameters of the jit function, by position.
         """
         key = arguments[0].device, specialization

@@ -49,7 +49,7 @@ def root_of_difference(a, t, P: tl.constexpr):
     """(a^P - T^P)^(1/P) for P = 2, 3 and a > T > 0: scaled so that T is in [1, 2), factored, without a division.
 
     The result is at most a, as bits: a root that is infinite or NaN because z overflowed counts as larger too, and P(w)
-    rounds to w there. Where a <= T z may be 0 or negative, and the result anything.
+    rounds to w there. Where a <= T, z may be 0 or negative and the result has no meaning.
     """
     scale, unscale = scales_of(t)
     x = a * scale
@@ -66,7 +66,7 @@ def root_of_difference(a, t, P: tl.constexpr):
 
 @triton.jit
 def scales_of(t):
-    """Powers of two, both normal, that bring T into [1, 2) and back; a T of the least or largest exponent near it."""
+    """Powers of two, both normal, that bring T into [1, 2) and back, or close to it for the extreme exponents."""
     if t.dtype == tl.float64:
         exponent = (t.to(tl.int64, bitcast=True) >> 52) & 2047
         exponent = tl.minimum(tl.maximum(2046 - exponent, 1), 2045)
@@ -94,7 +94,7 @@ def cube_root(z):
 
     t ~ z^(-1/3), a seed from the bits so that d = 1 - z t^3 is in [-0.077, 0.12]. In float32 y = z t^2 and
     z^(1/3) = y (1 - d)^(-2/3) = y (1 + d q(d)), q minimax of degree 4 (relative error 1.4e-8), d from y so that its
-    rounding is made up for. In float64 two third-order steps t += t d (1/3 + 2/9 d) and one such for y.
+    rounding error is corrected. In float64 two third-order steps t += t d (1/3 + 2/9 d) and one such for y.
     """
     if z.dtype == tl.float64:
         return wide_cube_root(z)

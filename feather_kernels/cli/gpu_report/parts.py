@@ -12,7 +12,7 @@ from feather_kernels.cli.gpu_report import speed, training
 from feather_kernels.cli.selftest import checks
 
 if TYPE_CHECKING:
-    from feather_kernels.cli.gpu_report.place import Place
+    from feather_kernels.cli.gpu_report.target import Target
 
 BACKENDS = registry.order["cuda"]
 WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
@@ -21,24 +21,24 @@ WITH_KERNELS = tuple(name for name in BACKENDS if name != "reference")
 class Part(NamedTuple):
     """A part: ``rows`` yields its results, and ``limit`` is its time limit in seconds."""
 
-    rows: Callable[[Place], Iterator[dict[str, object]]]
+    rows: Callable[[Target], Iterator[dict[str, object]]]
     limit: int
 
 
-def machine_rows(place: Place) -> Iterator[dict[str, object]]:
+def machine_rows(target: Target) -> Iterator[dict[str, object]]:
     """Yield one row with the facts about the machine."""
-    yield {"facts": place.facts()}
+    yield {"facts": target.facts()}
 
 
-def doctor_rows(place: Place) -> Iterator[dict[str, object]]:  # noqa: ARG001
+def doctor_rows(target: Target) -> Iterator[dict[str, object]]:  # noqa: ARG001
     """Yield one row with the text of ``doctor``."""
     yield {"text": doctor.examine()}
 
 
-def selftest_rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
+def selftest_rows(target: Target, backend: str) -> Iterator[dict[str, object]]:
     """Yield a row for each op and dtype, without the times."""
-    place.require(backend)
-    for check in checks.examine(backend, place.device):
+    target.require(backend)
+    for check in checks.examine(backend, target.device):
         record = check.record()
         del record["seconds"], record["passed"], record["problem"]
         yield {**record, "wrong": None if check.passed else check.outcome}

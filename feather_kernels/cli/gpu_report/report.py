@@ -21,10 +21,10 @@ from typing import Any
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.gpu_report import page
 from feather_kernels.cli.gpu_report.machine import CHECKOUT, anonymous
-from feather_kernels.cli.gpu_report.part import SKIPPED
 from feather_kernels.cli.gpu_report.parts import MACHINE, PARTS
+from feather_kernels.cli.gpu_report.run_part import SKIPPED
 
-CHILD = (sys.executable, "-m", "feather_kernels.cli.gpu_report.part")
+CHILD = (sys.executable, "-m", "feather_kernels.cli.gpu_report.run_part")
 TOTAL = 290  # seconds for all parts together
 STOPPED = "stopped after"
 GRACE = 10  # seconds for a killed process to end

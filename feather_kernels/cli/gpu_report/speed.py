@@ -16,7 +16,7 @@ from feather_kernels.cli.gpu_report.clock import interleaved, spread
 from feather_kernels.cli.selftest import oracle
 
 if TYPE_CHECKING:
-    from feather_kernels.cli.gpu_report.place import Place
+    from feather_kernels.cli.gpu_report.target import Target
 
 ops = torch.ops.feather_kernels
 
@@ -44,25 +44,25 @@ class Work:
     relative: float = 0.0
 
 
-def rows(place: Place, backend: str) -> Iterator[dict[str, object]]:
+def rows(target: Target, backend: str) -> Iterator[dict[str, object]]:
     """Yield what each op and the copy beside it cost; an op with a wrong result is not timed."""
-    place.require(backend)
-    meter = place.on_device()
+    target.require(backend)
+    meter = target.on_device()
     with torch.no_grad():
-        for work in works(place):
-            row: dict[str, object] = {"backend": backend, "op": work.op, "what": work.what, "elements": place.elements}
+        for work in works(target):
+            row: dict[str, object] = {"backend": backend, "op": work.op, "what": work.what, "elements": target.elements}
             with registry.use_backend("reference"):
                 wanted = work.run().clone()
             with registry.use_backend(backend):
                 wrong = difference(work.run(), wanted, work.relative)
                 if wrong is None:
-                    source = torch.ones(work.moved // 2, dtype=torch.uint8, device=place.device)
-                    target = torch.empty_like(source)
-                    target.copy_(source)
-                    variants: dict[str, Callable[[], object]] = {OURS: work.run, COPY: partial(target.copy_, source)}
-                    counts = dict.fromkeys(variants, place.rounds)
+                    source = torch.ones(work.moved // 2, dtype=torch.uint8, device=target.device)
+                    copy = torch.empty_like(source)
+                    copy.copy_(source)
+                    variants: dict[str, Callable[[], object]] = {OURS: work.run, COPY: partial(copy.copy_, source)}
+                    counts = dict.fromkeys(variants, target.rounds)
                     runs = {name: partial(meter, run) for name, run in variants.items()}
-                    found = interleaved(runs, counts, place.rounds)
+                    found = interleaved(runs, counts, target.rounds)
                     row |= {name: spread(figures) for name, figures in found.items()}
             yield {**row, "moved": work.moved, "wrong": wrong}
 
@@ -78,14 +78,14 @@ def difference(result: Tensor, wanted: Tensor, relative: float) -> str | None:
     return f"{count} of {same.numel()} values differ from the reference backend's" if count else None
 
 
-def works(place: Place) -> Iterator[Work]:
+def works(target: Target) -> Iterator[Work]:
     """The ops and their inputs: thresholding, the scaling of gradients, and the ops on lists of weights."""
-    count, generator = place.elements, torch.Generator(place.device).manual_seed(0)
+    count, generator = target.elements, torch.Generator(target.device).manual_seed(0)
     w, g = (
-        torch.randn(count, generator=generator, dtype=torch.float32, device=place.device).mul_(DEVIATION)
+        torch.randn(count, generator=generator, dtype=torch.float32, device=target.device).mul_(DEVIATION)
         for _ in range(2)
     )
-    t, scale = (torch.tensor(value, dtype=torch.float32, device=place.device) for value in (T, 0.5))
+    t, scale = (torch.tensor(value, dtype=torch.float32, device=target.device) for value in (T, 0.5))
     low = w.bfloat16()
     for power in (3.0, 2.0, 1.0, math.inf):
         yield _threshold(w, t, power, torch.float32)
@@ -95,7 +95,7 @@ def works(place: Place) -> Iterator[Work]:
         what = _name(gradient.dtype, weight.dtype)
         moved = gradient.nbytes + 2 * weight.nbytes
         yield Work("scale_pruned_grad", what, moved, partial(ops.scale_pruned_grad, gradient, weight, t, scale))
-    yield from _on_lists(place, w, w + g * DRIFT, t)
+    yield from _on_lists(target, w, w + g * DRIFT, t)
 
 
 def _threshold(w: Tensor, t: Tensor, power: float, dtype: torch.dtype) -> Work:
@@ -110,16 +110,16 @@ def _threshold(w: Tensor, t: Tensor, power: float, dtype: torch.dtype) -> Work:
     return Work("threshold", what, w.nbytes + out.nbytes, run, ulps * torch.finfo(dtype).eps)
 
 
-def _on_lists(place: Place, w: Tensor, drifted: Tensor, t: Tensor) -> Iterator[Work]:
+def _on_lists(target: Target, w: Tensor, drifted: Tensor, t: Tensor) -> Iterator[Work]:
     before, now, groups = list(w.chunk(TENSORS)), list(drifted.chunk(TENSORS)), [0] * TENSORS
-    rank = torch.tensor([math.floor((w.numel() - 1) * SPARSITY)], dtype=torch.int64, device=place.device)
+    rank = torch.tensor([math.floor((w.numel() - 1) * SPARSITY)], dtype=torch.int64, device=target.device)
     hint = ops.magnitude_select(before, groups, rank)
     what = f"float32, {TENSORS} tensors"
     select = partial(ops.magnitude_select, now, groups, rank)
     yield Work("magnitude_select", f"{what}, steady", w.nbytes, partial(select, hint=hint))
     yield Work("magnitude_select", f"{what}, cold", w.nbytes, select)
     yield Work("count_pruned", what, w.nbytes, partial(ops.count_pruned, now, [t] * TENSORS))
-    start = torch.zeros(1, dtype=torch.int64, device=place.device)
+    start = torch.zeros(1, dtype=torch.int64, device=target.device)
     yield Work("magnitude_histogram", what, w.nbytes, partial(ops.magnitude_histogram, now, groups, start, 23, 8))
 
 

@@ -14,7 +14,7 @@ from feather_kernels.errors import BackendUnavailableError
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """A device and how to measure on it; tests replace it by a simulator.
 
     Attributes:
@@ -49,11 +49,11 @@ class Place:
             registry.backend_for(self.device)
 
 
-def gpu(name: str, quick: bool) -> Place:
+def gpu(name: str, quick: bool) -> Target:
     """A CUDA device by its name; ``quick`` means small inputs and few rounds."""
     device = torch.device(name)
     torch.cuda.set_device(device)
-    return Place(
+    return Target(
         device,
         lambda: machine.facts(device),
         lambda: event_meter(device),

@@ -18,7 +18,7 @@ from feather_kernels.cli.train.models import make_model
 from feather_kernels.sparsify import ConstantSchedule, Sparsifier
 
 if TYPE_CHECKING:
-    from feather_kernels.cli.gpu_report.place import Place
+    from feather_kernels.cli.gpu_report.target import Target
 
 Rows = Iterator[dict[str, object]]
 
@@ -28,26 +28,26 @@ VARIANTS = {"dense": None, "grad_scale 1": 1.0, "grad_scale 0.5": 0.5}
 RELATIVE, RELATIVE_OF_NETWORK = 1e-3, 5e-2
 
 
-def host_rows(place: Place, compiled: bool) -> Rows:
+def host_rows(target: Target, compiled: bool) -> Rows:
     """Measure forward and backward of small layers; in eager mode also the sparsifier's step beside SGD's."""
-    meter, compiler = place.on_host(), place.compiler if compiled else None
+    meter, compiler = target.on_host(), target.compiler if compiled else None
     made, wrong = {}, {}
-    with registry.use_backend(place.backend):
+    with registry.use_backend(target.backend):
         for name, grad_scale in VARIANTS.items():
-            made[name] = make_layers(place.layers, place.device, grad_scale, compiler)
+            made[name] = make_layers(target.layers, target.device, grad_scale, compiler)
             wrong[name] = difference(made[name].both, list(made[name].model.parameters()))
         runs = {name: partial(meter, layers.both) for name, layers in made.items()}
-        for name, figures in interleaved(runs, dict.fromkeys(runs, place.rounds), place.rounds).items():
+        for name, figures in interleaved(runs, dict.fromkeys(runs, target.rounds), target.rounds).items():
             what = f"layer, {'compiled' if compiled else 'eager'}"
-            yield {"what": what, "variant": name, "figures": spread(figures, place.layers), "wrong": wrong[name]}
+            yield {"what": what, "variant": name, "figures": spread(figures, target.layers), "wrong": wrong[name]}
         sparsifier = made["grad_scale 1"].sparsifier
         if compiled or sparsifier is None:
             return
         optimizer = torch.optim.SGD(made["dense"].model.parameters(), lr=0.0)
         steps: dict[str, Callable[[], object]] = {"SGD.step": optimizer.step, "Sparsifier.step": sparsifier.step}
         runs = {name: partial(meter, step) for name, step in steps.items()}
-        for name, figures in interleaved(runs, dict.fromkeys(runs, place.rounds), place.rounds).items():
-            what = f"step of {place.layers} layers"
+        for name, figures in interleaved(runs, dict.fromkeys(runs, target.rounds), target.rounds).items():
+            what = f"step of {target.layers} layers"
             yield {"what": what, "variant": name, "figures": spread(figures), "wrong": None}
 
 
@@ -70,17 +70,17 @@ def difference(run: Callable[[], Tensor], parameters: list[nn.Parameter], relati
     return None
 
 
-def step_rows(place: Place) -> Rows:
+def step_rows(target: Target) -> Rows:
     """Measure training steps of networks, dense and sparse: forward, backward, SGD with momentum, threshold."""
-    meter = place.on_device()
-    for network, (make, inputs, labels) in networks(place).items():
-        with registry.use_backend(place.backend):
+    meter = target.on_device()
+    for network, (make, inputs, labels) in networks(target).items():
+        with registry.use_backend(target.backend):
             trainings = {name: Training(make(), inputs, labels, grad_scale) for name, grad_scale in VARIANTS.items()}
             wrong = {name: training.wrong() for name, training in trainings.items()}
             runs = {name: partial(meter, training.step) for name, training in trainings.items()}
             for run in runs.values():
                 run()  # allocates
-            found = interleaved(runs, dict.fromkeys(runs, place.rounds), place.rounds)
+            found = interleaved(runs, dict.fromkeys(runs, target.rounds), target.rounds)
         weights = trainings["grad_scale 1"].numel
         for name, figures in found.items():
             row = {"what": network, "variant": name, "weights": weights, "figures": spread(figures)}
@@ -145,17 +145,17 @@ class Transformer(nn.Module):
         return self.classifier(tokens.mean(1))
 
 
-def networks(place: Place) -> dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]]:
+def networks(target: Target) -> dict[str, tuple[Callable[[], nn.Module], Tensor, Tensor]]:
     """A small network and one with large weights: how to make them, always with the same weights, and a batch."""
-    name, pixels, images = ("resnet20", 32, 128) if place.large else ("cnn", 8, 2)
-    width, layers, batch, tokens = (1024, 6, 8, 128) if place.large else (32, 2, 2, 4)
+    name, pixels, images = ("resnet20", 32, 128) if target.large else ("cnn", 8, 2)
+    width, layers, batch, tokens = (1024, 6, 8, 128) if target.large else (32, 2, 2, 4)
     classes, generator = 10, torch.Generator().manual_seed(0)
 
     def inputs(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(place.device)
+        return torch.randn(*shape, generator=generator, dtype=torch.float32, device="cpu").to(target.device)
 
     def labels(count: int) -> Tensor:
-        return torch.randint(classes, (count,), generator=generator, device="cpu").to(place.device)
+        return torch.randint(classes, (count,), generator=generator, device="cpu").to(target.device)
 
     def transformer() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
