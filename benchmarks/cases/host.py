@@ -1,7 +1,7 @@
 """What sparse layers and the sparsifier's step cost the host: layers so small that nothing else counts.
 
-On the CPU, and on the GPU path over ``benchmarks/fake_cuda_driver``, where no kernel runs: its gates can only look at the
-numbers of launches.
+On the CPU, and on the GPU path over ``benchmarks/fake_cuda_driver``, where no kernel runs: its gates can only look at
+the numbers of launches.
 """
 
 from __future__ import annotations
