@@ -115,7 +115,7 @@ def sparse_linear(
     """
     _check_tensors(x, weight, bias)
     dtype = autograd.autocast_dtype(weight)
-    return autograd.lean_linear(x, _operands(weight, threshold, power, grad_scale, dtype), bias)
+    return autograd.recomputing_linear(x, _operands(weight, threshold, power, grad_scale, dtype), bias)
 
 
 def sparse_conv1d(
@@ -276,7 +276,7 @@ def _sparse_convolution(
             raise ValueError(f"{name} must be an integer or {dimensions} of them, got {size!r}")
         each.append(numbers)
     operands = _operands(weight, threshold, power, grad_scale, autograd.autocast_dtype(weight))
-    return autograd.lean_convolution(x, operands, bias, *each, False, [0] * dimensions, groups)
+    return autograd.recomputing_convolution(x, operands, bias, *each, False, [0] * dimensions, groups)
 
 
 @torch.no_grad()

@@ -28,8 +28,8 @@ FEATHER_HOST_DEVICE void for_each_type(const F& f) {
 }
 
 struct Kernels {
-  bool
-      fused;  // whether multiply_add (math.h) rounds once; P(w) with p = 3 may differ in the last bit where it does not
+  // Whether multiply_add (math.h) rounds once; where it does not, P(w) with p = 3 may differ in the last bit.
+  bool fused;
 
   // out[i] = P(w[i]), for any t; out may be w if the dtypes agree. Indices: w, out, P.
   void (*threshold[kDTypes][kDTypes][kPowers])(const void* w, void* out, int64_t n, double t);

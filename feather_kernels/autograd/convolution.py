@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from feather_kernels.autograd.lean import cast_like_autocast, recompute, runs_lean, weight_gradient
+from feather_kernels.autograd.recompute import cast_like_autocast, may_recompute, recompute, weight_gradient
 from feather_kernels.autograd.threshold import SparseWeight, ops, threshold
 
 
-def lean_convolution(x: Tensor, sparse: SparseWeight, bias: Tensor | None, *arguments: Any) -> Tensor:
-    """Compute ``torch.convolution(x, P(w), bias, *arguments)``. ``lean_linear`` says where P(w) is kept after all.
+def recomputing_convolution(x: Tensor, sparse: SparseWeight, bias: Tensor | None, *arguments: Any) -> Tensor:
+    """Compute ``torch.convolution(x, P(w), bias, *arguments)``; ``recomputing_linear`` says when P(w) is kept.
 
     Args:
         x: (N, C, *) or (C, *).
@@ -23,15 +23,15 @@ def lean_convolution(x: Tensor, sparse: SparseWeight, bias: Tensor | None, *argu
     """
     batched = x.dim() == sparse.weight.dim()
     x = x if batched else x.unsqueeze(0)
-    if runs_lean(x):
+    if may_recompute(x):
         x, bias = cast_like_autocast(x, bias, sparse.dtype)
-        y = LeanConvolution.apply(x, bias, arguments, *sparse)
+        y = RecomputingConvolution.apply(x, bias, arguments, *sparse)
     else:
         y = torch.convolution(x, threshold(*sparse), bias, *arguments)
     return y if batched else y.squeeze(0)
 
 
-class LeanConvolution(Function):
+class RecomputingConvolution(Function):
     """Takes x (N, C, *), bias or None, the other arguments of convolution as a tuple, then those of ``threshold``."""
 
     @staticmethod

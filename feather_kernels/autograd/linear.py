@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from torch.autograd import Function
 from torch.nn import functional as F
 
-from feather_kernels.autograd.lean import cast_like_autocast, recompute, runs_lean, weight_gradient
+from feather_kernels.autograd.recompute import cast_like_autocast, may_recompute, recompute, weight_gradient
 from feather_kernels.autograd.threshold import SparseWeight, ops, threshold
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def lean_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> Tensor:
+def recomputing_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> Tensor:
     """Compute ``F.linear(x, P(w), bias)``, (*, out).
 
     Inside torch.func transforms, forward-mode differentiation and tracers, and for nested or sparse x, torch's own op
@@ -27,15 +27,15 @@ def lean_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> Tensor:
         bias: (out,) or None.
     """
     weight = sparse.weight
-    if not runs_lean(x) or x.dim() == 0 or weight.dim() != 2:
+    if not may_recompute(x) or x.dim() == 0 or weight.dim() != 2:
         return F.linear(x, threshold(*sparse), bias)
     x, bias = cast_like_autocast(x, bias, sparse.dtype)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    product = LeanLinear.apply(rows, bias, *sparse)
+    product = RecomputingLinear.apply(rows, bias, *sparse)
     return product.reshape(*x.shape[:-1], weight.shape[0])  # not in the Function, which must not return a view
 
 
-class LeanLinear(Function):
+class RecomputingLinear(Function):
     """Takes x (rows, in), bias or None, then the arguments of ``threshold``."""
 
     @staticmethod

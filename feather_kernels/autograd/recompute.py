@@ -1,4 +1,4 @@
-"""Parts of the lean forms of all layers: when they run, and how backward computes P(w) again."""
+"""What the recomputing layers share: when they run, and how backward computes P(w) again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from feather_kernels.autograd.threshold import SparseWeight, ops, scale_pruned_g
 from feather_kernels.torch_private import forward_mode_active, tracing, transforms_active
 
 
-def runs_lean(x: Tensor) -> bool:
-    """Return whether a lean form runs: grad mode is on, and nothing that is active needs torch's own op on x."""
+def may_recompute(x: Tensor) -> bool:
+    """Return whether backward may recompute P(w): grad mode is on, and nothing active needs torch's own op on x."""
     seen = transforms_active() or forward_mode_active() or tracing()
     return torch.is_grad_enabled() and not seen and not x.is_nested and x.layout == torch.strided
 

@@ -19,7 +19,7 @@ def storage_order(tensor: Tensor) -> list[int]:
 def share_memory_format(*tensors: Tensor) -> bool:
     """Return whether all are dense in one of torch's memory formats.
 
-    Then matching elements of tensors of one shape stand at the same place of their memory.
+    Then matching elements of tensors of one shape have the same offset.
     """
     for form in FORMATS:  # every op comes here: plain loops
         for tensor in tensors:

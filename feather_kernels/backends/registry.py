@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from feather_kernels.backends.interface import Backend
 
     # modules are loaded by name: here the type checker proves that each is a Backend, or names what it lacks
-    TRITON: Backend = triton
-    CUDA: Backend = cuda
-    CPP: Backend = cpp
-    REFERENCE: Backend = reference
+    _PROVEN: list[Backend] = [triton, cuda, cpp, reference]
 
 NOT_INSTALLED = "is not installed"  # how the reason of a backend that is missing begins
 

@@ -26,7 +26,7 @@ class Command(NamedTuple):
         module: below ``feather_kernels.cli``; its function ``run`` takes the parsed options and returns the exit code.
         add_options: adds the options of the command to its parser.
         help: one line for the list of commands.
-        description: stands above the options in the help of the command.
+        description: the text above the options in the help of the command.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""The error for what a user can fix."""
+"""The error for mistakes that a user can fix."""
 
 
 class InputError(ValueError):

@@ -74,7 +74,7 @@ class LayerState:
         self,
         dense_class: type[nn.Module],
         thresholds: dict[str, ThresholdBinding],
-        rebuild: Callable[..., SparseLayer],
+        rebuild: Callable[[type[nn.Module], str, tuple[str, ...]], SparseLayer],
         replaced: set[str] | None = None,
     ) -> None:
         self.dense_class = dense_class
@@ -138,7 +138,7 @@ class SparseLayer(nn.Module):
 
     Attributes:
         feather: thresholds and other state of the layer; a plain attribute, no parameter, buffer or submodule.
-        lean_form: whether backward can recompute P(weight), so that forward need not keep it.
+        can_recompute: whether backward can recompute P(weight), so that forward need not keep it.
         form: how the dense class is extended: "forward", "recurrent" or "attribute"; see ``nn.conversion``.
 
     Raises:
@@ -156,7 +156,7 @@ class SparseLayer(nn.Module):
     """
 
     feather: LayerState
-    lean_form = False
+    can_recompute = False
     form = ""
 
     def __init_subclass__(cls, **_: Any) -> None:
@@ -234,8 +234,8 @@ class SparseLayer(nn.Module):
             return own
         name, threshold = next(iter(self.feather.thresholds.items()))
         weight = self._parameters.get(name)
-        lean = self.lean_form and weight is not None and threshold.recomputes(weight, None)
-        return ", ".join(filter(None, [own, f"power={threshold.power:g}, recompute={lean}"]))
+        recompute = self.can_recompute and weight is not None and threshold.recomputes(weight, None)
+        return ", ".join(filter(None, [own, f"power={threshold.power:g}, recompute={recompute}"]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         super()._apply(fn, recurse)

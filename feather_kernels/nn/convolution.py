@@ -28,13 +28,13 @@ class ConvolutionLayer(RecomputingLayer):
             (N, C_out, *) or (C_out, *).
         """
         layer: Any = self
-        operands, lean = self._operands()
-        if not lean:
+        operands, recompute = self._operands()
+        if not recompute:
             return layer._conv_forward(input, autograd.threshold(*operands), layer.bias)
         padding = layer.padding
         if layer.padding_mode != "zeros" or isinstance(padding, str):
             input, padding = _padded(layer, input)  # noqa: A001
-        return autograd.lean_convolution(
+        return autograd.recomputing_convolution(
             *(input, operands, layer.bias),
             *(layer.stride, padding, layer.dilation, False, layer.output_padding, layer.groups),
         )
@@ -61,15 +61,15 @@ class TransposedConvolutionLayer(RecomputingLayer):
             (N, C_out, *) or (C_out, *).
         """
         layer: Any = self
-        operands, lean = self._operands()
+        operands, recompute = self._operands()
         output_padding = layer._output_padding(
             *(input, output_size, layer.stride, layer.padding, layer.kernel_size, len(layer.kernel_size)),
             layer.dilation,
         )
-        if not lean:
+        if not recompute:
             rest = layer.stride, layer.padding, output_padding, layer.groups, layer.dilation
             return type(self).transposed_convolution(input, autograd.threshold(*operands), layer.bias, *rest)
-        return autograd.lean_convolution(
+        return autograd.recomputing_convolution(
             *(input, operands, layer.bias),
             *(layer.stride, layer.padding, layer.dilation, True, output_padding, layer.groups),
         )

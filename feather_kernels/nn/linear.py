@@ -13,7 +13,7 @@ class RecomputingLayer(SparseLayer):
     """Base class of the layers that replace torch's forward, so that backward can recompute P(weight)."""
 
     form = "forward"
-    lean_form = True
+    can_recompute = True
 
     def _operands(self) -> tuple[autograd.SparseWeight, bool]:
         """The operands of P(weight), in the dtype of autocast, and whether backward is to recompute it."""
@@ -49,7 +49,7 @@ class FeatherLinear(RecomputingLayer, nn.Linear):
         Returns:
             (*, out_features).
         """
-        operands, lean = self._operands()
-        if lean:
-            return autograd.lean_linear(input, operands, self.bias)
+        operands, recompute = self._operands()
+        if recompute:
+            return autograd.recomputing_linear(input, operands, self.bias)
         return F.linear(input, autograd.threshold(*operands), self.bias)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.dtypes import compute_dtype
-from feather_kernels.user_code import warn_user
+from feather_kernels.user_warnings import warn_user
 
 KEPT_BYTES = 1 << 30  # by default P(w) is kept for backward if all of it is not larger
 

@@ -58,7 +58,7 @@ class CurrentThresholds:
         thresholds: the thresholds that the layers read.
 
     Attributes:
-        places: where the layers stand in the model.
+        places: the paths from the model to the layers.
         restored: whether ``load_state_dict`` has set the thresholds, which stay until the next step then.
         watch: the watch over the first training step, until it ends.
         step_watch: the watch over trainings that never step.

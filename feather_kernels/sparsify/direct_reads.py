@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from feather_kernels.torch_private import in_transform, is_innermost
-from feather_kernels.user_code import warn_user
+from feather_kernels.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from feather_kernels.sparsify.prunable import WeightUse

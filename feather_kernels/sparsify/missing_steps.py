@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from feather_kernels.user_code import warn_user
+from feather_kernels.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from feather_kernels.sparsify.optimizer_hook import OptimizerHook

@@ -33,7 +33,7 @@ SCORE_SCALES = ("none", "l2", "fan")
 
 @dataclass(frozen=True)
 class Positions:
-    """The quantiles at which the thresholds of the G groups stand.
+    """The quantiles of the thresholds of the G groups.
 
     Attributes:
         ranks: of the order statistics below the thresholds; -1 for groups that are not pruned.

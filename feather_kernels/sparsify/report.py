@@ -36,7 +36,7 @@ class LayerReport:
             autocast this may differ.
         kept_bytes: memory that the layer holds from forward to backward in addition to a dense layer's, without
             autocast.
-        lean: whether ``recompute=True`` would reduce ``kept_bytes`` to 0.
+        can_recompute: whether ``recompute=True`` would reduce ``kept_bytes`` to 0.
         note: remark on the layer, or "".
 
     Example:
@@ -56,7 +56,7 @@ class LayerReport:
     ties: int
     backward: str
     kept_bytes: int
-    lean: bool
+    can_recompute: bool
     note: str
 
     @property
@@ -239,9 +239,9 @@ class Report:
     def _memory(self) -> str:
         """One line about the memory of P(weight), and how far ``recompute`` would reduce it."""
         held = f"P(w) holds {self.kept_bytes / 1e6:,.1f} MB more than a dense model from forward to backward"
-        leanest = sum(layer.kept_bytes for layer in self.layers if not layer.lean)
-        if leanest < self.kept_bytes:
-            return f"{held}; {leanest / 1e6:,.1f} MB with recompute=True, which computes P(w) twice"
+        least = sum(layer.kept_bytes for layer in self.layers if not layer.can_recompute)
+        if least < self.kept_bytes:
+            return f"{held}; {least / 1e6:,.1f} MB with recompute=True, which computes P(w) twice"
         return held
 
 
@@ -262,9 +262,12 @@ def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: 
 
 
 def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool]:
-    """The fields backward, kept_bytes and lean of a LayerReport."""
-    can = [cast("SparseLayer", use.module).lean_form for use in weight.uses]
-    kept = [not (lean and use.binding.recomputes(parameter, None)) for lean, use in zip(can, weight.uses, strict=True)]
+    """The fields backward, kept_bytes and can_recompute of a LayerReport."""
+    can = [cast("SparseLayer", use.module).can_recompute for use in weight.uses]
+    kept = [
+        not (possible and use.binding.recomputes(parameter, None))
+        for possible, use in zip(can, weight.uses, strict=True)
+    ]
     size = parameter.numel() * parameter.element_size()
     return "keeps" if any(kept) else "recomputes", sum(kept) * size, all(can)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from feather_kernels.checks import check_number, check_sparsity
-from feather_kernels.user_code import warn_user
+from feather_kernels.user_warnings import warn_user
 
 __all__ = ["ConstantSchedule", "CubicSchedule", "LambdaSchedule", "Schedule"]
 

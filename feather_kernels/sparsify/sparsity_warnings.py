@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from feather_kernels.sparsify.model_changes import ADDED
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
-from feather_kernels.user_code import warn_user
+from feather_kernels.user_warnings import warn_user
 
 if TYPE_CHECKING:
     from feather_kernels.sparsify.prunable import PrunableWeight, WeightUse

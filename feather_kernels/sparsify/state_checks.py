@@ -9,7 +9,7 @@ from torch import Tensor
 
 from feather_kernels.sparsify.layer_names import same_layer
 from feather_kernels.sparsify.schedules import Schedule, sparsity_at
-from feather_kernels.user_code import warn_user
+from feather_kernels.user_warnings import warn_user
 
 KEYS = ("step", "thresholds", "grad_scales", "schedule", "layers")
 

@@ -26,11 +26,13 @@ from pathlib import Path
 
 import torch
 
+from tests.simulated_gpu import evidence
+
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 PYTEST = (PYTHON, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 RESULTS = "{results}"  # in a command: the results folder
-OP_TESTS = ("tests/ops/test_threshold.py", "tests/ops/test_select.py", "tests/ops/test_schema.py")
+OP_TESTS = tuple(f"tests/{file}" for file in evidence.OP_TESTS)
 MARKED = ("tests/training/test_capturable.py", "tests/layers/test_memory.py", "tests/repository/test_benchmarks.py")
 HOUR = 3600  # seconds
 ON_THE_GPU = {"FEATHER_TEST_DEVICE": "cuda"}

@@ -27,7 +27,7 @@ IN_BOTH_MODES = {
     **{
         f"{name}, recomputed": replace(family, options={**family.options, "recompute": True})
         for name, family in FAMILIES.items()
-        if family.lean
+        if family.recomputes
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -27,7 +28,7 @@ RANKS = {
     "errors": 0,
     "quantile": 0,
     "torch_private": 0,
-    "user_code": 0,
+    "user_warnings": 0,
     "_version": 0,
 }
 LEAVES = ("backends", "dtypes", "errors", "_version")  # all that a backend may import
@@ -45,6 +46,8 @@ class Import(NamedTuple):
 def imports(path: Path) -> Iterator[Import]:
     """What a file imports of the package, wherever it stands in the file."""
     for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: line {node.lineno}: imports are absolute here"
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "feather_kernels":
             yield from (Import(node.module or "", alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.Import):
@@ -73,6 +76,12 @@ def part(module: str) -> str:
 
 def test_every_part_has_a_rank() -> None:
     assert {part(dotted(path)) for path in MODULES} == set(RANKS)
+
+
+def test_the_page_on_architecture_names_every_part() -> None:
+    table = (PACKAGE.parent / "docs" / "design" / "architecture.md").read_text().split("The backends:")[0]
+    named = {name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`([a-z_]+(?:/|\.py))`", table)}
+    assert set(RANKS) - {"__main__", "_version"} <= named
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from feather_kernels.cli.main import make_parser
+from feather_kernels.cli.commands import make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 READMES = [
-    ROOT / part / "README.md" for part in ("benchmarks", "benchmarks/fake_cuda_driver", "tests", "tools/ptx_executor")
+    ROOT / part / "README.md"
+    for part in ("benchmarks", "benchmarks/fake_cuda_driver", "csrc", "tests", "tools/ptx_executor")
 ]
 SNIPPETS = [
     pytest.param(code, id=f"{page.name}-{number}")
@@ -40,9 +41,10 @@ def test_the_ten_lines_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> N
     assert "17,996 of 18,944 prunable weights are zero" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_relative_links_exist(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)#]+)\)", prose):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 

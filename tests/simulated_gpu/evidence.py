@@ -68,7 +68,10 @@ def architecture(number: int) -> dict[str, str]:
 
 def runs(architectures: tuple[int, ...]) -> list[Run]:
     """Every process, the longest first: two run at a time."""
-    both = [*OP_TESTS, "simulated_gpu/test_memory_traffic.py", "simulated_gpu/test_executed_training.py"]
+    both = [
+        *(*OP_TESTS, "simulated_gpu/test_memory_traffic.py", "simulated_gpu/test_executed_training.py"),
+        "gpu/test_gpu_executor.py",
+    ]
     executed = [*both, "simulated_gpu/test_planted_bugs.py", "simulated_gpu/test_torch_compile.py"]
     triton = without("triton")
     return [

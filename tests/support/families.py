@@ -93,7 +93,7 @@ class Family:
     make: Callable[[], nn.Module]
     shape: tuple[int, ...]
     options: dict[str, object] = field(default_factory=dict)  # of the Sparsifier
-    lean: bool = True  # backward computes P(weight) again, in some layer at least
+    recomputes: bool = True  # backward computes P(weight) again, in some layer at least
     compiles: bool = True
 
     def model(self) -> nn.Module:
@@ -116,27 +116,30 @@ FAMILIES: dict[str, Family] = {
     "ConvTranspose2d": Family(lambda: nn.ConvTranspose2d(4, 6, 3, 2, padding=1, groups=2, dilation=2), IMAGE),
     "ConvTranspose3d": Family(lambda: nn.ConvTranspose3d(2, 3, 2, bias=False), (1, 2, 3, 4, 3)),
     "MultiheadAttention": Family(
-        lambda: FirstOutput(nn.MultiheadAttention(8, 2, batch_first=True), 3), SEQUENCE, lean=False
+        lambda: FirstOutput(nn.MultiheadAttention(8, 2, batch_first=True), 3), SEQUENCE, recomputes=False
     ),
     "MultiheadAttention kdim": Family(
         lambda: FirstOutput(nn.MultiheadAttention(8, 2, kdim=8, vdim=8, batch_first=True, bias=False), 3),
         SEQUENCE,
-        lean=False,
+        recomputes=False,
     ),
     "TransformerEncoderLayer": Family(
-        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), SEQUENCE, lean=False
+        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), SEQUENCE, recomputes=False
     ),
     "TransformerDecoderLayer": Family(Decoder, SEQUENCE),  # its two linear layers recompute, attention keeps
     "LSTM": Family(
-        lambda: FirstOutput(nn.LSTM(8, 6, 2, bidirectional=True, proj_size=4)), SEQUENCE, lean=False, compiles=False
+        lambda: FirstOutput(nn.LSTM(8, 6, 2, bidirectional=True, proj_size=4)),
+        SEQUENCE,
+        recomputes=False,
+        compiles=False,
     ),
-    "GRU": Family(lambda: FirstOutput(nn.GRU(8, 6, batch_first=True)), SEQUENCE, lean=False, compiles=False),
-    "RNN": Family(lambda: FirstOutput(nn.RNN(8, 6)), SEQUENCE, lean=False, compiles=False),
+    "GRU": Family(lambda: FirstOutput(nn.GRU(8, 6, batch_first=True)), SEQUENCE, recomputes=False, compiles=False),
+    "RNN": Family(lambda: FirstOutput(nn.RNN(8, 6)), SEQUENCE, recomputes=False, compiles=False),
     "subclass": Family(lambda: MyLinear(8, 6), (5, 8)),
-    "subclass with forward": Family(lambda: ScaledConv(4, 6, 3), IMAGE, lean=False),
-    "subclass reading without grad": Family(lambda: NormedConv(4, 6, 3), IMAGE, lean=False),
-    "LSTM subclass": Family(lambda: FirstOutput(ScaledLSTM(8, 6)), SEQUENCE, lean=False, compiles=False),
-    "reader": Family(Reader, (5, 8), {"read_directly": ["projection"]}, lean=False),
+    "subclass with forward": Family(lambda: ScaledConv(4, 6, 3), IMAGE, recomputes=False),
+    "subclass reading without grad": Family(lambda: NormedConv(4, 6, 3), IMAGE, recomputes=False),
+    "LSTM subclass": Family(lambda: FirstOutput(ScaledLSTM(8, 6)), SEQUENCE, recomputes=False, compiles=False),
+    "reader": Family(Reader, (5, 8), {"read_directly": ["projection"]}, recomputes=False),
     "tied": Family(Tied, (5, 8)),
-    "Bilinear, by name": Family(BilinearOfOne, (5, 8), {"targets": [nn.Bilinear]}, lean=False),
+    "Bilinear, by name": Family(BilinearOfOne, (5, 8), {"targets": [nn.Bilinear]}, recomputes=False),
 }

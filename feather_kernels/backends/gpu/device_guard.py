@@ -1,4 +1,4 @@
-"""Kernels are launched on torch's current device: a guard makes it that of the result."""
+"""Kernels launch on torch's current device: the guard makes the result's device the current one."""
 
 from __future__ import annotations
 

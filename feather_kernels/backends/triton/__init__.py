@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import textwrap
+from typing import TYPE_CHECKING
 
 import triton
 
@@ -17,8 +18,6 @@ from feather_kernels.backends.gpu.probe import probe_by_launch
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 5):
     raise ImportError(f"its kernels need triton 3.5 (torch 2.9) or newer, and this is {triton.__version__}")
-
-from typing import TYPE_CHECKING
 
 from feather_kernels.backends.triton import count, elementwise, radix, select
 

@@ -95,7 +95,9 @@ def _run(
     progress = Progress(folder, cells, runs_gone)
     session = Session(folder, waiting, jobs, threads, lock, progress)
     if runs_gone:
-        progress.say(f"{len(runs_gone)} of {len(cells)} cells are finished by {folder.path / RESULTS} alone")
+        progress.say(
+            f"{len(runs_gone)} of {len(cells)} cells are taken from {folder.path / RESULTS}; their runs are gone"
+        )
 
     def write() -> None:
         results.collect(folder, cells, before, session.failures)

@@ -236,7 +236,7 @@ def _check_rows(folder: GridFolder, cells: Sequence[Cell], results: Sequence[Res
 
 def _fingerprint_hint(cell: Cell, found: str) -> str:
     options = ", ".join(f"{name} {value}" for name, value in cell.portable_identity().items() if value is not None)
-    reason = "some option was another one" if found else "an older version wrote it"
+    reason = "an option differs" if found else "an older version wrote it"
     return f" ({reason}; if the row was made with {options}, put {cell.fingerprint} there)"
 
 

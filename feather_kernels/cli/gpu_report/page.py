@@ -76,7 +76,7 @@ def _body(record: Record, level: str) -> Iterator[str]:
     elements = f"{ops[0]['elements']:,}" if ops else ""
     sections = {
         "Parts": _table(["part", "verdict", "in words"], parts),
-        "Checks: the largest error, of what is allowed": _checks(_rows(record, SELFTEST)),
+        "Checks: the largest error beside the allowed one": _checks(_rows(record, SELFTEST)),
         f"Ops on {elements} elements": (_counted_ops if computed else _timed_ops)(ops),
         "A small layer and the sparsifier's step on the host": _around(_rows(record, HOST), computed),
         "Training steps": _around(_rows(record, STEP), computed),
