@@ -116,6 +116,11 @@ def is_innermost(mode: Any) -> bool:
     return _function_mode is None or _function_mode() is mode
 
 
+def is_managed_by_fsdp(module: nn.Module) -> bool:
+    """Whether FSDP (1 or 2) shards a Parameter of the module outside of its forward."""
+    return "_is_fsdp_managed_module" in module.__dict__
+
+
 def has_compiled_parts(model: nn.Module) -> bool:
     """Return whether a module of the model is compiled."""
     return any(

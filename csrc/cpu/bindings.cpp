@@ -77,6 +77,14 @@ void magnitude_histogram(const ArrayTuples& weights, const std::vector<int64_t>&
               [&] { feather::magnitude_histogram(scores, prefix, shift, bits, out, threads); });
 }
 
+void collect_keys(const ArrayTuples& weights, const std::vector<int64_t>& groups, int64_t group_count, Address low,
+                  Address high, Address scales, Address below, Address inside, Address keys, int64_t capacity,
+                  int threads) {
+  const feather::Scores scores{arrays_of(weights), groups, group_count, scales, nullptr};
+  const feather::KeysInside out{below, inside, keys, capacity};
+  without_gil(feather::total_elements(scores.weights), [&] { feather::collect_keys(scores, low, high, out, threads); });
+}
+
 #if defined(_OPENMP)
 constexpr const char* kThreads = "OpenMP";
 #else
@@ -92,6 +100,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("count_pruned", &count_pruned);
   module.def("magnitude_select", &magnitude_select);
   module.def("magnitude_histogram", &magnitude_histogram);
+  module.def("collect_keys", &collect_keys);
   module.def("build_info", [] { return feather::build_info("threads", kThreads); });
   module.def("available_instruction_sets", &feather::available_instruction_sets);
   module.def("instruction_set", &feather::instruction_set);

@@ -51,6 +51,19 @@ struct Scores {
 // the result of an earlier call, (group_count, 2): it makes the search faster and never changes its result.
 void magnitude_select(const Scores& scores, const int64_t* rank, const void* hint, void* out, int threads);
 
+// What collect_keys finds: the number of keys below the bracket of each group, and the number inside. Those inside are
+// in `keys`, group after group; a group whose keys do not fit has none there, and -1 as its number.
+struct KeysInside {
+  int64_t* below;
+  int64_t* inside;
+  int64_t* keys;
+  int64_t capacity;  // of keys
+};
+
+// Scans each group once for the keys from low[g] to high[g], both included; not at all if low[g] > high[g]. Caps are
+// ignored.
+void collect_keys(const Scores& scores, const int64_t* low, const int64_t* high, const KeysInside& out, int threads);
+
 // out[g][d] = number of keys in group g whose bits above shift + bits equal prefix[g] and whose next `bits` bits are d;
 // out is (group_count, 2^bits). bits is in [1, 16]; caps are ignored.
 void magnitude_histogram(const Scores& scores, const int64_t* prefix, int shift, int bits, int64_t* out, int threads);

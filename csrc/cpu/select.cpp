@@ -50,6 +50,17 @@ class GroupSelector {
     select_by_radix<T>(group_, rank_, threads_, found);
   }
 
+  // One scan: counts the keys below the bracket and leaves those inside at the front of the buffer. False if they do
+  // not fit.
+  bool collect_all(Bracket<T> bracket, int64_t& below, int64_t& inside) {
+    for (const Row& row : group_.rows) {
+      int64_t row_inside = 0;
+      if (!collect(row, bracket, inside, below, row_inside)) return false;
+      inside += row_inside;
+    }
+    return true;
+  }
+
  private:
   static constexpr int64_t kCapacity = kBufferBytes / static_cast<int64_t>(sizeof(Key<T>));
 
@@ -187,6 +198,26 @@ class GroupSelector {
 };
 
 template <class T>
+void collect_groups(const std::vector<Group>& groups, const int64_t* low, const int64_t* high, const KeysInside& out,
+                    int threads) {
+  const std::unique_ptr<Key<T>[]> buffer(new Key<T>[static_cast<size_t>(kBufferBytes) / sizeof(Key<T>)]);
+  int64_t written = 0;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    out.below[g] = out.inside[g] = 0;
+    if (low[g] > high[g]) continue;
+    const Bracket<T> bracket{static_cast<Key<T>>(low[g]), static_cast<Key<T>>(high[g])};
+    GroupSelector<T> selector(groups[g], 0, threads, buffer.get());
+    const bool fits = selector.collect_all(bracket, out.below[g], out.inside[g]);
+    if (!fits || written + out.inside[g] > out.capacity) {
+      out.inside[g] = -1;
+      continue;
+    }
+    std::copy(buffer.get(), buffer.get() + out.inside[g], out.keys + written);
+    written += out.inside[g];
+  }
+}
+
+template <class T>
 void select_groups(const std::vector<Group>& groups, const int64_t* rank, const T* hint, T* out, int threads) {
   // A vector would zero the buffer; this way pages that no key reaches are never touched.
   const std::unique_ptr<Key<T>[]> buffer(new Key<T>[static_cast<size_t>(kBufferBytes) / sizeof(Key<T>)]);
@@ -200,6 +231,15 @@ void select_groups(const std::vector<Group>& groups, const int64_t* rank, const 
 }
 
 }  // namespace
+
+void collect_keys(const Scores& scores, const int64_t* low, const int64_t* high, const KeysInside& out, int threads) {
+  const std::vector<Group> groups = make_groups(scores);
+  if (!scores.weights.empty() && is_wide(scores.weights[0].dtype)) {
+    collect_groups<double>(groups, low, high, out, threads);
+  } else {
+    collect_groups<float>(groups, low, high, out, threads);
+  }
+}
 
 void magnitude_select(const Scores& scores, const int64_t* rank, const void* hint, void* out, int threads) {
   const std::vector<Group> groups = make_groups(scores);

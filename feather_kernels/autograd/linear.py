@@ -30,6 +30,8 @@ def recomputing_linear(x: Tensor, sparse: SparseWeight, bias: Tensor | None) -> 
     if not may_recompute(x) or x.dim() == 0 or weight.dim() != 2:
         return F.linear(x, threshold(*sparse), bias)
     x, bias = cast_like_autocast(x, bias, sparse.dtype)
+    if x.dim() == 2:
+        return RecomputingLinear.apply(x, bias, *sparse)  # not a view: FSDP2 cannot hook in-place operations on one
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     product = RecomputingLinear.apply(rows, bias, *sparse)
     return product.reshape(*x.shape[:-1], weight.shape[0])  # not in the Function, which must not return a view

@@ -98,6 +98,25 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     )  # fmt: skip
 
 
+def collect_keys(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    low: Tensor,
+    high: Tensor,
+    scales: Tensor | None,
+    capacity: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count and collect the keys inside brackets; see ``CpuBackend``."""
+    dense = [layouts.dense(w) for w in weights]
+    below, inside, keys = torch.empty_like(low), torch.empty_like(low), low.new_empty(capacity)
+    _cpu.collect_keys(
+        _table(dense), list(groups), low.numel(), low.data_ptr(), high.data_ptr(),
+        0 if scales is None else scales.data_ptr(), below.data_ptr(), inside.data_ptr(), keys.data_ptr(), capacity,
+        get_num_threads(),
+    )  # fmt: skip
+    return below, inside, keys[: int(inside.clamp_min(0).sum())]
+
+
 def count_pruned(weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
     """Fill ``out`` (L,) with the number of pruned elements of each weight."""
     dense = [layouts.dense(w) for w in weights]

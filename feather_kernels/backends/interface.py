@@ -82,3 +82,22 @@ class Backend(Protocol):
 
     def count_pruned(self, weights: Sequence[Tensor], thresholds: Sequence[Tensor], out: Tensor) -> None:
         """Fill ``out`` (L,) with the number of pruned elements of each weight."""
+
+
+class CpuBackend(Backend, Protocol):
+    """A backend of CPU tensors has one more function, for selections over several processes; it is no op."""
+
+    def collect_keys(
+        self,
+        weights: Sequence[Tensor],
+        groups: Sequence[int],
+        low: Tensor,
+        high: Tensor,
+        scales: Tensor | None,
+        capacity: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Per group the number of keys below low (G,), the number up to high (G,), and the latter, group after group.
+
+        All int64. The number is -1, and the group has no keys, where all keys together would be more than ``capacity``.
+        A group whose low is above its high is not looked at.
+        """

@@ -156,6 +156,32 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
         out[group] += counts[:-dropped].view(-1, copies).sum(1)
 
 
+def collect_keys(
+    weights: Sequence[Tensor],
+    groups: Sequence[int],
+    low: Tensor,
+    high: Tensor,
+    scales: Tensor | None,
+    capacity: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Count and collect the keys inside brackets; see ``CpuBackend``."""
+    below, inside = torch.zeros_like(low), torch.zeros_like(low)
+    kept: list[list[Tensor]] = [[] for _ in low]
+    for group, key in _keys(weights, groups, scales):
+        if low[group] <= high[group]:
+            below[group] += torch.count_nonzero(key < low[group])
+            kept[group].append(key[(key >= low[group]) & (key <= high[group])].long())
+    keys, count = [low.new_empty(0)], 0
+    for group, found in enumerate(kept):
+        inside[group] = sum(map(len, found))
+        if count + int(inside[group]) > capacity:
+            inside[group] = -1
+            continue
+        count += int(inside[group])
+        keys += found
+    return below, inside, torch.cat(keys)
+
+
 def _adds_atomically(device: torch.device) -> bool:
     """Whether additions to one address wait for each other on the device."""
     return device.type == "cuda"

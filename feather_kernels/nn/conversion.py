@@ -20,6 +20,7 @@ from torch import nn
 from feather_kernels.nn import convolution, linear, recurrent
 from feather_kernels.nn.attention import FeatherMultiheadAttention
 from feather_kernels.nn.base import LayerState, SparseLayer
+from feather_kernels.nn.dtensor import local_part
 from feather_kernels.nn.weight_attribute import AttributeLayer, thresholded
 
 if TYPE_CHECKING:
@@ -84,17 +85,34 @@ def make_sparse(module: nn.Module, thresholds: dict[str, ThresholdBinding], form
 
 
 def make_dense(module: SparseLayer) -> None:
-    """Undo ``make_sparse``; the weights stay as they are."""
+    """Undo ``make_sparse``; the weights, and classes that wrappers have derived from the sparse one, stay."""
     state = module.__dict__.pop("feather")
     module.__dict__.pop("__module__")
-    module.__class__ = state.dense_class
+    sparse = sparse_class(state.dense_class, type(module).form, tuple(state.thresholds))
+    module.__class__ = _with_base(type(module), sparse, state.dense_class)
+
+
+def _with_base(cls: type, sparse: type, dense: type[nn.Module]) -> type:
+    """``cls``, which is ``sparse`` or a class derived from it (FSDP2's FSDPFeatherLinear), derived from ``dense``."""
+    if cls is sparse:
+        return dense
+    key = (cls, dense)
+    if key not in _rebased:
+        bases = tuple(_with_base(base, sparse, dense) if issubclass(base, sparse) else base for base in cls.__bases__)
+        own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__", "__doc__")}
+        _rebased[key] = type(cls.__name__.replace(sparse.__name__, dense.__name__), bases, own)
+    return _rebased[key]
+
+
+_rebased: dict[tuple[type, type], type] = {}
 
 
 def finalize_weight(module: SparseLayer, name: str) -> None:
     """Write P of the parameter into it, in place."""
     threshold, weight = module.feather.thresholds[name], module.latent(name)
     with torch.no_grad():
-        torch.ops.feather_kernels.threshold.out(weight, threshold.value, threshold.power, out=weight)
+        own = local_part(weight)
+        torch.ops.feather_kernels.threshold.out(own, threshold.value.to(own.device), threshold.power, out=own)
 
 
 def empty_layer(dense_class: type[nn.Module], form: str, names: tuple[str, ...]) -> SparseLayer:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.dtypes import compute_dtype
+from feather_kernels.nn.dtensor import computing_device, is_dtensor
 from feather_kernels.user_warnings import warn_user
 
 KEPT_BYTES = 1 << 30  # by default P(w) is kept for backward if all of it is not larger
@@ -190,10 +191,10 @@ class ThresholdBinding:
 
     def follow(self, weight: Tensor) -> None:
         """Use the replica for the weight's device and dtype, and share its memory if the weight's is shared."""
-        key = (weight.device, compute_dtype(weight.dtype))
+        key = (computing_device(weight), compute_dtype(weight.dtype))
         self.key = key
         replica = self.thresholds.replica(*key)
-        if weight.device.type == "cpu" and weight.untyped_storage().is_shared():
+        if weight.device.type == "cpu" and not is_dtensor(weight) and weight.untyped_storage().is_shared():
             replica.thresholds.share_memory_()
             replica.grad_scales.share_memory_()
         self.value, scale = replica.views[self.index]

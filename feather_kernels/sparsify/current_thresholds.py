@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from feather_kernels.nn.base import SparseLayer, WeightVersion
+from feather_kernels.sparsify.distributed.layers import ShardedLayers
 from feather_kernels.sparsify.forward_cleanup import ForwardCleanup
 from feather_kernels.sparsify.functional_calls import lend, plain_weights
 from feather_kernels.sparsify.layer_swap import uses_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from feather_kernels.nn.thresholds import Thresholds
     from feather_kernels.sparsify.policies import Policy
     from feather_kernels.sparsify.prunable import PrunableWeight
+    from feather_kernels.sparsify.statistics import Statistics
     from feather_kernels.sparsify.unused_layers import UnusedLayerWatch
 
 _log = logging.getLogger("feather_kernels")
@@ -89,6 +91,7 @@ class CurrentThresholds:
         counts = itertools.accumulate(len(weight.uses) for weight in self.weights)
         self._firsts = [0, *counts][:-1]  # the first use of each weight
         self._places: Sequence[tuple[Any, ...]] = []
+        self.shards = ShardedLayers(self.weights, self.places)
         self._versions: list[WeightVersion] | None = None
         self._as_copied = False
         self._ran = False
@@ -130,13 +133,24 @@ class CurrentThresholds:
 
     def _select(self, parameters: Sequence[Tensor], unseen: bool = False) -> None:
         assert self.policy is not None
+        statistics = self.shards.statistics(parameters, self.policy, self.position)
         with torch.inference_mode(False), torch.no_grad():
-            values = self._per_use(select_at(self.position, self.policy, parameters))
+            values = self._per_use(select_at(self.position, self.policy, *statistics))
             self.thresholds.assign(values, self._scales(values, self.policy), unseen=unseen)
         self._versions = [WeightVersion.of(use.latent) for use in self._uses]
         self._looked_at = self.position.advances
         self._as_copied = self.restored = False
         self.thresholds.followed = True
+
+    def looked_at(self, model: nn.Module) -> tuple[Sequence[Tensor], Statistics]:
+        """The weights, their thresholds up to date as far as that is possible here, and what can be asked of them.
+
+        Sharded weights keep the thresholds that their forward keeps too.
+        """
+        self.check_model(model)
+        self.refresh_if_stale()
+        parameters = self._check_places() if self.shards.exist() else [weight.parameter for weight in self.weights]
+        return parameters, self.shards.statistics(parameters, self.policy, self.position)[1]
 
     def step(self, model: nn.Module, skipped: Tensor | None) -> None:
         """Advance by one optimizer step and select; also for copies whose hook has never run (compiled forwards).
@@ -176,6 +190,7 @@ class CurrentThresholds:
         """Return the weights, after checks that run only if an object, address or shape has changed."""
         if is_fake(self.weights[0].parameter):
             raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
+        self.shards.take_back()
         held = self._held()
         places = [(-1,) if w is None else (id(w), w.data_ptr(), w.shape) for w in held]
         if places != self._places:
@@ -183,6 +198,7 @@ class CurrentThresholds:
             for use in self._uses:
                 use.binding.follow(use.latent)
             self.thresholds.keep_only({use.binding.key for use in self._uses})
+            self.shards.follow()
             self._places = places
         if len(held) == len(self.weights):
             return cast("Sequence[Tensor]", held)
@@ -227,14 +243,16 @@ class CurrentThresholds:
         self.thresholds.followed = self._ran = True
         switched = self._training is not None and self._training != module.training
         current = self.restored or (self.is_current() and self._has_the_bytes(switched))
+        settled = current and (self.restored or not switched or self._as_copied)
+        if not settled and self.shards.exist():
+            self.shards.check()
+            settled = current = True  # they stay: a forward must not wait for other processes
         if not current and module.training and torch.is_grad_enabled():
             self.step_watch.weights_changed()
         undo: list[Callable[[], None]] = []
-        if current and (self.restored or not switched or self._as_copied):
-            settled = True
-        elif self._is_functional_call():
-            undo, settled = self._lend(switched), False
-        else:
+        if not settled and self._is_functional_call():
+            undo = self._lend(switched)
+        elif not settled:
             settled = self._refresh(current)
         if settled or self._training is None:
             self._training = module.training
@@ -249,7 +267,7 @@ class CurrentThresholds:
 
     def refresh_if_stale(self) -> None:
         """Select if the weights have changed, unless that is impossible now."""
-        if not (self.restored or self.is_current() or self._is_functional_call()):
+        if not (self.restored or self.is_current() or self.shards.exist() or self._is_functional_call()):
             self._refresh()
 
     def _refresh(self, current: bool = False) -> bool:

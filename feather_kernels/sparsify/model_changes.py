@@ -34,6 +34,10 @@ class LayerPlaces:
         self._edges = _edges(model, {use.module for use in self._uses})
         self._known = WeakSet(model.modules())
 
+    def modules(self) -> set[nn.Module]:
+        """The layers, and the modules through which they are reached."""
+        return {use.module for use in self._uses} | {parent for parent, _, _ in self._edges}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_known": list(self._known)}
 
@@ -93,21 +97,16 @@ def _describe(gone: Sequence[WeightUse]) -> str:
 
 
 def check_whole(name: str, weight: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise RuntimeError unless the layer holds its whole weight, in its original ``shape``."""
-    if hasattr(weight, "__tensor_flatten__") and hasattr(weight, "full_tensor"):
-        fact = f"is a {type(weight).__name__}, of which this process has a part"
-    elif tuple(weight.shape) == shape and len(shape) > 1:
+    """Raise RuntimeError unless the layer's weight, all parts of it, has its original ``shape``."""
+    if tuple(weight.shape) == shape and len(shape) > 1:
         return
-    elif len(weight.shape) < 2:
-        fact = (
-            f"has shape {tuple(weight.shape)}, a flat shard: FullyShardedDataParallel and ZeRO-3 leave it like that "
-            "outside of forward"
-        )
-    else:
+    if len(weight.shape) < 2:
         raise RuntimeError(
-            f"the weight of {name} had shape {shape} when the model was made sparse, now {tuple(weight.shape)}: make "
-            "the model sparse after its layers have their final shapes"
+            f"the weight of {name} has shape {tuple(weight.shape)}, a flat shard: FullyShardedDataParallel and ZeRO-3 "
+            "leave it like that outside of forward, and no layer's weight can be told from it. Use "
+            "DistributedDataParallel, or FSDP2 (torch.distributed.fsdp.fully_shard)"
         )
     raise RuntimeError(
-        f"the weight of {name} {fact}. Thresholds are selected from whole weights: use DistributedDataParallel"
+        f"the weight of {name} had shape {shape} when the model was made sparse, now {tuple(weight.shape)}: make the "
+        "model sparse after its layers have their final shapes"
     )

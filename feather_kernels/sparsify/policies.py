@@ -19,12 +19,10 @@ from feather_kernels.dtypes import compute_dtype
 from feather_kernels.quantile import interpolate, quantile_position
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
 from feather_kernels.sparsify.overrides import Override, check_min_density
-from feather_kernels.torch_private import norms_of
+from feather_kernels.sparsify.statistics import WHOLE_WEIGHTS, Statistics
 
 if TYPE_CHECKING:
     from feather_kernels.sparsify.prunable import PrunableWeight
-
-ops = torch.ops.feather_kernels
 
 ScopeFunction = Callable[[list[Tensor], float], Tensor]
 SCOPES = ("global", "layer", "erk")
@@ -107,7 +105,7 @@ class Policy:
         caps = [n - math.ceil(d * n) for n, d in zip(self.numels, densities, strict=True)]
         self.caps = caps if any(densities) else None
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
-        self._hints: dict[tuple[bool, torch.device, torch.dtype], Tensor] = {}
+        self._hints: dict[tuple[bool, bool, torch.device, torch.dtype], Tensor] = {}
         self._last_positions: tuple[tuple[Any, ...], tuple[Tensor, Tensor | float] | None] = ((), None)
         if callable(scope) and (self.caps or score_scale != "none" or any(s is not None for s in self.sparsities)):
             raise ValueError("scope must be a name if min_density, score_scale or an override of the sparsity is given")
@@ -156,12 +154,15 @@ class Policy:
             return quantile_position(sum(self.numels), sparsity)[0] + 1
         return sum(rank + 1 for rank in self.positions(sparsity).ranks)
 
-    def thresholds_at(self, parameters: list[Tensor], sparsity: float) -> Tensor:
+    def thresholds_at(
+        self, parameters: list[Tensor], sparsity: float, statistics: Statistics = WHOLE_WEIGHTS
+    ) -> Tensor:
         """Select the thresholds at a sparsity.
 
         Args:
-            parameters: the L weights.
+            parameters: the L weights, or what this process has of them.
             sparsity: of the schedule.
+            statistics: of the whole weights.
 
         Returns:
             (L,), on the device of the weights.
@@ -170,7 +171,11 @@ class Policy:
             dtype = compute_dtype(parameters[0].dtype)
             return _check_thresholds(self.scope(parameters, sparsity), len(parameters)).to(dtype)
         positions = self._positions_on_device(sparsity, parameters[0])
-        return self.no_thresholds(parameters[0]) if positions is None else self.thresholds(parameters, *positions)
+        return (
+            self.no_thresholds(parameters[0])
+            if positions is None
+            else self.thresholds(parameters, *positions, statistics)
+        )
 
     def no_thresholds(self, like: Tensor) -> Tensor:
         """Thresholds at which nothing is pruned.
@@ -196,20 +201,27 @@ class Policy:
             self._last_positions = key, moved
         return self._last_positions[1]
 
-    def thresholds(self, parameters: Sequence[Tensor], ranks: Tensor, fractions: Tensor | float) -> Tensor:
+    def thresholds(
+        self,
+        parameters: Sequence[Tensor],
+        ranks: Tensor,
+        fractions: Tensor | float,
+        statistics: Statistics = WHOLE_WEIGHTS,
+    ) -> Tensor:
         """Select the thresholds at given quantiles, without waiting for the device.
 
         Args:
-            parameters: the L weights.
+            parameters: the L weights, or what this process has of them.
             ranks: int64 (G,), on the device of the weights.
             fractions: (G,) in the compute dtype; or a number, if there is a single group and it is pruned.
+            statistics: of the whole weights.
 
         Returns:
             (L,), on the device of the weights.
         """
-        scales = self.scales(parameters)
+        scales = self.scales(parameters, statistics)
         caps = None if self.caps is None else self._constant("caps", self.caps, torch.int64, ranks.device)
-        thresholds = interpolate(self._select(parameters, self.groups, ranks, scales, caps), fractions)
+        thresholds = interpolate(self._select(statistics, parameters, self.groups, ranks, scales, caps), fractions)
         if isinstance(fractions, Tensor):
             thresholds = torch.where(ranks < 0, 0.0, thresholds)
         if len(self.members) == 1:
@@ -219,12 +231,13 @@ class Policy:
         if scales is not None:
             thresholds = largest_below(thresholds, scales)
         if caps is not None:
-            own = self._select(parameters, range(len(parameters)), caps - 1)[:, 0]
+            own = self._select(statistics, parameters, range(len(parameters)), caps - 1)[:, 0]
             thresholds = torch.minimum(thresholds, torch.where(caps == 0, 0.0, own))
         return thresholds
 
     def _select(
         self,
+        statistics: Statistics,
         parameters: Sequence[Tensor],
         groups: Sequence[int],
         ranks: Tensor,
@@ -233,11 +246,12 @@ class Policy:
     ) -> Tensor:
         """Select (G, 2) order statistics, with the last result as hint."""
         dtype = compute_dtype(parameters[0].dtype)
-        key = (caps is not None, ranks.device, dtype)
+        shared = statistics is not WHOLE_WEIGHTS  # by other processes, which must have the same hint
+        key = (caps is not None, shared, ranks.device, dtype)
         hint = self._hints.get(key)
         if hint is None:  # NaN is no hint, but makes the first step compile all kernels
             hint = self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
-        values = ops.magnitude_select.default(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
+        values = statistics.select(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
         if self.captured:
             hint.copy_(values)
         else:
@@ -295,11 +309,12 @@ class Policy:
         shared = itertools.repeat(level) if self.allocation is None else iter(self.allocation.sparsities(level))
         return [next(shared) if own is None else own * ramp for own in self.own_sparsities]
 
-    def scales(self, parameters: Sequence[Tensor]) -> Tensor | None:
+    def scales(self, parameters: Sequence[Tensor], statistics: Statistics = WHOLE_WEIGHTS) -> Tensor | None:
         """The factors by which magnitudes are multiplied to give scores.
 
         Args:
-            parameters: the L weights.
+            parameters: the L weights, or what this process has of them.
+            statistics: of the whole weights.
 
         Returns:
             (L,), or None if scores are magnitudes.
@@ -310,7 +325,7 @@ class Policy:
         if self.score_scale == "fan":
             factors = [1 / math.sqrt(sum(shape)) if shape else 1.0 for shape in self.shapes]
             return self._constant("factors", factors, dtype, parameters[0].device)
-        norms = torch.stack(norms_of(list(parameters), dtype))
+        norms = statistics.norms(list(parameters), dtype)
         return torch.where(norms > 0, 1 / norms, 0.0)
 
 

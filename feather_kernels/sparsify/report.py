@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+from feather_kernels.nn.dtensor import local_part
+from feather_kernels.sparsify.statistics import WHOLE_WEIGHTS, PrunedCount, Statistics
 
 if TYPE_CHECKING:
     from feather_kernels.nn.base import SparseLayer
@@ -246,19 +250,44 @@ class Report:
 
 
 @torch.no_grad()
-def measure_layers(weights: Sequence[PrunableWeight], policy: Policy, sparsity: float) -> list[LayerReport]:
-    """Report on every weight under its threshold, with ties against the policy's budget at ``sparsity``."""
-    parameters = [weight.parameter for weight in weights]
-    thresholds = [weight.uses[0].binding.value for weight in weights]
-    scales = policy.scales(parameters)
-    factors: Sequence[Tensor | float] = [1.0] * len(weights) if scales is None else scales.unbind()
-    counts = [_count(w, t, scale) for w, t, scale in zip(parameters, thresholds, factors, strict=True)]
+def measure_layers(
+    weights: Sequence[PrunableWeight],
+    parameters: Sequence[Tensor],
+    policy: Policy,
+    sparsity: float,
+    statistics: Statistics = WHOLE_WEIGHTS,
+) -> list[LayerReport]:
+    """Report on every weight under its threshold, with ties against the policy's budget at ``sparsity``.
+
+    ``parameters`` hold the weights; if they are sharded, ``statistics`` adds up what all processes have of them.
+    """
+    local = list(map(local_part, parameters))
+    scales = policy.scales(local, statistics)
+    counts = statistics.combine(_count_all(weights, local, scales))
     ties = _count_ties(counts, policy, sparsity)
-    reports = []
-    for weight, w, t, count, tie in zip(weights, parameters, thresholds, counts, ties, strict=True):
-        numbers = tuple(w.shape), w.numel(), count.zeros, t.item(), tie
-        reports.append(LayerReport(weight.name, *numbers, *_backward(weight, w), weight.note))
-    return reports
+    return [
+        _layer_report(weight, parameter, parameter.shape, count.zeros, tie)
+        for weight, parameter, count, tie in zip(weights, parameters, counts, ties, strict=True)
+    ]
+
+
+@torch.no_grad()
+def measure_own_parts(weights: Sequence[PrunableWeight], parameters: Sequence[Tensor]) -> list[LayerReport]:
+    """The same of what this process has of sharded weights; a part says nothing about ties, which stay 0."""
+    local = list(map(local_part, parameters))
+    return [
+        _layer_report(weight, parameter, own.shape, count.zeros, 0)
+        for weight, parameter, own, count in zip(
+            weights, parameters, local, _count_all(weights, local, None), strict=True
+        )
+    ]
+
+
+def _layer_report(
+    weight: PrunableWeight, parameter: Tensor, shape: Sequence[int], zeros: int, ties: int
+) -> LayerReport:
+    numbers = tuple(shape), math.prod(shape), zeros, weight.uses[0].binding.value.item(), ties
+    return LayerReport(weight.name, *numbers, *_backward(weight, parameter), weight.note)
 
 
 def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool]:
@@ -272,26 +301,29 @@ def _backward(weight: PrunableWeight, parameter: Tensor) -> tuple[str, int, bool
     return "keeps" if any(kept) else "recomputes", sum(kept) * size, all(can)
 
 
-@dataclass(frozen=True)
-class _Count:
-    zeros: int
-    largest: float  # the largest score of a pruned element
-    at_largest: int  # number of pruned elements with this score; different magnitudes may round to the same score
+def _count_all(
+    weights: Sequence[PrunableWeight], parameters: Sequence[Tensor], scales: Tensor | None
+) -> list[PrunedCount]:
+    factors: Sequence[Tensor | float] = [1.0] * len(weights) if scales is None else scales.unbind()
+    return [
+        _count(w, weight.uses[0].binding.value.to(w.device), factor)
+        for weight, w, factor in zip(weights, parameters, factors, strict=True)
+    ]
 
 
-def _count(parameter: Tensor, t: Tensor, scale: Tensor | float) -> _Count:
+def _count(parameter: Tensor, t: Tensor, scale: Tensor | float) -> PrunedCount:
     """Count what the operator prunes; at T <= 0, the zeros that the weight has already."""
     if parameter.numel() == 0:
-        return _Count(0, 0.0, 0)
+        return PrunedCount(0, 0.0, 0)
     magnitude = parameter.to(t.dtype).abs()
     pruned = magnitude <= t.clamp_min(0)
     score = torch.where(pruned, magnitude * scale, 0.0)
     largest = score.max()
     at_largest = torch.count_nonzero(pruned & (score == largest))
-    return _Count(int(torch.count_nonzero(pruned)), float(largest), int(at_largest))
+    return PrunedCount(int(torch.count_nonzero(pruned)), float(largest), int(at_largest))
 
 
-def _count_ties(counts: Sequence[_Count], policy: Policy, sparsity: float) -> list[int]:
+def _count_ties(counts: Sequence[PrunedCount], policy: Policy, sparsity: float) -> list[int]:
     """Count the zeros of each weight beyond the budget of its group.
 
     First come the zeros beyond the weight's own cap, then those at the group's largest pruned score, from the last

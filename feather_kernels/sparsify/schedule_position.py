@@ -10,6 +10,7 @@ from weakref import WeakSet
 
 from feather_kernels.sparsify.options import ConstantScale
 from feather_kernels.sparsify.schedules import ConstantSchedule, Schedule, sparsity_at
+from feather_kernels.sparsify.statistics import WHOLE_WEIGHTS, Statistics
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +74,11 @@ class SchedulePosition:
         return self._step if self.device_schedule is None else int(self.device_schedule.step)
 
     @property
+    def counted_step(self) -> int | Tensor:
+        """The same where it is counted: a 0-dim tensor on a device, or a number."""
+        return self._step if self.device_schedule is None else self.device_schedule.step
+
+    @property
     def sparsity(self) -> float:
         """Sparsity of the schedule at this step."""
         return sparsity_at(self.schedule, self.step)
@@ -103,7 +109,12 @@ def _fixed(key: str, step: int, sparsity: float, grad_scale: float) -> ScheduleP
     return position
 
 
-def select_at(position: SchedulePosition, policy: Policy, parameters: Sequence[Tensor]) -> Tensor:
+def select_at(
+    position: SchedulePosition,
+    policy: Policy,
+    parameters: Sequence[Tensor],
+    statistics: Statistics = WHOLE_WEIGHTS,
+) -> Tensor:
     """Select the (L,) thresholds of the weights at a position; they are 0 for weights on the meta device."""
     first = parameters[0]
     devices = {parameter.device for parameter in parameters}
@@ -113,5 +124,5 @@ def select_at(position: SchedulePosition, policy: Policy, parameters: Sequence[T
         return policy.no_thresholds(first)
     if position.device_schedule is not None:
         ranks, fractions = position.device_schedule.positions()
-        return policy.thresholds(parameters, ranks.to(first.device), fractions.to(first.device))
-    return policy.thresholds_at(list(parameters), position.sparsity)
+        return policy.thresholds(parameters, ranks.to(first.device), fractions.to(first.device), statistics)
+    return policy.thresholds_at(list(parameters), position.sparsity, statistics)

@@ -14,6 +14,7 @@ from feather_kernels.checks import check_power
 from feather_kernels.sparsify import layer_swap
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
+from feather_kernels.sparsify.distributed.sharding import hint_at_fsdp1
 from feather_kernels.sparsify.layer_choice import FilterFn, LayerChoice, choose_weights
 from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 from feather_kernels.sparsify.options import (
@@ -25,7 +26,7 @@ from feather_kernels.sparsify.options import (
 )
 from feather_kernels.sparsify.overrides import resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
-from feather_kernels.sparsify.report import Report, measure_layers
+from feather_kernels.sparsify.report import Report, measure_layers, measure_own_parts
 from feather_kernels.sparsify.schedule_position import SchedulePosition
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
 from feather_kernels.sparsify.sparsity_warnings import warn_of_frozen, warn_of_thawed, warn_unless_reached
@@ -141,7 +142,7 @@ class Sparsifier:
         self.model = model
         self.weights, self.skipped, self._left_frozen = choose_weights(model, self._choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
-            reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped)
+            reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped) + hint_at_fsdp1(model)
             raise ValueError(f"model must have a prunable layer, got none{reasons}")
         check_dtypes(self.weights)
         settings = resolve_overrides(self.weights, overrides)
@@ -176,13 +177,14 @@ class Sparsifier:
     def step(self) -> None:
         """Advance the schedule by one optimizer step and set the thresholds for the next forward pass.
 
-        Call it after ``optimizer.step()``. It does not wait for the device. After the end of the schedule the final
-        sparsity stays.
+        Call it after ``optimizer.step()``, and on all ranks if weights are sharded (FSDP2). It does not wait for the
+        device. After the end of the schedule the final sparsity stays.
 
         Raises:
             RuntimeError: ``finalize()``, ``detach()`` or ``attach()`` was called before; a sparse layer is no longer
-                part of the model; a weight has another shape, or is sharded; or a weight got a gradient though no
-                training forward has called its layer, because some module reads it directly and trains it dense.
+                part of the model; a weight has another shape, or is sharded by anything but FSDP2; a weight got a
+                gradient though no training forward has called its layer, because some module reads it directly and
+                trains it dense; or weights are sharded and the ranks do not step alike.
         """
         self._check_live("step")
         if self._optimizer_hook.active:
@@ -315,14 +317,19 @@ class Sparsifier:
         self._check_live("detach")
         layer_swap.check_not_parametrized(self.weights)
         with contextlib.suppress(RuntimeError, ValueError):  # a changed model has no report, but gets its dense layers
-            self._final_report = self.report()
+            self._final_report = None if self._current_thresholds.shards.exist() else self.report()
         self._end("detach")
         return self.model
 
     # ------------------------------------------------------------------------------------------------ report and state
 
-    def report(self) -> Report:
+    def report(self, local: bool = False) -> Report:
         """Count the zeros now; after ``finalize()`` or ``detach()``, return the report of that moment.
+
+        If weights are sharded (FSDP2), it counts them under the thresholds of the last step; call it on all ranks.
+
+        Args:
+            local: count only what this process has of sharded weights, without ties, and wait for no other process.
 
         Returns:
             Counts per layer and in total, and the layers that stay dense.
@@ -333,13 +340,33 @@ class Sparsifier:
         if self._final_report is not None:
             return self._final_report
         self._check_live("report")
-        self._current_thresholds.check_model(self.model)
-        self._current_thresholds.refresh_if_stale()
-        measured = measure_layers(self.weights, self._policy, self.sparsity)
+        if local and self._current_thresholds.shards.exist():
+            self._current_thresholds.check_model(self.model)
+            measured = measure_own_parts(self.weights, self._current_thresholds.shards.parameters())
+        else:
+            parameters, statistics = self._current_thresholds.looked_at(self.model)
+            measured = measure_layers(self.weights, parameters, self._policy, self.sparsity, statistics)
         skipped = *self.skipped, *self._current_thresholds.places.added(self.model, self._choice)
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        count = sum(parameter.numel() for parameter in self.model.parameters())
         budget = self._policy.budget(self.sparsity)
-        return Report(self.step_count, self.sparsity, tuple(measured), skipped, parameters, budget)
+        return Report(self.step_count, self.sparsity, tuple(measured), skipped, count, budget)
+
+    def assert_consistent(self) -> None:
+        """Compare step, thresholds, zeros and the weights' bits of all ranks; to be called on all of them.
+
+        It reads everything, so it is for the start of a run, for checkpoints and for tests.
+
+        Raises:
+            RuntimeError: on all ranks, naming those that differ and their layers.
+        """
+        self._check_live("assert_consistent")
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return
+        from feather_kernels.sparsify.distributed.consistency import compare, fingerprint
+
+        parameters, statistics = self._current_thresholds.looked_at(self.model)
+        measured = measure_layers(self.weights, parameters, self._policy, self.sparsity, statistics)
+        compare(fingerprint(self.step_count, measured, parameters, self._current_thresholds.shards.parts))
 
     def state_dict(self) -> dict[str, Any]:
         """The state from which a training resumes, for ``torch.save`` along with the model's and the optimizer's.

@@ -20,9 +20,14 @@ def checksum(weights: Sequence[Tensor | None]) -> Tensor | None:
     held = cast("Sequence[Tensor]", weights)
     if any(weight.device.type == "meta" for weight in held) or is_fake(held[0]):
         return None
+    return sums_of_bits(held)
+
+
+def sums_of_bits(weights: Sequence[Tensor]) -> Tensor:
+    """int64 (weights,), on the device of the first."""
     words = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-    first = held[0].device
-    return torch.stack([w.view(words[w.element_size()]).sum(dtype=torch.int64).to(first) for w in held])
+    first = weights[0].device
+    return torch.stack([w.view(words[w.element_size()]).sum(dtype=torch.int64).to(first) for w in weights])
 
 
 def has_memory(parameter: Tensor | None) -> bool:

@@ -154,30 +154,6 @@ def two_layers_of_shards() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_sharded_tensors_are_an_error(tmp_path: Any, when: str) -> None:
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        mesh, model = init_device_mesh("cpu", (1,)), two_layers()
-        if when == "before":
-            fully_shard(model, mesh=mesh)
-            with pytest.raises(RuntimeError, match=r"weight of 0 is a DTensor.*DistributedDataParallel"):
-                constant(model)
-            assert type(model[0]) is nn.Linear
-        else:
-            sparsifier = constant(model)
-            fully_shard(model, mesh=mesh)
-            train(model)
-            with pytest.raises(RuntimeError, match=r"weight of 0 is a DTensor.*DistributedDataParallel"):
-                sparsifier.step()
-    finally:
-        dist.destroy_process_group()
-
-
 def test_structure_survives_copies_and_pickles() -> None:
     model = nets.conv_net()
     sparsifier = constant(model)
@@ -190,23 +166,6 @@ def test_structure_survives_copies_and_pickles() -> None:
             other.step()
     model(nets.images())
     sparsifier.step()
-
-
-def test_a_report_on_sharded_weights_is_an_error(tmp_path: Any) -> None:
-    import torch.distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
-    try:
-        model = two_layers()
-        sparsifier = constant(model)
-        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
-        for look in (sparsifier.report, sparsifier.state_dict, sparsifier.finalize):
-            with pytest.raises(RuntimeError, match="weight of 0 is a DTensor"):
-                look()
-    finally:
-        dist.destroy_process_group()
 
 
 def test_a_step_that_fails_does_not_count_and_detach_is_the_way_out() -> None:
