@@ -33,9 +33,7 @@ def draw() -> None:
         for sign in (1, -1):
             axes.plot(sign * positive, sign * values, color=color, linewidth=2, label=label if sign == 1 else None)
     axes.plot([-1, 1], [0, 0], color="black", linewidth=2.5, label="pruned: P(w) = 0")
-    axes.set(
-        xlabel="latent weight w", ylabel="P(w) / T", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5)
-    )
+    axes.set(xlabel="latent weight w", ylabel="P(w) / T", xlim=(-2.5, 2.5), ylim=(-2.5, 2.5))
     axes.set_xticks([-2, -1, 0, 1, 2], ["-2T", "-T", "0", "T", "2T"])
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
