@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from feather_kernels import cli
-from feather_kernels.cli.compare import command, process, table
+from feather_kernels.cli.compare import command, figures, process, table
 from feather_kernels.cli.compare.folder import GRID
 from feather_kernels.cli.compare.grid import make_grid, read_grid
 from feather_kernels.cli.compare.results import FAILED, FINISHED, OPEN, Result, read_layers, read_results
@@ -490,6 +490,15 @@ def test_table_and_figures_are_made_again_from_the_csv_files_alone(tmp_path, fak
         assert (copy / name).read_bytes() == (out / name).read_bytes()
     assert capsys.readouterr().out == (copy / "table.md").read_text()
     assert (copy / "accuracy.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+def test_the_figure_names_only_methods_that_have_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_png", lambda figure: figure.axes[0].get_legend_handles_labels()[1])
+    known = {"data": "digits", "model": "cnn", "epochs": 1, "sparsity": 0.9, "seed": 0, "fingerprint": ""}
+    finished = Result(label="soft", method="soft", status=FINISHED, test_accuracy=0.5, zeros=0.9, seconds=1.0, **known)
+    waiting = Result(label="hard", method="hard", status=OPEN, **known)
+    assert figures.draw_accuracy([finished, waiting]) == ["soft (one seed)"]
+    assert figures.draw_accuracy([waiting]) == []
 
 
 @pytest.mark.parametrize("damage", ["empty", "columns", "number"])

@@ -35,6 +35,8 @@ def draw_accuracy(results: Sequence[Result]) -> bytes:
     for index, (label, row) in enumerate(entries(results).items()):
         points = {sparsity: entry for sparsity, entry in row.items() if entry.accuracies}
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
+        if not points:  # no cell has finished
+            continue
         if list(points) == [0]:
             _draw_level(axes, label, points[0])
             continue
