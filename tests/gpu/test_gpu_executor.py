@@ -87,8 +87,7 @@ def values(*powers: float) -> Calls:
     }
 
 
-ROUNDED = values(1.0, 2.0, 3.0, math.inf)
-VALUES = {"triton": ROUNDED, "cuda": {**ROUNDED, **values(4.5)}}
+VALUES = values(1.0, 2.0, 3.0, math.inf)
 EXACT: Calls = {
     **{
         f"scale_pruned_grad {dtype} for {weight_dtype}".replace("torch.", ""): partial(
@@ -172,24 +171,24 @@ def test_neighbours_are_one_step_apart() -> None:
 @pytest.mark.skipif(PTX_ARCHITECTURE == 0, reason="needs the PTX executor")
 def test_the_calls_reach_every_kernel_and_agree_with_the_reference() -> None:
     with simulated(PTX_BACKEND, PTX_ARCHITECTURE) as driver:
-        results = {name: call(CPU) for name, call in {**VALUES[PTX_BACKEND], **EXACT}.items()}
+        results = {name: call(CPU) for name, call in {**VALUES, **EXACT}.items()}
     assert {launch.kernel for launch in driver.launches} == kernels_of(PTX_BACKEND, driver)
     with fk.use_backend("reference"):
         for name, call in EXACT.items():
             assert equal(results[name], call(CPU)), name
-        for name, call in VALUES[PTX_BACKEND].items():
+        for name, call in VALUES.items():
             assert steps_apart(results[name], call(CPU)) <= 8, name  # the bounds of both, with room
 
 
 @on_a_gpu
-@pytest.mark.parametrize(("name", "call"), [(name, call) for name in NAMES for call in (*VALUES[name], *EXACT)])
+@pytest.mark.parametrize(("name", "call"), [(name, call) for name in NAMES for call in (*VALUES, *EXACT)])
 def test_the_device_does_as_simulated(name: str, call: str) -> None:
-    compute = {**VALUES[name], **EXACT}[call]
+    compute = {**VALUES, **EXACT}[call]
     with gpu_backend(name):
         on_device = compute(GPU).cpu()
     with simulated(name, architecture_of(GPU)):
         on_executor = compute(CPU)
-    if call in VALUES[name]:
+    if call in VALUES:
         assert steps_apart(on_device, on_executor) <= 1
     else:
         assert equal(on_device, on_executor)
