@@ -318,7 +318,7 @@ def test_finished_rows_are_taken_over_unchanged(committed, no_training, capsys) 
     before = contents(committed)
     assert compare(*TWO_CELLS, "--out", str(committed)) == 0
     output = capsys.readouterr().out
-    assert f"2 of 2 cells are finished by {committed / 'results.csv'} alone" in output
+    assert f"2 of 2 cells are taken from {committed / 'results.csv'}; their runs are gone" in output
     assert "started" not in output
     for name in ("results.csv", "layers.csv"):
         assert (committed / name).read_bytes() == before[committed / name]
@@ -372,7 +372,7 @@ def test_files_beside_committed_results_are_left_alone(committed, no_training) -
         ([*TWO_CELLS, "--model", "resnet20"], "feather-0.9-seed0 has model 'cnn' there and 'resnet20' here"),
         (
             [*TWO_CELLS, "--lr", "0.2"],
-            "some option was another one; if the row was made with label feather, data digits",
+            "an option differs; if the row was made with label feather, data digits",
         ),
         ([*TWO_CELLS, "--dtype", "bfloat16"], "dtype bfloat16"),
     ],

@@ -159,7 +159,7 @@ import sys
 import torch
 before = set(sys.modules)
 import feather_kernels.cli
-assert feather_kernels.cli.commands(["doctor"]) == 0
+assert feather_kernels.cli.main(["doctor"]) == 0
 extra = {"rich", "matplotlib", "safetensors", "sklearn", "torchvision"}
 print(sorted((set(sys.modules) - before) & extra))
 """

@@ -94,7 +94,7 @@ def _collect(
     high = torch.minimum(key[:, 1] + width, low + (1 << reach) - 1).clamp_max(NAN_KEY[hint.dtype])
     high = torch.where(rank >= 0, high, low - 1)
     below, inside, keys = collect_keys(weights, groups, low, high, scales, CAPACITY)
-    group = torch.arange(len(rank)).repeat_interleave(inside.clamp_min(0))
+    group = torch.arange(len(rank), dtype=torch.int64, device="cpu").repeat_interleave(inside.clamp_min(0))
     return Collected(low, below, inside, keys - low[group], group)
 
 

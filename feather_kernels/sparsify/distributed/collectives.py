@@ -52,7 +52,7 @@ def sum_of_parts(values: Tensor, parts: Sequence[Part], step: int | Tensor, *, r
     total = values.clone()
     for part in parts:
         if part.group is not None:
-            index = torch.tensor(part.weights, device=values.device)
+            index = torch.tensor(part.weights, dtype=torch.int64, device=values.device)
             total[index] = add_over_processes(values[index], part, step, read=read)
     return total
 
