@@ -160,6 +160,17 @@ def test_bad_options_are_refused(tmp_path, monkeypatch, capsys, options: list[st
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("options", [[], ["--table", "somewhere"]], ids=str)
+def test_several_processes_are_refused(tmp_path, monkeypatch, capsys, options: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare(*options) == 2
+    error = capsys.readouterr().err
+    assert "compare must run as one process, got WORLD_SIZE=2" in error
+    assert "--jobs" in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_grid_file_and_lists_of_cells_are_refused(tmp_path, capsys) -> None:
     path = write_grid(tmp_path / "grid.toml", "[[cells]]\nmethods = ['dense']")
     assert "leave out --seeds" in refused(capsys, str(path), "--seeds", "1")

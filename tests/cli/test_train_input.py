@@ -211,9 +211,13 @@ def test_an_unknown_backend_is_refused(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [[], ["--resume", "no-such-run"]], ids=str)
-def test_several_processes_are_refused(capsys, tmp_path, monkeypatch, options):
+def test_processes_that_cannot_find_each_other_are_refused(capsys, tmp_path, monkeypatch, options):
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_refused(capsys, tmp_path / "runs", options, "train must run as one process, got WORLD_SIZE=2")
+    monkeypatch.setenv("RANK", "0")
+    wanted = "WORLD_SIZE=2 needs LOCAL_RANK, MASTER_ADDR, MASTER_PORT", "torchrun"
+    check_refused(capsys, tmp_path / "runs", options, *wanted)
 
 
 def test_one_process_of_torchrun_trains(tmp_path, monkeypatch):

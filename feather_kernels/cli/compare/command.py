@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         InputError, OSError: an option, the grid or the folder is not what it should be; nothing has been written then.
     """
+    world_size = os.environ.get("WORLD_SIZE") or "1"  # set by torchrun and other launchers
+    if world_size != "1":
+        raise InputError(
+            f"compare must run as one process, got WORLD_SIZE={world_size}: start it without a launcher; --jobs sets "
+            "how many cells train at the same time"
+        )
     rest = given(options)
     path = rest.pop("table", None)
     if path is not None:

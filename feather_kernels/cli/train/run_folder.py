@@ -40,10 +40,12 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        writes: whether this process writes the files; if not, the methods that write do nothing.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
 
     @property
     def finished(self) -> bool:
@@ -52,7 +54,8 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file into the folder, as ``write_file`` does."""
-        write_file(self.path / name, content)
+        if self.writes:
+            write_file(self.path / name, content)
 
     def write_config(self, content: dict[str, Any]) -> None:
         """Write config.json."""

@@ -22,12 +22,14 @@ from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.train import batches, methods
 from feather_kernels.cli.train.config import DTYPES, TrainConfig
 from feather_kernels.cli.train.models import is_torchvision, make_model
+from feather_kernels.cli.train.ranks import Ranks
 from feather_kernels.sparsify import Report, Sparsifier
 
 if TYPE_CHECKING:
     from feather_kernels.cli.train.data import Dataset
 
-TEST_BATCH_SIZE = 256  # images
+TEST_BATCH_SIZE = 256  # images for each rank
+ALONE = Ranks()
 
 COLUMNS = (
     *("epoch", "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy"),
@@ -38,7 +40,7 @@ Row = dict[str, int | float]
 
 @dataclass
 class Sums:
-    """Sums over the images seen so far.
+    """Sums over the images that this process has seen so far.
 
     Attributes:
         loss: in nats. It stays on the device until it is read, so that a step does not wait for it.
@@ -68,10 +70,6 @@ class Sums:
         self.correct = self.correct + (logits.detach().argmax(1) == labels).sum()
         self.images += len(labels)
 
-    def read(self) -> Sums:
-        """The same sums as plain numbers."""
-        return Sums(float(self.loss), int(self.correct), self.images, self.seconds)
-
 
 class Training:
     """A training run in memory; it starts at step 0 or where ``load_state_dict`` puts it.
@@ -80,22 +78,28 @@ class Training:
         config: the options.
         dataset: the data, on any device.
         after_step: called after each optimizer step and each batch of an evaluation. It may raise: ``state_dict`` can
-            then save the training, and a later ``run_epoch`` continues it.
+            then save the training, and a later ``run_epoch`` continues it. All ranks call it equally often.
+        ranks: the processes that train together. All must call the methods of this class that train, evaluate, or
+            give a state.
 
     Attributes:
         step: the number of optimizer steps done.
         rows: one for each finished epoch, with the keys of ``COLUMNS``.
-        sums: over the images of the current epoch.
+        sums: over this rank's images of the current epoch.
         finalized: whether ``finalize`` has been called.
 
     Raises:
-        InputError: the model does not take the images, or batch norm has a single value to normalise.
+        InputError: the model does not take the images, batch norm has a single value to normalise, or a rank has no
+            image in a step.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset, after_step: Callable[[], None]) -> None:
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, after_step: Callable[[], None], ranks: Ranks = ALONE
+    ) -> None:
         self.config = config
         self.after_step = after_step
-        self.device = torch.device(config.device)
+        self.ranks = ranks
+        self.device = ranks.device(config.device)
         self.images, self.labels = dataset.x_train.to(self.device), dataset.y_train.to(self.device)
         self.test_images, self.test_labels = dataset.x_test.to(self.device), dataset.y_test.to(self.device)
         self.normalise = batches.Normalisation(self.images)
@@ -105,9 +109,11 @@ class Training:
         self.method = config.settings
 
         model = make_model(config.model, dataset.image_shape[-1], dataset.classes, config.seed)
-        _check_takes(model, config, dataset, len(self.images) // self.steps_per_epoch)
+        smallest_share = _smallest_share(config, len(self.images), self.steps_per_epoch, ranks.size)
+        _check_takes(model, config, dataset, smallest_share)
         self.model: nn.Module = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.sparsifier = self._make_sparsifier()
+        self.parallel = ranks.replicate(self.model, self.device)
         self.optimizer = torch.optim.SGD(_parameter_groups(self.model, config), lr=config.lr, momentum=config.momentum)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_factor)
         self.step = 0
@@ -163,24 +169,28 @@ class Training:
             self.train_step(batch.to(self.device))
             self.sums.seconds += time.perf_counter() - begin
             self.after_step()
-        self._check_loss()
+        train = self._total(self.sums)
+        self._check_loss(train)
         begin = time.perf_counter()
         test = self.evaluate()
-        self.sums.seconds += time.perf_counter() - begin
-        self.rows.append(self._row(test))
+        train.seconds += time.perf_counter() - begin
+        self.rows.append(self._row(train, test))
         self.sums = Sums()
         return self.rows[-1]
 
     def train_step(self, batch: Tensor) -> None:
-        """Take one optimizer step on the images with these indices, int64 (B,) on the device."""
+        """Take one optimizer step on the images with these indices, int64 (B,) on the device; the ranks share them."""
         images, labels = self.images[batch], self.labels[batch]
+        ranks = self.ranks
         if is_torchvision(self.config.model):  # whose dropout and stochastic depth draw from torch's own generator
-            torch.manual_seed(batches.derived_seed(self.config.seed, "model", self.step))
-        if self.augments:
+            torch.manual_seed(batches.derived_seed(self.config.seed, "model", self.step * ranks.size + ranks.rank))
+        if self.augments:  # the whole batch: a crop must not depend on the number of ranks
             images = batches.augment(images, self.config.seed, self.step)
-        logits = self._logits(self.normalise(images))
+        images, labels = ranks.share(images), ranks.share(labels)
+        logits = self._logits(self.parallel, self.normalise(images))
         loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        # gradients are averaged over the ranks, whatever the sizes of their shares
+        (loss * (len(labels) * ranks.size / len(batch))).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         with self._held_weights():
             self.optimizer.step()
@@ -195,19 +205,27 @@ class Training:
     def evaluate(self) -> Sums:
         """Compute loss and accuracy over the test images."""
         self.model.eval()
+        self.ranks.copy_from_first(self.model.buffers())  # the running statistics, which checkpoints and results hold
         sums = Sums()
-        for images, labels in zip(
-            self.test_images.split(TEST_BATCH_SIZE), self.test_labels.split(TEST_BATCH_SIZE), strict=True
-        ):
-            logits = self._logits(self.normalise(images))
-            sums.add(F.cross_entropy(logits, labels), logits, labels)
+        size = TEST_BATCH_SIZE * self.ranks.size
+        for batch in zip(self.test_images.split(size), self.test_labels.split(size), strict=True):
+            images, labels = map(self.ranks.share, batch)
+            if len(images) > 0:  # fewer images than ranks may be left
+                logits = self._logits(self.model, self.normalise(images))
+                sums.add(F.cross_entropy(logits, labels), logits, labels)
             self.after_step()
-        return sums.read()
+        return self._total(sums)
 
     def finalize(self) -> Report:
-        """Write the zeros into the weights, which leaves a dense model, and report; no ``state_dict`` comes later."""
+        """Write the zeros into the weights, which leaves a dense model, and report; no ``state_dict`` comes later.
+
+        Raises:
+            RuntimeError: the ranks have not trained the same weights.
+        """
         self.finalized = True
         if self.sparsifier is not None:
+            if self.ranks.size > 1:
+                self.sparsifier.assert_consistent()
             self.sparsifier.finalize()
         return self.report()
 
@@ -217,18 +235,20 @@ class Training:
             **{name: part.state_dict() for name, part in self._stateful().items()},
             "step": self.step,
             "rows": self.rows,
-            "sums": asdict(self.sums.read()),
+            "sums": asdict(self._total(self.sums)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state_dict`` was taken, bit for bit on the CPU with as many threads.
+        """Continue where ``state_dict`` was taken, bit for bit on the CPU with as many threads and at most two ranks.
 
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: the state belongs to another run.
         """
         for name, part in self._stateful().items():
             part.load_state_dict(state[name])
-        self.step, self.rows, self.sums = state["step"], list(state["rows"]), Sums(**state["sums"])
+        self.step, self.rows = state["step"], list(state["rows"])
+        sums = Sums(**state["sums"])
+        self.sums = sums if self.ranks.is_first else Sums()  # they are sums over all ranks
         if not 0 <= self.epoch_step <= self.steps_per_epoch or self.step > self.total_steps:
             raise ValueError(f"step {self.step} is not in epoch {self.epoch}, of {self.steps_per_epoch} steps each")
 
@@ -243,32 +263,37 @@ class Training:
         parts = {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler}
         return parts if self.sparsifier is None else {**parts, "sparsifier": self.sparsifier}
 
-    def _check_loss(self) -> None:
+    def _total(self, sums: Sums) -> Sums:
+        """The sums over all ranks, as plain numbers; the time is that of this rank."""
+        loss, correct, images = self.ranks.add([float(sums.loss), int(sums.correct), sums.images])
+        return Sums(loss, int(correct), int(images), sums.seconds)
+
+    def _check_loss(self, sums: Sums) -> None:
         """Raise InputError if the loss is not finite; once per epoch, because reading it makes the host wait."""
-        loss = self.sums.mean_loss
+        loss = sums.mean_loss
         if not math.isfinite(loss):
             raise InputError(
                 f"training loss must be finite, got {loss} in epoch {self.epoch + 1} with --lr {self.config.lr} "
                 "(start a new run with a smaller --lr)"
             )
 
-    def _logits(self, images: Tensor) -> Tensor:
+    def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, classes), float32."""
         dtype = DTYPES[self.config.dtype]
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype != torch.float32):
-            logits: Tensor = self.model(images)
+            logits: Tensor = model(images)
         return logits.float()
 
     def _lr_factor(self, step: int) -> float:
         return 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
 
-    def _row(self, test: Sums) -> Row:
+    def _row(self, train: Sums, test: Sums) -> Row:
         report = self.report()
         threshold = 0.0 if self.sparsifier is None else self.sparsifier.threshold.item()
         values = (
-            *(self.epoch + 1, self.step, self.sums.mean_loss, self.sums.accuracy, test.mean_loss, test.accuracy),
+            *(self.epoch + 1, self.step, train.mean_loss, train.accuracy, test.mean_loss, test.accuracy),
             *(report.target_sparsity, report.sparsity, threshold),
-            *(self.config.lr * self._lr_factor(self.step - 1), round(self.sums.seconds, 3)),
+            *(self.config.lr * self._lr_factor(self.step - 1), round(train.seconds, 3)),
         )
         return dict(zip(COLUMNS, values, strict=True))
 
@@ -282,18 +307,33 @@ def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, A
     ]
 
 
-def _check_takes(model: nn.Module, config: TrainConfig, dataset: Dataset, smallest_batch: int) -> None:
-    """Raise InputError unless a copy of the model can train on the smallest batch of such images."""
+def _smallest_share(config: TrainConfig, images: int, steps: int, ranks: int) -> int:
+    """The smallest number of images that a rank gets in a step; raises InputError if it is 0.
+
+    A rank without images could not take part in the step: batch norm, for one, has nothing to normalise.
+    """
+    smallest_batch = images // steps
+    if smallest_batch < ranks:
+        raise InputError(
+            f"--batch-size must give each of the {ranks} ranks an image in every step, got {config.batch_size} for "
+            f"{images} images, of which a step has {smallest_batch}"
+        )
+    return smallest_batch // ranks
+
+
+def _check_takes(model: nn.Module, config: TrainConfig, dataset: Dataset, batch_size: int) -> None:
+    """Raise InputError unless a copy of the model can train on a batch of so many images."""
     height, width, channels = dataset.image_shape
-    images = torch.zeros(smallest_batch, channels, height, width, dtype=torch.float32, device="cpu")
+    images = torch.zeros(batch_size, channels, height, width, dtype=torch.float32, device="cpu")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             logits = copy.deepcopy(model).train()(images)
         except (AssertionError, RuntimeError, ValueError) as error:  # raised by networks for sizes they do not take
             if "more than 1 value per channel" in str(error):  # raised by torch's batch norm
                 raise InputError(
-                    f"--batch-size must leave no batch with a single image where {config.model} makes one pixel of "
-                    f"{height}x{width} (batch norm), got {config.batch_size} for {len(dataset.x_train)} images"
+                    f"--batch-size must leave no batch, and no rank's share of one, with a single image where "
+                    f"{config.model} makes one pixel of {height}x{width} (batch norm), got {config.batch_size} for "
+                    f"{len(dataset.x_train)} images"
                 ) from error
             raise InputError(f"--model {config.model} does not take images of {height}x{width}: {error}") from error
     if not isinstance(logits, Tensor):
