@@ -1,4 +1,5 @@
-// Selection and histograms against sorting, on every path: all keys collected, hint, sample, radix passes.
+// Selection, histograms and the keys inside brackets against sorting. Selection takes every path: all keys collected,
+// hint, sample, radix passes.
 #include <algorithm>
 
 #include "cpu/instruction_set.h"
@@ -198,6 +199,99 @@ void histograms() {
   CHECK_REFUSED(magnitude_histogram(scores, prefix, 21, 11, counts.data(), 1), "bits must be in [1, 16]");
 }
 
+struct Collected {
+  std::vector<int64_t> below, inside, keys;
+};
+
+Collected collect(const Scores& scores, const std::vector<int64_t>& low, const std::vector<int64_t>& high,
+                  int64_t capacity, int threads) {
+  Collected found{std::vector<int64_t>(low.size(), -7), std::vector<int64_t>(low.size(), -7),
+                  std::vector<int64_t>(static_cast<size_t>(capacity) + 1, -7)};
+  const KeysInside out{found.below.data(), found.inside.data(), found.keys.data(), capacity};
+  collect_keys(scores, low.data(), high.data(), out, threads);
+  CHECK(found.keys.back() == -7, "a key beyond the capacity of ", capacity);
+  return found;
+}
+
+// The sorted keys of each group, and those from low to high.
+void check_collected(const std::vector<std::vector<uint32_t>>& groups, const Scores& scores,
+                     const std::vector<int64_t>& low, const std::vector<int64_t>& high, int64_t capacity) {
+  for (const std::string& name : available_instruction_sets()) {
+    use_instruction_set(name);
+    for (const int threads : {1, 3}) {
+      Collected found = collect(scores, low, high, capacity, threads);
+      auto next = found.keys.begin();
+      int64_t written = 0;
+      for (size_t g = 0; g < groups.size(); ++g) {
+        const bool wanted = low[g] <= high[g];
+        const auto first = std::lower_bound(groups[g].begin(), groups[g].end(), low[g]);
+        const auto last = wanted ? std::upper_bound(first, groups[g].end(), high[g]) : first;
+        const auto inside = static_cast<int64_t>(last - first);
+        const int64_t below = wanted ? static_cast<int64_t>(first - groups[g].begin()) : 0;
+        const bool fits = written + inside <= capacity;
+        CHECK(found.below[g] == below, name, " threads=", threads, " group ", g, " has ", found.below[g],
+              " below, not ", below);
+        CHECK(found.inside[g] == (fits ? inside : -1), name, " threads=", threads, " group ", g, " has ",
+              found.inside[g], " inside of ", inside);
+        if (!fits) continue;
+        std::sort(next, next + inside);  // threads collect in any order
+        CHECK(std::equal(first, last, next, next + inside), name, " threads=", threads, " group ", g);
+        next += inside;
+        written += inside;
+      }
+    }
+  }
+}
+
+void keys_inside_brackets() {
+  const Weights weights = normal_weights({60000, 70, 40000, 9, 0}, 11);
+  const std::vector<float> scales = {1.0f, 0.5f, 3.0f, 1.0f, 1.0f};
+  const Scores scores{arrays_of(weights), {1, 0, 1, 0, 2}, 3, scales.data(), nullptr};
+  const std::vector<std::vector<uint32_t>> groups = {
+      expected_keys({weights[1], weights[3]}, std::vector<float>{0.5f, 1.0f}.data(), nullptr),
+      expected_keys({weights[0], weights[2]}, std::vector<float>{1.0f, 3.0f}.data(), nullptr),
+      {}};
+  const int64_t all = FloatFormat<float>::kNanKey;
+  const auto few = [&](size_t g, size_t from, size_t to) {
+    return std::pair<int64_t, int64_t>{groups[g][from], groups[g][to]};  // both ends are keys that occur
+  };
+  const auto [low0, high0] = few(0, 10, 50);
+  const auto [low1, high1] = few(1, 70000, 71000);
+  check_collected(groups, scores, {low0, low1, 0}, {high0, high1, all}, 2000);
+  check_collected(groups, scores, {low0, low1, 0}, {high0, high1, all}, 41 + 1001);  // exactly full
+  check_collected(groups, scores, {low0, low1, 0}, {high0, high1, all}, 41 + 1000);  // the second does not fit
+  check_collected(groups, scores, {low0, low1, 0}, {high0, high1, all}, 40);         // neither does
+  check_collected(groups, scores, {low1, low0, 1}, {low1, low0, 0}, 2000);           // single keys, and none wanted
+  check_collected(groups, scores, {1, low1, 0}, {0, high1, all}, 2000);
+  check_collected(groups, scores, {0, 0, 0}, {all, 0, all}, 2000);  // all of a group, and its zeros
+}
+
+// More keys inside than the buffer of a selection holds.
+void brackets_with_too_many_keys() {
+  const Weights ties = {std::vector<float>(1300000, 0.25f)};
+  const int64_t key = magnitude_key(0.25f);
+  const Scores scores{arrays_of(ties), {0}, 1, nullptr, nullptr};
+  for (const int threads : {1, 3}) {
+    CHECK(collect(scores, {key}, {key}, 2000000, threads).inside[0] == -1, "threads=", threads);
+  }
+}
+
+void special_and_wide_keys() {
+  const Weights special = {weights_around(0.5f, 1000, 12)};
+  const int64_t nan = FloatFormat<float>::kNanKey;
+  const Scores scores{arrays_of(special), {0}, 1, nullptr, nullptr};
+  const std::vector<uint32_t> keys = expected_keys(special, nullptr, nullptr);
+  check_collected({keys}, scores, {nan}, {nan}, 100);  // every NaN has one key
+  check_collected({keys}, scores, {0}, {nan}, static_cast<int64_t>(keys.size()));
+  const std::vector<double> wide = {0.5, -0.25, 0.25 * (1 + 1e-15), 8, kNan};
+  const Scores wide_scores{{Array{wide.data(), 5, DType::kFloat64}}, {0}, 1, nullptr, nullptr};
+  const auto key = [](double value) { return static_cast<int64_t>(magnitude_key(value)); };
+  Collected found = collect(wide_scores, {key(wide[2])}, {key(8)}, 5, 1);
+  CHECK(found.below[0] == 1 && found.inside[0] == 3, "float64: ", found.below[0], " ", found.inside[0]);
+  std::sort(found.keys.begin(), found.keys.begin() + 3);
+  CHECK(found.keys[0] == key(wide[2]) && found.keys[1] == key(0.5) && found.keys[2] == key(8), "float64");
+}
+
 void bad_arguments_are_refused() {
   const float value = 1;
   const double wide = 1;
@@ -227,5 +321,8 @@ int main() {
                   {"groups are independent", groups_are_independent},
                   {"float64 and 16 bits", float64_and_16_bits},
                   {"histograms", histograms},
+                  {"keys inside brackets", keys_inside_brackets},
+                  {"brackets with too many keys", brackets_with_too_many_keys},
+                  {"special and wide keys", special_and_wide_keys},
                   {"bad arguments are refused", bad_arguments_are_refused}});
 }
