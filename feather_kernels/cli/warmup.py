@@ -40,7 +40,7 @@ LIST_NUMELS = tuple(1 << k for k in range(14, 22))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Warm up the devices and dtypes that the options name; returns the exit code, as ``warm_up`` does; 1 without a device.
+    """Warm up the devices and dtypes that the options name; returns the exit code: 1 if nothing can run.
 
     Raises:
         InputError: a dtype or a device is unknown.
