@@ -53,6 +53,8 @@ def examine() -> str:
     ]
     for device, description in _devices():
         lines += ["", f"{device}: {description}", *_backends(device)]
+    if torch.cuda.device_count() == 0:
+        lines += ["", f"cuda: {nvidia_driver.no_device()}", *_gpu_backends()]
     return "\n".join(lines)
 
 
@@ -67,7 +69,8 @@ def _cuda_module(driver: nvidia_driver.Driver | None) -> list[str]:
 
 
 def _devices() -> Iterator[tuple[torch.device, str]]:
-    yield torch.device("cpu"), f"{torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    yield torch.device("cpu"), f"{threads} thread{'' if threads == 1 else 's'}"
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         memory = f"{facts.total_memory / 2**30:.1f} GiB"
@@ -85,6 +88,12 @@ def _backends(device: torch.device) -> list[str]:
         if name == "cpp" and reason is None:
             lines += [f"    {fact}" for fact in cpp.description()]
     return [*lines, f"  chosen: {chosen}"]
+
+
+def _gpu_backends() -> list[str]:
+    """The backends that only a GPU can run, each with the reason why it cannot run without one."""
+    found = registry.availability(torch.device("cuda", 0))
+    return [f"  {name}: {reason or 'available'}" for name, reason in found.items() if name != "reference"]
 
 
 def version(package: str, missing: str = "not installed") -> str:

@@ -1,12 +1,15 @@
-"""The version of the NVIDIA driver, asked from its own library without touching a GPU or creating a context."""
+"""The version of the NVIDIA driver, asked from its own library without touching a GPU, and why torch sees no GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import sys
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 RELEASE = Path("/proc/driver/nvidia/version")
@@ -21,6 +24,18 @@ class Driver(NamedTuple):
     def __str__(self) -> str:
         version = f"CUDA {self.cuda[0]}.{self.cuda[1]}"
         return f"{self.release}, for {version}" if self.release else f"for {version}"
+
+
+def no_device() -> str:
+    """Why torch finds no CUDA device, where ``torch.cuda.device_count()`` is 0."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        reason = "torch is built for CPUs only"
+    elif torch.version.hip is None and installed() is None:
+        reason = "no NVIDIA driver"
+    else:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        reason = "torch sees no GPU" + ("" if visible is None else f"; CUDA_VISIBLE_DEVICES is {visible!r}")
+    return f"no CUDA device found ({reason})"
 
 
 def installed() -> Driver | None:

@@ -26,7 +26,7 @@ def add_train_options(parser: argparse.ArgumentParser) -> None:
         "--power",
         type=float,
         metavar="P",
-        help="exponent of the thresholding operator, at least 1; inf allowed (default: the method's)",
+        help="exponent of Feather's thresholding operator, at least 1; inf allowed (default 3)",
     )
     add(
         "--grad-scale",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from feather_kernels.backends.registry import registry
+from feather_kernels.cli import nvidia_driver
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.near_names import unknown_name
 from feather_kernels.dtypes import compute_dtype
@@ -39,7 +40,7 @@ LIST_NUMELS = tuple(1 << k for k in range(14, 22))
 
 
 def run(options: argparse.Namespace) -> int:
-    """Warm up the devices and dtypes that the options name; returns the exit code, as ``warm_up`` does.
+    """Warm up the devices and dtypes that the options name; returns the exit code: 1 if nothing can run.
 
     Raises:
         InputError: a dtype or a device is unknown.
@@ -48,7 +49,10 @@ def run(options: argparse.Namespace) -> int:
     for name in dtypes:
         if name not in DTYPES:
             raise unknown_name("--dtype", name, DTYPES)
-    names = options.device or [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+    names = options.device or [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if not names:
+        print(f"feather-kernels: {nvidia_driver.no_device()}; nothing to compile", file=sys.stderr)
+        return 1
     try:
         devices = [torch.device(name) for name in names]
     except RuntimeError as error:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -37,7 +37,7 @@ class LayerReport:
         ties: zeros beyond the budget, which have the same magnitude as the last weight within it. Earlier layers use
             up the budget first.
         backward: "recomputes" if backward recomputes P(weight), "keeps" if it is kept from the forward pass; under
-            autocast this may differ.
+            autocast this may differ. "" once the layer is dense again.
         kept_bytes: memory that the layer holds from forward to backward in addition to a dense layer's, without
             autocast.
         can_recompute: whether ``recompute=True`` would reduce ``kept_bytes`` to 0.
@@ -215,14 +215,15 @@ class Report:
             f"(target {self.target_sparsity:.4%} at step {self.step})",
             f"{self.model_sparsity:.4%} of all {self.model_parameters:,} parameters",
             *self._empty(),
-            self._memory(),
+            *self._memory(),
         ]
 
     def _empty(self) -> list[str]:
         """One line about the empty layers, or none."""
         count, one = len(self.empty_layers), len(self.empty_layers) == 1
         found = f"{count} {'layer is' if one else 'layers are'} empty, with no weight left"
-        return [f"{found}: min_density=... keeps a fraction of {'it' if one else 'each'}"] if count else []
+        advice = f": min_density=... keeps a fraction of {'it' if one else 'each'}" if self._is_sparse else ""
+        return [f"{found}{advice}"] if count else []
 
     def _dense_total(self) -> str:
         count, weights = len(self.skipped), self.dense_numel
@@ -240,13 +241,26 @@ class Report:
         """``numel`` as a fraction of all parameters."""
         return numel / self.model_parameters
 
-    def _memory(self) -> str:
-        """One line about the memory of P(weight), and how far ``recompute`` would reduce it."""
+    @property
+    def _is_sparse(self) -> bool:
+        """Whether the model is still sparse, so that advice about its training can be followed."""
+        return any(layer.backward for layer in self.layers)
+
+    def _memory(self) -> list[str]:
+        """One line about the memory of P(weight), and how far ``recompute`` would reduce it; none for dense layers."""
+        if not self._is_sparse:
+            return []
         held = f"P(w) holds {self.kept_bytes / 1e6:,.1f} MB more than a dense model from forward to backward"
         least = sum(layer.kept_bytes for layer in self.layers if not layer.can_recompute)
         if least < self.kept_bytes:
-            return f"{held}; {least / 1e6:,.1f} MB with recompute=True, which computes P(w) twice"
-        return held
+            return [f"{held}; {least / 1e6:,.1f} MB with recompute=True, which computes P(w) twice"]
+        return [held]
+
+
+def of_dense_layers(report: Report) -> Report:
+    """The same counts once the layers are dense again, where no P(weight) is kept or recomputed."""
+    layers = [replace(layer, backward="", kept_bytes=0, can_recompute=False) for layer in report.layers]
+    return replace(report, layers=tuple(layers))
 
 
 @torch.no_grad()

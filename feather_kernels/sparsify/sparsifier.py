@@ -26,7 +26,7 @@ from feather_kernels.sparsify.options import (
 )
 from feather_kernels.sparsify.overrides import resolve_overrides
 from feather_kernels.sparsify.policies import Policy, ScopeFunction
-from feather_kernels.sparsify.report import Report, measure_layers, measure_own_parts
+from feather_kernels.sparsify.report import Report, measure_layers, measure_own_parts, of_dense_layers
 from feather_kernels.sparsify.schedule_position import SchedulePosition
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity, last_step, make_schedule, sparsity_at
 from feather_kernels.sparsify.sparsity_warnings import warn_of_frozen, warn_of_thawed, warn_unless_reached
@@ -143,7 +143,10 @@ class Sparsifier:
         self.weights, self.skipped, self._left_frozen = choose_weights(model, self._choice)
         if sum(weight.parameter.numel() for weight in self.weights) == 0:
             reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped) + hint_at_fsdp1(model)
-            raise ValueError(f"model must have a prunable layer, got none{reasons}")
+            raise ValueError(
+                f"model must have a prunable layer, got none{reasons}; linear, convolution, attention and recurrent "
+                "layers are taken by default; name others in targets"
+            )
         check_dtypes(self.weights)
         settings = resolve_overrides(self.weights, overrides)
         final = final_sparsity(self.schedule)
@@ -297,7 +300,7 @@ class Sparsifier:
         self._current_thresholds.select()  # the weights may have moved since the last step
         report = self.report()
         warn_unless_reached(report, self.schedule, self._total_steps)
-        self._final_report = report
+        self._final_report = of_dense_layers(report)
         layer_swap.write_zeros(self.weights)
         self._end("finalize")
         return self.model
@@ -317,14 +320,14 @@ class Sparsifier:
         self._check_live("detach")
         layer_swap.check_not_parametrized(self.weights)
         with contextlib.suppress(RuntimeError, ValueError):  # a changed model has no report, but gets its dense layers
-            self._final_report = None if self._current_thresholds.shards.exist() else self.report()
+            self._final_report = None if self._current_thresholds.shards.exist() else of_dense_layers(self.report())
         self._end("detach")
         return self.model
 
     # ------------------------------------------------------------------------------------------------ report and state
 
     def report(self, local: bool = False) -> Report:
-        """Count the zeros now; after ``finalize()`` or ``detach()``, return the report of that moment.
+        """Count the zeros now; after ``finalize()`` or ``detach()``, return the counts of that moment.
 
         If weights are sharded (FSDP2), it counts them under the thresholds of the last step; call it on all ranks.
 

@@ -54,7 +54,47 @@ def test_doctor_prints_every_device_with_its_backends(capsys):
         assert "  reference: available" in lines
         chosen = lines[-1].removeprefix("  chosen: ")
         assert f"  {chosen}: available" in lines
-    assert section(output, "cpu").startswith(f"cpu: {torch.get_num_threads()} threads")
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "1 thread"), (2, "2 threads")])
+def test_doctor_counts_the_threads(capsys, monkeypatch, count, words):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count)
+    assert section(doctor(capsys), "cpu").splitlines()[0] == f"cpu: {words}"
+
+
+@pytest.mark.parametrize("cuda_version", [None, "13.0"])
+def test_doctor_lists_the_gpu_backends_without_a_gpu(capsys, monkeypatch, cuda_version):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.version, "cuda", cuda_version)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(nvidia_driver, "LIBRARY", "libcuda-of-nowhere.so")
+    monkeypatch.setattr(
+        registry, "availability", lambda device: {"triton": f"no {device}", "cuda": "old", "reference": None}
+    )
+    reason = "no NVIDIA driver" if cuda_version else "torch is built for CPUs only"
+    assert section(doctor(capsys), "cuda").splitlines() == [
+        f"cuda: no CUDA device found ({reason})",
+        "  triton: no cuda:0",
+        "  cuda: old",
+    ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_every_gpu_backend_has_a_reason_without_a_gpu(capsys):
+    found = dict(line.strip().split(": ", 1) for line in section(doctor(capsys), "cuda").splitlines()[1:])
+    assert list(found) == ["triton", "cuda"]
+    assert all(reason and reason != "available" for reason in found.values())
+
+
+@pytest.mark.parametrize("visible", [None, "7"])
+def test_a_driver_without_a_visible_gpu_is_told(monkeypatch, visible):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(nvidia_driver, "installed", lambda: nvidia_driver.Driver((13, 0), ""))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    end = "; CUDA_VISIBLE_DEVICES is '7'" if visible else ""
+    assert nvidia_driver.no_device() == f"no CUDA device found (torch sees no GPU{end})"
 
 
 @pytest.fixture
@@ -185,15 +225,20 @@ def test_a_wrong_command_is_one_line(capsys, arguments, words):
 
 @pytest.mark.parametrize("dtypes", [[], ["--dtype", "float32", "float64"]])
 def test_warmup_that_cannot_run_gives_the_reason(capsys, monkeypatch, dtypes):
-    """On a CPU: Triton's own reason, and none of its modules is imported where it is not installed."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    """Triton's own reason, and none of its modules is imported where it is not installed."""
     monkeypatch.setitem(registry.modules, "triton", "abacus_of_nowhere")
-    assert cli.main(["warmup", *dtypes]) == 1
+    assert cli.main(["warmup", "--device", "cpu", *dtypes]) == 1
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err.count("\n") == 1
     assert "backend 'triton' cannot run on cpu" in output.err
     assert "is not installed" in output.err
+
+
+def test_warmup_without_a_gpu_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert cli.main(["warmup"]) == 1
+    assert capsys.readouterr().err == f"feather-kernels: {nvidia_driver.no_device()}; nothing to compile\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")

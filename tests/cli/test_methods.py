@@ -152,7 +152,7 @@ def test_gmp_keeps_the_values_of_pruned_weights_and_lets_them_come_back() -> Non
 
 
 def test_power_and_grad_scale_win_over_those_of_the_method(tiny: None) -> None:
-    training = make_training("hard", power=2.0, grad_scale=0.25)
+    training = make_training("feather", power=2.0, grad_scale=0.25)
     bindings = [use.binding for weight in training.sparsifier.weights for use in weight.uses]
     assert {binding.power for binding in bindings} == {2.0}
     assert {float(binding.grad_scale) for binding in bindings} == {0.25}
@@ -176,6 +176,12 @@ def test_a_dense_training_has_no_sparsifier_and_a_report(tiny: None) -> None:
         ({"method": "dense", "sparsity": 0.9}, "--sparsity must be omitted with --method dense"),
         ({"method": "dense", "power": 2.0}, "--power must be omitted with --method dense"),
         ({"method": "dense", "grad_scale": 1.0}, "--grad-scale must be omitted with --method dense"),
+        (
+            {"method": "hard", "power": 3.0},
+            "--power must be omitted with --method hard, whose power is inf (--method f",
+        ),
+        ({"method": "soft", "power": 3.0}, "--power must be omitted with --method soft, whose power is 1 (--method f"),
+        ({"method": "gmp", "power": 1.0}, "--power must be omitted with --method gmp, whose power is inf (--method f"),
         ({"power": 0.5}, "--power must be at least 1"),
         ({"grad_scale": -1.0}, "--grad-scale must be a finite number of at least 0, got -1.0"),
         ({"grad_scale": "half"}, "--grad-scale must be"),
@@ -186,6 +192,11 @@ def test_bad_methods_are_refused(given: dict[str, object], message: str) -> None
     with pytest.raises(InputError) as caught:
         config.resolve({"data": "digits", **given})
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(("method", "power"), [("hard", math.inf), ("soft", 1.0), ("feather", 1.5)])
+def test_the_own_power_of_a_method_and_every_power_of_feather_are_taken(method: str, power: float) -> None:
+    assert config.resolve({"data": "digits", "method": method, "power": power}).settings.power == power
 
 
 def test_100_steps_agree_with_the_teacher_on_every_backend(backend: object) -> None:

@@ -151,6 +151,16 @@ def test_model_file_is_a_plain_model_with_the_zeros_promised(short_run):
     assert zeros == rank + 1 + ties
 
 
+def test_the_results_give_no_advice_about_options_that_train_does_not_have(tmp_path, capsys, recwarn):
+    assert train(tmp_path, "--name", "few", "--epochs", "1", "--sparsity", "0.9995") == 0
+    output = capsys.readouterr().out
+    for text in (output, (tmp_path / "few/report.md").read_text()):
+        assert "empty, with no weight left\n" in text
+        for option in ("min_density", "recompute"):
+            assert option not in text
+    assert [str(warning.message) for warning in recwarn if "no weight left" in str(warning.message)] == []
+
+
 def test_accuracy_is_that_of_the_saved_model_before_and_after_finalize(tmp_path, capsys):
     assert train(tmp_path, "--name", "one", "--epochs", "1") == 0
     line = re.search(r"before finalize (\S+) \((\d+) of (\d+) images\), after (.*)", capsys.readouterr().out)

@@ -136,9 +136,15 @@ LABELS = np.arange(40) % 4
     [
         ({"y_test": None}, ["missing y_test"]),
         ({"x_train": None, "y_train": None}, ["missing x_train, y_train"]),
-        ({"x_train": IMAGES.astype(np.float32)}, ["x_train must be uint8, got float32"]),
+        (
+            {"x_train": IMAGES.astype(np.float32)},
+            ["x_train must be uint8, got float32 (scale to 0 to 255 and convert to uint8)"],
+        ),
         ({"x_train": IMAGES[:, 0]}, ["x_train must have shape", "(40, 8)"]),
-        ({"x_train": np.zeros((40, 3, 8, 8), np.uint8)}, ["x_train", "at most 4 channels", "(40, 3, 8, 8)"]),
+        (
+            {"x_train": np.zeros((40, 3, 8, 8), np.uint8)},
+            ["x_train", "at most 4 channels", "(40, 3, 8, 8) (move the channels last)"],
+        ),
         ({"x_test": IMAGES[:0]}, ["x_test", "at least one image", "(0, 8, 8)"]),
         ({"x_test": IMAGES[:20, :7]}, ["x_test must have the image shape of x_train (8, 8, 1), got (7, 8, 1)"]),
         ({"y_train": LABELS[:39]}, ["x_train and y_train must have the same length, got 40 and 39"]),
@@ -154,6 +160,25 @@ LABELS = np.arange(40) % 4
 def test_bad_npz_files_are_refused(capsys, tmp_path, replaced, words):
     path = make_npz(tmp_path / "bad.npz", (8, 8), **replaced)
     check_refused(capsys, tmp_path / "runs", ["--data", path], "--data", path, *words)
+
+
+@pytest.mark.parametrize(
+    ("labels", "note"),
+    [
+        (LABELS + 1, "\nnote: y_train has no image of 1 of 5 classes: 0 (labels count from 0)\n"),
+        (
+            LABELS * 4,
+            "\nnote: y_train has no image of 9 of 13 classes: 1, 2, 3, 5, 6 and 4 more (labels count from 0)\n",
+        ),
+        (LABELS, ""),
+    ],
+)
+def test_classes_without_images_are_noted(capsys, tmp_path, labels, note):
+    path = make_npz(tmp_path / "own.npz", (8, 8), y_train=labels, y_test=labels[:20])
+    assert train(tmp_path / "runs", "--data", path, "--epochs", "1") == 0
+    output = capsys.readouterr().out
+    assert note in output
+    assert ("note:" in output) == bool(note)
 
 
 def test_files_that_are_no_npz_are_refused(capsys, tmp_path):

@@ -86,6 +86,22 @@ def test_nothing_is_said_of_dense_layers_where_there_are_none() -> None:
     assert "left dense" not in str(report) + report.to_markdown()
 
 
+@pytest.mark.parametrize("end", [fk.Sparsifier.finalize, fk.Sparsifier.detach])
+def test_a_report_of_layers_that_are_dense_again_has_counts_but_no_advice(end) -> None:
+    sparsifier = fk.Sparsifier(uneven(), schedule=fk.ConstantSchedule(0.5))
+    before = sparsifier.report()
+    end(sparsifier)
+    report = sparsifier.report()
+    counts = [(layer.name, layer.zeros, layer.threshold, layer.ties, layer.empty) for layer in before.layers]
+    assert [(layer.name, layer.zeros, layer.threshold, layer.ties, layer.empty) for layer in report.layers] == counts
+    assert report.kept_bytes == 0 < before.kept_bytes
+    for live, text in ((str(before), str(report)), (before.to_markdown(), report.to_markdown())):
+        assert "1 layer is empty, with no weight left\n" in f"{text}\n"
+        for advice in ("keeps", "P(w)", "recompute", "min_density"):
+            assert advice in live
+            assert advice not in text
+
+
 def test_the_picture_marks_empty_layers() -> None:
     figure = pytest.importorskip("matplotlib.figure").Figure()
     from matplotlib.colors import to_hex

@@ -430,7 +430,10 @@ def test_bad_arguments_leave_the_model_dense(arguments: dict[str, Any], message:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: nn.BatchNorm2d(3), "model must have a prunable layer, got none"),
+        (
+            lambda: nn.BatchNorm2d(3),
+            "model must have a prunable layer, got none; linear, convolution, attention and recurrent",
+        ),
         (lambda: nn.Linear(0, 5), "model must have a prunable layer, got none"),
         (Lazy, "layer 'lazy' .LazyLinear. is not initialised"),
         (

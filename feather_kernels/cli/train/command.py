@@ -76,7 +76,7 @@ def train(options: dict[str, Any], ranks: Ranks) -> int:
         content, state = {"data": dataset.facts(), "versions": _versions()}, training.state_dict()
         path = ranks.from_first(lambda: run_folder.create(config, content, state).path)
         folder = RunFolder(path, writes=ranks.is_first)
-        print(_headline(training, folder), flush=True)
+        print(_headline(training, folder) + _absent_classes(dataset), flush=True)
         return _run(training, folder, interruption)
 
 
@@ -193,6 +193,15 @@ def _headline(training: Training, folder: RunFolder) -> str:
         f"{_count(config.epochs, 'epoch')} of {_count(training.steps_per_epoch, 'step')}, {config.device}"
         f"{f', {training.ranks.size} processes' if training.ranks.size > 1 else ''}"
     )
+
+
+def _absent_classes(dataset: Dataset) -> str:
+    """A second line where classes have no training image, as when labels count from 1; else ""."""
+    absent = dataset.absent_classes()
+    if not absent:
+        return ""
+    names = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+    return f"\nnote: y_train has no image of {len(absent)} of {dataset.classes} classes: {names} (labels count from 0)"
 
 
 def _count(number: int, noun: str) -> str:

@@ -31,7 +31,7 @@ class TrainConfig:
         data_dir: folder for downloads.
         model: a name of ``models.MODELS``, or ``torchvision:NAME``.
         method: a name of ``methods.METHODS``.
-        power, grad_scale: arguments of ``Sparsifier``; None for those of the method.
+        power, grad_scale: arguments of ``Sparsifier``; None for those of the method. Only Feather takes another power.
         sparsity: the final fraction of zeros among the prunable weights, in [0, 1); 0 if the method prunes nothing.
         epochs: at least 1.
         batch_size: images per step, at least 1.
@@ -100,6 +100,10 @@ class TrainConfig:
             given = {"--sparsity": self.sparsity or None, "--power": self.power, "--grad-scale": self.grad_scale}
             for argument, value in given.items():
                 _check(argument, value is None, f"omitted with --method {self.method}, which prunes nothing", value)
+        elif self.method != DEFAULT_METHOD:  # a method is its power, or a run would bear the name of another
+            own = METHODS[self.method].power
+            expected = f"omitted with --method {self.method}, whose power is {own:g} (--method feather takes any)"
+            _check("--power", self.power in (None, own), expected, self.power)
         try:
             check_power(self.settings.power)
             if self.settings.grad_scale != "auto":

@@ -45,6 +45,10 @@ class Dataset:
         """The number of classes: the largest training label + 1."""
         return int(self.y_train.max()) + 1
 
+    def absent_classes(self) -> list[int]:
+        """The classes without a training image; the network has an output for each that never learns."""
+        return torch.nonzero(torch.bincount(self.y_train) == 0).flatten().tolist()
+
     def facts(self) -> dict[str, Any]:
         """Sizes and a checksum, by which a resumed run recognises its data."""
         checksum = 0
@@ -198,11 +202,12 @@ def _check(argument: str, arrays: dict[str, Any]) -> Dataset:
 
 def _check_images(argument: str, array: NDArray[Any]) -> Tensor:
     if array.dtype != "uint8":
-        raise InputError(f"{argument} must be uint8, got {array.dtype}")
+        raise InputError(f"{argument} must be uint8, got {array.dtype} (scale to 0 to 255 and convert to uint8)")
     if array.ndim not in (3, 4) or 0 in array.shape or (array.ndim == 4 and array.shape[3] > MAX_CHANNELS):
+        channels_first = array.ndim == 4 and 1 <= array.shape[1] <= MAX_CHANNELS < array.shape[3]
         raise InputError(
             f"{argument} must have shape (N, H, W) or (N, H, W, C) with at least one image and at most "
-            f"{MAX_CHANNELS} channels, got {array.shape}"
+            f"{MAX_CHANNELS} channels, got {array.shape}{' (move the channels last)' if channels_first else ''}"
         )
     return torch.tensor(array, dtype=torch.uint8, device="cpu").reshape(*array.shape[:3], -1)
 

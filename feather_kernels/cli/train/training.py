@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from feather_kernels.cli.train import batches, methods
 from feather_kernels.cli.train.config import DTYPES, TrainConfig
 from feather_kernels.cli.train.models import is_torchvision, make_model
 from feather_kernels.cli.train.ranks import Ranks
+from feather_kernels.errors import SparsityWarning
 from feather_kernels.sparsify import Report, Sparsifier
 
 if TYPE_CHECKING:
@@ -226,7 +228,9 @@ class Training:
         if self.sparsifier is not None:
             if self.ranks.size > 1:
                 self.sparsifier.assert_consistent()
-            self.sparsifier.finalize()
+            with warnings.catch_warnings():  # the report names empty layers; an option for min_density does not exist
+                warnings.filterwarnings("ignore", "these layers have no weight left", SparsityWarning)
+                self.sparsifier.finalize()
         return self.report()
 
     def state_dict(self) -> dict[str, Any]:
