@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from feather_kernels import autograd
 from feather_kernels.nn.base import SparseLayer, dense_without_state
+from feather_kernels.nn.dtensor import is_dtensor
 from feather_kernels.nn.read_only_weight import computed_weight
 
 
@@ -39,8 +40,9 @@ def thresholded(name: str, casts: bool) -> property:
     """
 
     def read(self: SparseLayer) -> Tensor | None:
-        if name not in self.feather.thresholds:
-            return self._parameters[name]
+        parameter = self._parameters.get(name)
+        if name not in self.feather.thresholds or is_dtensor(parameter):  # FSDP2 reads what it manages, shards too
+            return parameter
         dtype = autograd.autocast_dtype(self.latent(name)) if casts else None
         if torch.compiler.is_compiling():  # a compiler merges equal calls itself
             return self.sparse_weight(name, dtype)

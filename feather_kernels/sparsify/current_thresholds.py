@@ -192,7 +192,7 @@ class CurrentThresholds:
             raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         self.shards.take_back()
         held = self._held()
-        places = [(-1,) if w is None else (id(w), w.data_ptr(), w.shape) for w in held]
+        places = [(-1,) if w is None else (id(w), w.data_ptr(), w.shape, w.device) for w in held]
         if places != self._places:
             self._check_weights()
             for use in self._uses:

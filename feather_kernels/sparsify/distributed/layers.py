@@ -58,6 +58,17 @@ class ShardedLayers:
         if not self.exist():
             return
         found = reshard(self._places.modules())
+        gathered = [
+            weight
+            for weight, known in zip(self._weights, self._parameters, strict=False)
+            if is_dtensor(known) and not is_dtensor(weight.parameter)
+        ]
+        if gathered:
+            raise RuntimeError(
+                f"the weight of {gathered[0].name} is still gathered, and its shards cannot be reached: an exception "
+                "ended its forward, or the FSDP module that manages it lies outside of the model that was made sparse "
+                "(make the outermost module sparse that fully_shard() is applied to)"
+            )
         whole = [weight for weight in self._unsharded() if weight.parameter.dim() > 1]
         if whole and not found:
             raise RuntimeError(
