@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -14,9 +16,10 @@ from typing import NamedTuple, NoReturn
 from feather_kernels._version import __version__
 from feather_kernels.cli import options as command_options
 from feather_kernels.cli.errors import InputError
+from feather_kernels.cli.near_names import nearest
 from feather_kernels.errors import BackendUnavailableError
 
-USER_ERROR, INTERRUPTED = 2, 130  # exit codes
+USER_ERROR, INTERRUPTED, NO_READER = 2, 130, 141  # exit codes; the last two are those of SIGINT and SIGPIPE
 
 
 class Command(NamedTuple):
@@ -80,13 +83,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code.
 
     Args:
-        arguments: those after the name of the program; None for those of this process.
+        arguments: those after the name of the program; None for those of this process. Without any, it is ``doctor``.
     """
     try:
-        options = make_parser().parse_args(arguments)
+        options = _parse(sys.argv[1:] if arguments is None else arguments)
         # imported only now, so that doctor works where the module of another command cannot be imported
         module = importlib.import_module(f"feather_kernels.cli.{COMMANDS[options.command].module}")
         exit_code: int = module.run(options)
+        sys.stdout.flush()  # here, where a reader that has left, such as head, can be told from other errors
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it exits
+        return NO_READER
     except (InputError, OSError, BackendUnavailableError) as error:
         print(f"feather-kernels: error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_ERROR
@@ -105,6 +112,20 @@ def make_parser() -> argparse.ArgumentParser:
         own = subparsers.add_parser(name, help=command.help, description=command.description, allow_abbrev=False)
         command.add_options(own)
     return parser
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; raises InputError, with the nearest option of the command, if one is unknown."""
+    options, unknown = make_parser().parse_known_args(arguments or ["doctor"])
+    if unknown:
+        own = _Parser(prog=f"feather-kernels {options.command}", allow_abbrev=False)
+        COMMANDS[options.command].add_options(own)
+        known = re.findall(r"--[\w-]+", own.format_usage())
+        first = next((word for word in unknown if word.startswith("-")), "")
+        near = nearest(first.partition("=")[0], known, count=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        own.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+    return options
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 
 from feather_kernels.checks import check_grad_scale, check_weight
 from feather_kernels.dtypes import compute_dtype
+from feather_kernels.sparsify.distributed.sharding import hint_at_fsdp1
 from feather_kernels.sparsify.schedules import Schedule, final_sparsity
 
 if TYPE_CHECKING:
+    from feather_kernels.sparsify.layer_choice import SkippedLayer
     from feather_kernels.sparsify.policies import ScopeFunction
     from feather_kernels.sparsify.prunable import PrunableWeight
 
@@ -87,6 +89,16 @@ def check_options(recompute: bool | None, capturable: bool, scope: str | ScopeFu
         raise TypeError(f"capturable must be True or False, got {capturable!r}")
     if capturable and callable(scope):
         raise ValueError(f"capturable=True needs a scope by name, got {scope!r}")
+
+
+def check_any_prunable(weights: Sequence[PrunableWeight], skipped: Sequence[SkippedLayer], model: nn.Module) -> None:
+    """Raise ValueError, with the reasons of all layers that stay dense, unless there is a weight to prune."""
+    if sum(weight.parameter.numel() for weight in weights) == 0:
+        reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in skipped) + hint_at_fsdp1(model)
+        raise ValueError(
+            f"model must have a prunable layer, got none{reasons}; linear, convolution, attention and recurrent layers "
+            "are taken by default; name others in targets"
+        )
 
 
 def check_dtypes(weights: Sequence[PrunableWeight]) -> None:

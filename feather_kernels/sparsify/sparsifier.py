@@ -14,11 +14,11 @@ from feather_kernels.checks import check_power
 from feather_kernels.sparsify import layer_swap
 from feather_kernels.sparsify.current_thresholds import CurrentThresholds, hooks_of
 from feather_kernels.sparsify.device_schedule import DeviceSchedule
-from feather_kernels.sparsify.distributed.sharding import hint_at_fsdp1
 from feather_kernels.sparsify.layer_choice import FilterFn, LayerChoice, choose_weights
 from feather_kernels.sparsify.optimizer_hook import OptimizerHook
 from feather_kernels.sparsify.options import (
     GradScale,
+    check_any_prunable,
     check_dtypes,
     check_model,
     check_options,
@@ -141,12 +141,7 @@ class Sparsifier:
         self._choice = LayerChoice(targets, ignore, filter_fn, min_numel, read_directly)
         self.model = model
         self.weights, self.skipped, self._left_frozen = choose_weights(model, self._choice)
-        if sum(weight.parameter.numel() for weight in self.weights) == 0:
-            reasons = "".join(f"; {layer.name}: {layer.reason}" for layer in self.skipped) + hint_at_fsdp1(model)
-            raise ValueError(
-                f"model must have a prunable layer, got none{reasons}; linear, convolution, attention and recurrent "
-                "layers are taken by default; name others in targets"
-            )
+        check_any_prunable(self.weights, self.skipped, model)
         check_dtypes(self.weights)
         settings = resolve_overrides(self.weights, overrides)
         final = final_sparsity(self.schedule)

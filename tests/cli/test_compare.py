@@ -128,8 +128,9 @@ def test_the_grid_of_cifar100_has_22_cells() -> None:
         ("[[cells]]\nmethods = ['dense']\nseeds = [0.5]", "seeds must be int, got 0.5"),
         (
             "[[cells]]\nmethods = ['lasso']\nsparsities = [0.5]",
-            "--method must be one of feather, hard, soft, gmp, dense",
+            "[[cells]] 1: methods must be one of feather, hard, soft, gmp, dense, got 'lasso'",
         ),
+        ("[[cells]]\nmethods = ['soft']\nsparsities = [95]", "[[cells]] 1: sparsities must be in [0, 1), got 95.0"),
         ("cells = 3", "at least one block [[cells]], got 3"),
         ("recipe = 'cifar'\n[[cells]]\nmethods = ['dense']", "--recipe must be one of cifar100-densenet40-24"),
         ("[[cells]", "must be a TOML file"),
@@ -145,8 +146,9 @@ def test_bad_grids_are_refused(tmp_path, capsys, text: str, words: str) -> None:
     ("options", "words"),
     [
         (["absent.toml"], "got 'absent.toml': no such file"),
-        (["--methods", "feather", "--sparsities", "95"], "--sparsity must be in [0, 1), got 95.0"),
-        (["--methods", "lasso"], "--method must be one of feather, hard, soft, gmp, dense, got 'lasso'"),
+        (["--methods", "feather", "--sparsities", "95"], "--sparsities must be in [0, 1), got 95.0"),
+        (["--seeds", "0", "-1"], "--seeds must be in [0, 2^63), got -1"),
+        (["--methods", "lasso"], "--methods must be one of feather, hard, soft, gmp, dense, got 'lasso'"),
         (["--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--sparsity", "0.9"], "unrecognized arguments: --sparsity"),
@@ -211,14 +213,35 @@ def test_another_grid_in_the_folder_is_refused_and_nothing_changes(tmp_path, fak
     options = ["--methods", "feather", "--sparsities", "0.9", "--out", str(out)]
     assert compare(*options) == 0
     before = contents(out)
-    assert "feather-0.9-seed0 has epochs 30 there and 2 here" in refused(capsys, *options, "--epochs", "2")
-    assert "cell feather-0.9-seed1 is only in this grid" in refused(capsys, *options, "--seeds", "0", "1")
+    words = (
+        f"{out} holds another grid (feather-0.9-seed0 has epochs 30 there, 2 here); choose another folder with --out"
+    )
+    assert words in refused(capsys, *options, "--epochs", "2")
+    assert words in refused(capsys, *options, "--epochs", "2", "--seeds", "0", "1")
+    words = f"{out} holds another grid (it has feather-0.9-seed0, which is not in this grid); choose another"
+    assert words in refused(capsys, *options, "--seeds", "1")
     assert contents(out) == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other/notes.txt").write_text("keep")
     assert "it has notes.txt" in refused(capsys, *options[:-1], str(tmp_path / "other"))
     assert contents(tmp_path / "other") == {tmp_path / "other/notes.txt": b"keep"}
     assert "it is a file" in refused(capsys, *options[:-1], str(tmp_path / "other/notes.txt"))
+
+
+def test_cells_are_added_to_a_grid_and_those_that_are_there_are_kept(tmp_path, fake_cells, capsys) -> None:
+    out = tmp_path / "out"
+    options = ["--methods", "feather", "--sparsities", "0.9", "--out", str(out)]
+    assert compare(*options) == 0
+    before = contents(out / "cells/feather-0.9-seed0")
+    capsys.readouterr()
+    assert compare(*options, "--seeds", "0", "1") == 0
+    output = capsys.readouterr().out
+    assert "feather-0.9-seed1: started" in output
+    assert "feather-0.9-seed0: " not in output
+    assert contents(out / "cells/feather-0.9-seed0") == before
+    assert [result.cell for result in read_results(out)] == ["feather-0.9-seed0", "feather-0.9-seed1"]
+    assert "which is not in this grid" in refused(capsys, *options), "the folder now has the larger grid"
+    assert compare(*options, "--seeds", "0", "1") == 0
 
 
 def test_the_same_grid_in_other_words_is_the_same(tmp_path, fake_cells, monkeypatch) -> None:

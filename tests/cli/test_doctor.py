@@ -215,7 +215,45 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"feather_kernels {feather_kernels.__version__}\n"
 
 
-@pytest.mark.parametrize(("arguments", "words"), [([], ["COMMAND"]), (["prune"], ["'prune'", "train", "doctor"])])
+def test_without_arguments_it_is_the_doctor(capsys, monkeypatch):
+    output = doctor(capsys)
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out == output
+    monkeypatch.setattr(sys, "argv", ["feather-kernels"])
+    assert cli.main() == 0
+    assert capsys.readouterr().out == output
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_leaves_is_no_error(unbuffered):
+    command = [sys.executable, "-m", "feather_kernels", "doctor"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        run = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    finally:
+        os.close(writing)
+    assert run.stderr == ""
+    assert run.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--epoch", "1"], "--epoch 1; did you mean --epochs? (see feather-kernels train --help)"),
+        (["train", "--sparsty=0.9"], "--sparsty=0.9; did you mean --sparsity? (see feather-kernels train --help)"),
+        (["compare", "--method", "soft"], "--method; did you mean --methods? (see feather-kernels compare --help)"),
+        (["doctor", "--qqqq"], "--qqqq (see feather-kernels doctor --help)"),
+        (["doctor", "cpu"], "cpu (see feather-kernels doctor --help)"),
+    ],
+)
+def test_an_unknown_option_points_to_the_help_of_its_command(capsys, arguments, words):
+    assert cli.main(arguments) == 2
+    assert capsys.readouterr().err == f"feather-kernels: error: unrecognized arguments: {words}\n"
+
+
+@pytest.mark.parametrize(("arguments", "words"), [(["prune"], ["'prune'", "train", "doctor"])])
 def test_a_wrong_command_is_one_line(capsys, arguments, words):
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err

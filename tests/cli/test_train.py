@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import sys
 
 import pytest
 import torch
 
 from feather_kernels import cli
-from feather_kernels.cli.train import batches, data
+from feather_kernels.cli.train import batches, data, load_model
 from feather_kernels.cli.train.models import MODELS, make_model
 from feather_kernels.sparsify import LayerChoice, choose_weights
 from tests.support.train_runs import (
@@ -159,6 +160,22 @@ def test_the_results_give_no_advice_about_options_that_train_does_not_have(tmp_p
         for option in ("min_density", "recompute"):
             assert option not in text
     assert [str(warning.message) for warning in recwarn if "no weight left" in str(warning.message)] == []
+
+
+def test_load_model_rebuilds_the_network_that_was_evaluated(short_run):
+    digits, model = data.load("digits", ""), load_model(short_run)
+    assert not model.training
+    answers = model(batches.Normalisation(digits.x_train)(digits.x_test)).argmax(1)
+    accuracy = (answers == digits.y_test).double().mean().item()
+    assert accuracy == pytest.approx(float(read_rows(short_run)[-1]["test_accuracy"]), abs=1 / len(digits.y_test))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_load_model_refuses_a_run_that_is_not_finished(short_run, tmp_path, missing):
+    shutil.copytree(short_run, tmp_path / "copy")
+    (tmp_path / "copy" / missing).unlink()
+    with pytest.raises(ValueError, match=f"folder must be that of a finished run, got '.*copy': no {missing}"):
+        load_model(tmp_path / "copy")
 
 
 def test_accuracy_is_that_of_the_saved_model_before_and_after_finalize(tmp_path, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from feather_kernels.cli.commands import make_parser
+from feather_kernels.cli.commands import main, make_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -31,6 +31,8 @@ SNIPPETS = [
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    if "runs/NAME" in code:  # what a page's commands have left
+        assert main(["train", "--epochs", "1", "--name", "NAME"]) == 0
     torch._dynamo.reset()  # frames that another test made it skip
     exec(compile(code, "snippet", "exec"), {"__name__": "__main__"})
 

@@ -51,16 +51,16 @@ class GridFolder:
     def check(self, cells: Sequence[Cell]) -> None:
         """Raise InputError unless the grid of ``cells`` may begin or continue here; call it while it is locked.
 
-        It may if the folder is empty, holds that grid, or holds results without the runs that they came from. Whether
-        those results belong to the grid, ``results.read_finished`` checks.
+        It may if the folder is empty, holds that grid or a part of it, or holds results without the runs that they came
+        from. Whether those results belong to the grid, ``results.read_finished`` checks.
         """
         file = self.path / GRID
         if not self.has_grid:
             others = {path.name for path in self.path.iterdir()} - {*LOCKS, f"{GRID}.tmp"}
             if others and (RESULTS not in others or CELLS in others):
                 raise InputError(
-                    "--out must be a new folder, or one with this grid or its results, got "
-                    f"{self.path}: it has {min(others)}"
+                    f"{self.path} must be a new folder, or one with this grid or its results: it has {min(others)}; "
+                    "choose another folder with --out"
                 )
             return
         try:
@@ -68,14 +68,13 @@ class GridFolder:
         except (ValueError, AttributeError) as error:
             raise InputError(f"--out needs a readable {GRID}, got {file}: {error}") from error
         if difference:
-            raise InputError(
-                f"--out must be a new folder or that of this grid, got {self.path} of another: {difference}"
-            )
+            raise InputError(f"{self.path} holds another grid ({difference}); choose another folder with --out")
 
     def claim(self, cells: Sequence[Cell]) -> None:
-        """Make this the folder of the grid of ``cells``, once ``check`` has let them pass."""
-        if not self.has_grid:
-            run_folder.write_file(self.path / GRID, (_to_json(cells) + "\n").encode())
+        """Make this the folder of the grid of ``cells``, which ``check`` has let pass; some may be new in it."""
+        content = _to_json(cells) + "\n"
+        if not self.has_grid or (self.path / GRID).read_text() != content:
+            run_folder.write_file(self.path / GRID, content.encode())
         for name in (CELLS, LOGS):
             (self.path / name).mkdir(exist_ok=True)
 
@@ -122,11 +121,12 @@ def _to_json(cells: Sequence[Cell]) -> str:
 
 
 def _difference(found: dict[str, dict[str, object]], wanted: dict[str, dict[str, object]]) -> str:
-    """The first difference between two grids, or ""."""
-    for name in sorted(found.keys() ^ wanted.keys()):
-        return f"cell {name} is only in {'the folder' if name in found else 'this grid'}"
-    for name, options in wanted.items():
-        for option, value in options.items():
-            if found[name].get(option) != value:
-                return f"{name} has {option} {found[name].get(option)!r} there and {value!r} here"
+    """The first thing that keeps the wanted grid from continuing the found one, or ""; it may have more cells."""
+    for name, options in found.items():
+        if name in wanted:
+            for option, value in wanted[name].items():
+                if options.get(option) != value:
+                    return f"{name} has {option} {options.get(option)!r} there, {value!r} here"
+    for name in sorted(found.keys() - wanted.keys()):
+        return f"it has {name}, which is not in this grid"
     return ""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,16 +80,20 @@ class Block:
     options: dict[str, Any]
     label: str | None = None
 
-    def cells(self, where: str, base: dict[str, Any], given: dict[str, Any]) -> Iterator[Cell]:
-        """Its cells: ``given`` overrides the options of the block, and these override ``base``."""
+    def cells(self, prefix: str, base: dict[str, Any], given: dict[str, Any]) -> Iterator[Cell]:
+        """Its cells: ``given`` overrides the options of the block, and these override ``base``.
+
+        Errors about one of ``AXES`` name it as the user has written it, after ``prefix``.
+        """
         for method in self.methods:
             prunes = method not in METHODS or METHODS[method].prunes
             if prunes and not self.sparsities:
-                raise InputError(f"{where}: sparsities must name at least one for method {method!r}, got none")
+                raise InputError(f"{prefix}sparsities must name at least one for method {method!r}, got none")
             for sparsity in self.sparsities if prunes else [0.0]:
                 for seed in self.seeds:
                     axes = {"method": method, "sparsity": float(sparsity), "seed": seed}
-                    cell = config.resolve({**base, **self.options, **given, **axes})
+                    with _axes_named(prefix):
+                        cell = config.resolve({**base, **self.options, **given, **axes})
                     yield Cell(self.label or ", ".join([method, *self._differences()]), cell)
 
     def _differences(self) -> list[str]:
@@ -132,7 +137,7 @@ def read_grid(path: Path, given: dict[str, Any]) -> list[Cell]:
     cells: list[Cell] = []
     for number, entry in enumerate(blocks, 1):
         block = f"{where}: [[cells]] {number}"
-        cells += _read_block(block, _table(where, "cells", entry), path.parent).cells(block, base, given)
+        cells += _read_block(block, _table(where, "cells", entry), path.parent).cells(f"{block}: ", base, given)
     return _ordered(where, cells)
 
 
@@ -145,7 +150,20 @@ def make_grid(methods: list[str], sparsities: list[float], seeds: list[int], giv
     given = dict(given)
     recipe = given.pop("recipe", None)
     base = {} if recipe is None else read_recipe(recipe)
-    return _ordered("the grid", list(Block(methods, sparsities, seeds, {}).cells("the grid", base, given)))
+    return _ordered("the grid", list(Block(methods, sparsities, seeds, {}).cells("--", base, given)))
+
+
+@contextmanager
+def _axes_named(prefix: str) -> Iterator[None]:
+    """A context whose errors name the list of the grid, e.g. ``--methods``, where they start with ``--method``."""
+    try:
+        yield
+    except InputError as error:
+        option, _, rest = str(error).partition(" ")
+        for axis, name in AXES.items():
+            if option == f"--{name}":
+                raise InputError(f"{prefix}{axis} {rest}") from error
+        raise
 
 
 def _ordered(where: str, cells: list[Cell]) -> list[Cell]:

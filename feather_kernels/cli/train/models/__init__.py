@@ -18,6 +18,7 @@ from feather_kernels.cli.train.models.torchvision_models import (
     check_torchvision_model,
     is_torchvision,
     make_torchvision_model,
+    torchvision_name,
 )
 
 __all__ = ["DEFAULT_MODEL", "MODELS", "check_model", "is_torchvision", "make_model"]
@@ -37,7 +38,7 @@ def check_model(name: str) -> None:
     if is_torchvision(name):
         check_torchvision_model(name)
     elif name not in MODELS:
-        raise unknown_name("--model", name, MODELS, otherwise=f"{PREFIX}NAME")
+        raise unknown_name("--model", name, MODELS, otherwise=f"{PREFIX}NAME", exact=torchvision_name(name))
 
 
 def make_model(name: str, channels: int, classes: int, seed: int) -> nn.Module:

@@ -35,6 +35,15 @@ def check_torchvision_model(name: str) -> None:
         )
 
 
+def torchvision_name(name: str) -> str | None:
+    """``torchvision:NAME`` if torchvision is installed and has a classifier of this name, in whatever case."""
+    if importlib.util.find_spec("torchvision") is None:
+        return None
+    from torchvision import models
+
+    return f"{PREFIX}{name.lower()}" if name.lower() in models.list_models(module=models) else None
+
+
 def make_torchvision_model(name: str, channels: int, classes: int) -> nn.Module:
     """A classifier with torchvision's own initialisation; ``name`` is one that ``check_torchvision_model`` accepts.
 
