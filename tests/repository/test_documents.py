@@ -39,6 +39,7 @@ def test_snippet_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_ten_lines_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    torch.manual_seed(0)  # one seed in many ends with two weights of one magnitude, and the report counts that tie
     exec(compile(code, "README", "exec"), {"__name__": "__main__"})
     assert "17,996 of 18,944 prunable weights are zero" in capsys.readouterr().out
 
