@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -19,7 +20,7 @@ CODES = {
     torch.float32: 2,
     torch.float64: 3,
 }  # of dtypes, as csrc/include/feather/dtype.h has them
-REBUILD = "rebuild it with `pip install -e .` (or `python setup.py build_ext --inplace`)"
+REBUILD = f"rebuild it with `{sys.executable} -m pip install -e .` in its checkout"
 
 
 def load(name: str, folder: str) -> ModuleType | None:

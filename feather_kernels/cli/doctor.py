@@ -14,6 +14,7 @@ from feather_kernels._version import __version__
 from feather_kernels.backends import cpp, cuda
 from feather_kernels.backends.registry import registry
 from feather_kernels.cli import nvidia_driver
+from feather_kernels.cli.counted import counted
 from feather_kernels.cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def _cuda_module(driver: nvidia_driver.Driver | None) -> list[str]:
 
 
 def _devices() -> Iterator[tuple[torch.device, str]]:
-    threads = torch.get_num_threads()
-    yield torch.device("cpu"), f"{threads} thread{'' if threads == 1 else 's'}"
+    yield torch.device("cpu"), counted(torch.get_num_threads(), "thread")
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         memory = f"{facts.total_memory / 2**30:.1f} GiB"

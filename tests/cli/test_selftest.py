@@ -130,6 +130,13 @@ def test_junit_has_a_case_for_each_backend_op_and_dtype(tmp_path: Path, capsys: 
     assert [suite.get(key) for key in ("tests", "failures", "errors", "skipped")] == ["24", "0", "0", "0"]
 
 
+def test_an_outcome_says_what_was_found_and_what_is_allowed() -> None:
+    differ = checks.Check("reference", "count_pruned", "float32", 2552, 3, 0, "values differ")
+    assert differ.outcome == "3 of 2552 values differ, 0 allowed"
+    ulp = checks.Check("reference", "threshold", "float32", 2552, 0.5, 2, "ulp")
+    assert ulp.outcome == "error 0.5 ulp in 2552 values, 2 allowed"
+
+
 def test_junit_says_what_failed_and_why_a_backend_did_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> None:
         raise RuntimeError('<illegal> & \x1b[31mred\x00 "quoted"')
@@ -145,7 +152,7 @@ def test_junit_says_what_failed_and_why_a_backend_did_not_run(tmp_path: Path, mo
     assert raised is not None
     assert raised.get("message") == 'RuntimeError: <illegal> & \ufffd[31mred\ufffd "quoted"'
     assert wrong is not None
-    assert "ulp of 2 in" in wrong.get("message", "")
+    assert wrong.get("message", "").endswith("ulp in 76545 values, 2 allowed")
     skipped = cases(tmp_path / "result.xml", "triton")
     assert set(skipped) == NAMES, "the names do not depend on the machine"
     assert Counter(case[0].get("message") for case in skipped.values()) == {offered["triton"]: 24}

@@ -63,7 +63,7 @@ def title(results: Sequence[Result]) -> str:
     """What the cells have in common: data, model and epochs."""
     parts = [sorted({getattr(result, name) for result in results}) for name in ("data", "model", "epochs")]
     data, model, epochs = (" / ".join(map(str, part)) for part in parts)
-    return f"{data}, {model}, {epochs} epochs"
+    return f"{data}, {model}, {epochs} {'epoch' if epochs == '1' else 'epochs'}"
 
 
 def to_markdown(results: Sequence[Result]) -> str:

@@ -35,7 +35,7 @@ class Check:
         backend, op, dtype: what was checked.
         values: the number of values compared.
         error, bound: the largest error and the largest allowed, in ``unit``.
-        unit: e.g. "ulp".
+        unit: e.g. "ulp", or "counts differ" for a number of values.
         problem: the error that was raised, "" if none.
         seconds: how long the check took.
     """
@@ -58,7 +58,9 @@ class Check:
     @property
     def outcome(self) -> str:
         """The error and its bound, or the problem."""
-        return self.problem or f"{self.error:.3g} {self.unit} of {self.bound:.3g} in {self.values} values"
+        if self.unit.endswith(" differ"):
+            return self.problem or f"{self.error:g} of {self.values} {self.unit}, {self.bound:g} allowed"
+        return self.problem or f"error {self.error:.3g} {self.unit} in {self.values} values, {self.bound:.3g} allowed"
 
     def record(self) -> dict[str, object]:
         """The check for JSON, which has neither NaN nor infinity: an error that is not finite becomes null."""

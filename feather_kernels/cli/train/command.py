@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from feather_kernels._version import __version__
+from feather_kernels.cli.counted import counted
 from feather_kernels.cli.errors import InputError
 from feather_kernels.cli.interruption import Interrupted
 from feather_kernels.cli.options import given
@@ -96,7 +97,7 @@ def resume(path: str, threads: int | None, ranks: Ranks) -> int:
     content, state, finished = ranks.from_first(lambda: _read(folder))
     config = _read_options(folder, content)
     if finished:
-        print(f"{path} is finished: {config.epochs} epochs, results in {', '.join(run_folder.RESULTS)}")
+        print(f"{path} is finished: {counted(config.epochs, 'epoch')}, results in {', '.join(run_folder.RESULTS)}")
         return FINISHED
     if threads is not None:
         config = replace(config, threads=threads)
@@ -190,7 +191,7 @@ def _headline(training: Training, folder: RunFolder) -> str:
     config, prunable = training.config, training.report().numel
     return (
         f"{folder.path}: {config.model} on {config.data_name}, {prunable:,} prunable weights, {config.method}, "
-        f"{_count(config.epochs, 'epoch')} of {_count(training.steps_per_epoch, 'step')}, {config.device}"
+        f"{counted(config.epochs, 'epoch')} of {counted(training.steps_per_epoch, 'step')}, {config.device}"
         f"{f', {training.ranks.size} processes' if training.ranks.size > 1 else ''}"
     )
 
@@ -202,10 +203,6 @@ def _absent_classes(dataset: Dataset) -> str:
         return ""
     names = ", ".join(map(str, absent[:5])) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
     return f"\nnote: y_train has no image of {len(absent)} of {dataset.classes} classes: {names} (labels count from 0)"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _read(folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any], bool]:

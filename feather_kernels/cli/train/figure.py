@@ -6,6 +6,8 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from feather_kernels.cli.counted import counted
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -29,7 +31,7 @@ def draw(config: TrainConfig, rows: Sequence[Row], report: Report) -> bytes:
     figure = Figure(figsize=(15, max(7.5, 2.2 + 0.3 * len(report.layers))), layout="constrained", dpi=110)
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr, call-arg]  # inches
     figure.suptitle(
-        f"{config.data_name}, {config.model}, {config.method}, {config.epochs} epochs: test accuracy "
+        f"{config.data_name}, {config.model}, {config.method}, {counted(config.epochs, 'epoch')}: test accuracy "
         f"{rows[-1]['test_accuracy']:.2%} at sparsity {report.sparsity:.4f} (target {config.sparsity:g})",
         fontsize=14,
     )
