@@ -18,7 +18,7 @@ from feather_kernels.backends import compiled_module, layouts
 from feather_kernels.backends.compiled_module import CODES
 
 if TYPE_CHECKING:
-    from feather_kernels.backends.interface import Histogram, Selection
+    from feather_kernels.backends.interface import Histogram, KeyRanges, Selection
 
 MODULE = "feather_kernels._cpu"
 POWERS = frozenset({1.0, 2.0, 3.0, math.inf})
@@ -98,15 +98,9 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
     )  # fmt: skip
 
 
-def collect_keys(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    low: Tensor,
-    high: Tensor,
-    scales: Tensor | None,
-    capacity: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Count and collect the keys inside brackets; see ``CpuBackend``."""
+def collect_keys(ranges: KeyRanges, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Count and collect the keys inside ranges; see ``CpuBackend``."""
+    weights, groups, low, high, scales = ranges
     dense = [layouts.dense(w) for w in weights]
     below, inside, keys = torch.empty_like(low), torch.empty_like(low), low.new_empty(capacity)
     _cpu.collect_keys(

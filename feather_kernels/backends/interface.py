@@ -50,6 +50,24 @@ class Histogram(NamedTuple):
     scales: Tensor | None = None
 
 
+class KeyRanges(NamedTuple):
+    """The first argument of ``collect_keys``, with contiguous tensors but for the weights.
+
+    Attributes:
+        weights: L tensors.
+        groups: the group of each tensor, in [0, G).
+        low: int64 (G,), the least key of each group's range.
+        high: int64 (G,), the greatest; a group whose low is above its high is not looked at.
+        scales: (L,), the factor of each tensor's scores, or None for 1.
+    """
+
+    weights: Sequence[Tensor]
+    groups: Sequence[int]
+    low: Tensor
+    high: Tensor
+    scales: Tensor | None = None
+
+
 class Backend(Protocol):
     """A module with a probe and one function per op.
 
@@ -87,17 +105,8 @@ class Backend(Protocol):
 class CpuBackend(Backend, Protocol):
     """A backend of CPU tensors has one more function, for selections over several processes; it is no op."""
 
-    def collect_keys(
-        self,
-        weights: Sequence[Tensor],
-        groups: Sequence[int],
-        low: Tensor,
-        high: Tensor,
-        scales: Tensor | None,
-        capacity: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def collect_keys(self, ranges: KeyRanges, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
         """Per group the number of keys below low (G,), the number up to high (G,), and the latter, group after group.
 
         All int64. The number is -1, and the group has no keys, where all keys together would be more than ``capacity``.
-        A group whose low is above its high is not looked at.
         """

@@ -20,7 +20,7 @@ from feather_kernels.backends.layouts import storage_order
 from feather_kernels.dtypes import BITS_DTYPE, NAN_KEY, compute_dtype
 
 if TYPE_CHECKING:
-    from feather_kernels.backends.interface import Histogram, Selection
+    from feather_kernels.backends.interface import Histogram, KeyRanges, Selection
 
 POWERS = None  # all
 MANTISSA_BITS = {torch.float32: 23, torch.float64: 52}
@@ -156,15 +156,9 @@ def magnitude_histogram(histogram: Histogram, out: Tensor) -> None:
         out[group] += counts[:-dropped].view(-1, copies).sum(1)
 
 
-def collect_keys(
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    low: Tensor,
-    high: Tensor,
-    scales: Tensor | None,
-    capacity: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Count and collect the keys inside brackets; see ``CpuBackend``."""
+def collect_keys(ranges: KeyRanges, capacity: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Count and collect the keys inside ranges; see ``CpuBackend``."""
+    weights, groups, low, high, scales = ranges
     below, inside = torch.zeros_like(low), torch.zeros_like(low)
     kept: list[list[Tensor]] = [[] for _ in low]
     for group, key in _keys(weights, groups, scales):

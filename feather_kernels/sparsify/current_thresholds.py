@@ -155,7 +155,7 @@ class CurrentThresholds:
     def step(self, model: nn.Module, skipped: Tensor | None) -> None:
         """Advance by one optimizer step and select; also for copies whose hook has never run (compiled forwards).
 
-        If it raises, the position has not moved.
+        If a check raises, the position has not moved; if a sum over processes fails, it has.
 
         Args:
             model: the model.
@@ -187,7 +187,7 @@ class CurrentThresholds:
             self.watch = None
 
     def _check_places(self) -> Sequence[Tensor]:
-        """Return the weights, after checks that run only if an object, address or shape has changed."""
+        """Return the weights, after checks that run only if an object, address, shape or device has changed."""
         if is_fake(self.weights[0].parameter):
             raise RuntimeError("thresholds cannot be selected under FakeTensorMode, whose tensors hold no values")
         self.shards.take_back()

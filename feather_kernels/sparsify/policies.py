@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from feather_kernels.backends.interface import Selection
 from feather_kernels.dtypes import compute_dtype
 from feather_kernels.quantile import interpolate, quantile_position
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
@@ -251,7 +252,7 @@ class Policy:
         hint = self._hints.get(key)
         if hint is None:  # NaN is no hint, but makes the first step compile all kernels
             hint = self._hints[key] = torch.full((len(ranks), 2), math.nan, dtype=dtype, device=ranks.device)
-        values = statistics.select(parameters, groups, ranks, scales=scales, caps=caps, hint=hint)
+        values = statistics.select(Selection(parameters, groups, ranks, scales, caps, hint))
         if self.captured:
             hint.copy_(values)
         else:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from feather_kernels.torch_private import norms_of
+
+if TYPE_CHECKING:
+    from feather_kernels.backends.interface import Selection
+
+ops = torch.ops.feather_kernels
 
 
 @dataclass(frozen=True)
@@ -27,17 +31,8 @@ class PrunedCount:
 class Statistics(Protocol):
     """Of weights that are whole in this process (``WHOLE_WEIGHTS``), or parts of which live in others."""
 
-    def select(
-        self,
-        weights: Sequence[Tensor],
-        groups: Sequence[int],
-        rank: Tensor,
-        *,
-        scales: Tensor | None,
-        caps: Tensor | None,
-        hint: Tensor | None,
-    ) -> Tensor:
-        """As the op ``magnitude_select``, over the whole weights; ``weights`` is what this process has of them."""
+    def select(self, selection: Selection) -> Tensor:
+        """As the op ``magnitude_select``, over the whole weights; its ``weights`` are what this process has of them."""
 
     def norms(self, weights: list[Tensor], dtype: torch.dtype) -> Tensor:
         """(L,) ``||w||`` of the whole weights, in ``dtype``."""
@@ -49,7 +44,11 @@ class Statistics(Protocol):
 class _WholeWeights:
     """Statistics of weights that this process has."""
 
-    select = staticmethod(torch.ops.feather_kernels.magnitude_select.default)
+    @staticmethod
+    def select(selection: Selection) -> Tensor:
+        """See ``Statistics``."""
+        weights, groups, rank, scales, caps, hint = selection
+        return ops.magnitude_select.default(weights, groups, rank, scales=scales, caps=caps, hint=hint)
 
     @staticmethod
     def norms(weights: list[Tensor], dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from feather_kernels.backends.interface import Selection
 from feather_kernels.sparsify.distributed.selection import ShardedWeights
 from feather_kernels.sparsify.distributed.sharding import Part
 from tests.distributed.processes import Processes
@@ -44,7 +45,7 @@ def select_local(case: dict[str, Any], dims: list[int | None]) -> tuple[Tensor, 
     parts = [Part(sharded, dist.group.WORLD, cpu)] if sharded else []
     parts += [Part(others, None, cpu)] if others else []
     statistics = ShardedWeights(parts, 3)
-    return statistics.select(local, hint=None, **arguments(case)), statistics.norms(local, torch.float32)
+    return statistics.select(Selection(local, **arguments(case))), statistics.norms(local, torch.float32)
 
 
 def _shard(weight: Tensor, dim: int, rank: int, size: int) -> Tensor:
@@ -122,10 +123,11 @@ def select_near(cases: list[dict[str, Any]], backend: str) -> list[tuple[Tensor,
             part = Part(tuple(range(len(local))), dist.group.WORLD, torch.device("cpu"))
             statistics = ShardedWeights([part], 0)
             with fk.use_backend(backend):
-                first = statistics.select(local, hint=None, **arguments(case))
+                first = statistics.select(Selection(local, **arguments(case)))
                 sums.clear()
                 hint = first * torch.tensor(case["drift"]) if case["hint"] is None else torch.tensor(case["hint"])
-                found.append((first, statistics.select(local, hint=hint.float(), **arguments(case)), len(sums)))
+                near = statistics.select(Selection(local, hint=hint.float(), **arguments(case)))
+                found.append((first, near, len(sums)))
     finally:
         selection.add_over_processes = original
     return found

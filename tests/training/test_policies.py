@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import feather_kernels as fk
 from feather_kernels.sparsify.allocation import ErdosRenyiKernel
 from feather_kernels.sparsify.policies import largest_below
 from tests.support import nets
 from tests.support.oracle import order_statistics, scores
+from tests.support.recorded_operations import RecordedOperations
 
 
 def constant(model: nn.Module, sparsity: float, **options: Any) -> fk.Sparsifier:
@@ -193,18 +193,6 @@ def test_budget_and_floors_are_exact(sparsity: float, min_density: float, score_
     assert sum(int((w == 0).sum()) for w in weights) == report.zeros
 
 
-class Operations(TorchDispatchMode):
-    """Names of what runs, ours opened."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        self.names.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_norms_of_all_weights_take_one_call_and_have_the_bits_of_vector_norm(dtype: torch.dtype) -> None:
     counts = []
@@ -212,7 +200,7 @@ def test_norms_of_all_weights_take_one_call_and_have_the_bits_of_vector_norm(dty
         model = nn.Sequential(*[nn.Linear(8, 6 + i % 3, bias=False) for i in range(length)]).to(dtype)
         policy = constant(model, 0.5, score_scale="l2")._policy
         weights = nets.prunable(model)
-        with torch.no_grad(), Operations() as mode:
+        with torch.no_grad(), RecordedOperations() as mode:
             scales = policy.scales(weights)
         counts.append(len(mode.names))
         assert mode.names.count("_foreach_norm") == 1

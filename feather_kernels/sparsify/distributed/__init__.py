@@ -1,4 +1,4 @@
 """Sparse training of weights that are sharded over processes: selection, counts, consistency.
 
-Nothing here is imported, and no communication is set up, where all weights are whole.
+Where all weights are whole, ``torch.distributed`` is not imported and nothing is communicated.
 """

@@ -10,16 +10,19 @@ what is wanted. If not, nothing is lost but the scan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from feather_kernels.backends.interface import KeyRanges
 from feather_kernels.backends.radix import values_at
 from feather_kernels.dtypes import BITS_DTYPE, NAN_KEY
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from feather_kernels.backends.interface import Selection
 
 CAPACITY = 1 << 17  # keys that a process collects: 1 MB
 WIDTH = 1 << 13  # float32 keys on either side of the hint: 2^-11 to 2^-10 of its value
@@ -40,24 +43,17 @@ class Collected(NamedTuple):
     group: Tensor  # (keys,)
 
 
-def select(
-    collect_keys: CollectKeys,
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    scales: Tensor | None,
-    hint: Tensor,
-    add: Add,
-) -> Tensor | None:
+def select(collect_keys: CollectKeys, selection: Selection, hint: Tensor, add: Add) -> Tensor | None:
     """As ``magnitude_select``; None in all processes if the bracket of a group does not hold both of its elements.
 
-    ``collect_keys`` is the backend's; ``weights`` are this process's parts; ``add(counts)`` sums int64 counts
-    over the processes.
+    ``collect_keys`` is the backend's; the selection, without caps, is of this process's parts, and ``hint`` its hint;
+    ``add(counts)`` sums int64 counts over the processes.
     """
+    rank = selection.rank
     wanted = rank >= 0
     if bool((wanted & ~(hint[:, 0] > 0)).any()):  # NaN: no result yet
         return None
-    found = _collect(collect_keys, weights, groups, rank, scales, hint)
+    found = _collect(collect_keys, selection, hint)
     coarse_bins, fine_bins = (1 << bits for bits in DIGIT_BITS)
     coarse_of_key = found.offsets >> DIGIT_BITS[1]
     coarse = _count(found, coarse_of_key, coarse_bins)
@@ -78,22 +74,17 @@ def select(
     return values_at(torch.where(wanted, 0, -1), torch.ones_like(rank), key, following, hint.dtype)
 
 
-def _collect(
-    collect_keys: CollectKeys,
-    weights: Sequence[Tensor],
-    groups: Sequence[int],
-    rank: Tensor,
-    scales: Tensor | None,
-    hint: Tensor,
-) -> Collected:
+def _collect(collect_keys: CollectKeys, selection: Selection, hint: Tensor) -> Collected:
     """The keys inside the brackets; groups without a wanted rank have none."""
+    rank = selection.rank
     reach = sum(DIGIT_BITS)
     key = hint.contiguous().view(BITS_DTYPE[hint.dtype]).long().clamp(0, NAN_KEY[hint.dtype])
     width = WIDTH // (rank.clamp_min(0) // REACH + 1)
     low = (key[:, 0] - width).clamp_min(0)
     high = torch.minimum(key[:, 1] + width, low + (1 << reach) - 1).clamp_max(NAN_KEY[hint.dtype])
     high = torch.where(rank >= 0, high, low - 1)
-    below, inside, keys = collect_keys(weights, groups, low, high, scales, CAPACITY)
+    ranges = KeyRanges(selection.weights, selection.groups, low, high, selection.scales)
+    below, inside, keys = collect_keys(ranges, CAPACITY)
     group = torch.arange(len(rank), dtype=torch.int64, device="cpu").repeat_interleave(inside.clamp_min(0))
     return Collected(low, below, inside, keys - low[group], group)
 

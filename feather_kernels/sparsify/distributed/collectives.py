@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -52,7 +50,7 @@ def sum_of_parts(values: Tensor, parts: Sequence[Part], step: int | Tensor, *, r
     total = values.clone()
     for part in parts:
         if part.group is not None:
-            index = torch.tensor(part.weights, dtype=torch.int64, device=values.device)
+            index = part.indices(values.device)
             total[index] = add_over_processes(values[index], part, step, read=read)
     return total
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from feather_kernels.sparsify.distributed.collectives import add_over_processes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from feather_kernels.sparsify.distributed.sharding import Part
 
 
@@ -27,7 +26,7 @@ def gather_counts(own: Tensor, parts: Sequence[Part], step: int | Tensor) -> lis
     found: list[Tensor] = list(own.unsqueeze(1))
     for part in parts:
         if part.group is not None:
-            index = torch.tensor(part.weights, dtype=torch.int64, device=own.device)
+            index = part.indices(own.device)
             slots = own.new_zeros((dist.get_world_size(part.group), len(index), own.shape[1]))
             slots[dist.get_rank(part.group)] = own[index]
             gathered = add_over_processes(slots, part, step, read=True).unbind(1)

@@ -42,25 +42,17 @@ class ShardedWeights:
         self.step = step
         self._compared: list[Part] = []  # parts over which the steps have been compared in this selection
 
-    def select(
-        self,
-        weights: Sequence[Tensor],
-        groups: Sequence[int],
-        rank: Tensor,
-        *,
-        scales: Tensor | None,
-        caps: Tensor | None,
-        hint: Tensor | None,
-    ) -> Tensor:
+    def select(self, selection: Selection) -> Tensor:
         """See ``Statistics``.
 
         A radix search finds the rank and the next together, as two groups of the same weights: three all-reduces for
         float32 keys, of 16 KB a group each. On CPUs a bracket around the hint saves most of the work.
         """
         self._compared.clear()
-        found_inside = self._select_inside(weights, groups, rank, scales, caps, hint)
+        found_inside = self._select_inside(selection)
         if found_inside is not None:
             return found_inside
+        weights, groups, rank, scales, caps, _ = selection
         count, dtype = rank.numel(), compute_dtype(weights[0].dtype)
         twice = Selection(
             [*weights, *weights],
@@ -74,23 +66,15 @@ class ShardedWeights:
         following = torch.where(rank + 1 < sizes, following, keys)
         return radix.values_at(rank, sizes, keys, following, dtype)
 
-    def _select_inside(
-        self,
-        weights: Sequence[Tensor],
-        groups: Sequence[int],
-        rank: Tensor,
-        scales: Tensor | None,
-        caps: Tensor | None,
-        hint: Tensor | None,
-    ) -> Tensor | None:
+    def _select_inside(self, selection: Selection) -> Tensor | None:
         """By a bracket around the hint, on CPUs; None, in all processes alike, where that does not do."""
-        part = self.parts[0]
-        if len(self.parts) > 1 or part.group is None or caps is not None or hint is None:
+        part, hint, device = self.parts[0], selection.hint, selection.rank.device
+        if len(self.parts) > 1 or part.group is None or selection.caps is not None or hint is None:
             return None
-        if rank.device.type != "cpu" or hint.dtype != torch.float32:
+        if device.type != "cpu" or hint.dtype != torch.float32:
             return None
-        collect_keys = cast("CpuBackend", registry.backend_for(rank.device)).collect_keys
-        return bracket.select(collect_keys, weights, groups, rank, scales, hint, lambda counts: self._add(counts, part))
+        collect_keys = cast("CpuBackend", registry.backend_for(device)).collect_keys
+        return bracket.select(collect_keys, selection, hint, lambda counts: self._add(counts, part))
 
     def norms(self, weights: list[Tensor], dtype: torch.dtype) -> Tensor:
         """See ``Statistics``; summed in float64, so that the order of the parts is lost in the rounding."""

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import torch
+
+from feather_kernels.backends.device_constants import device_constant
 from feather_kernels.nn.dtensor import computing_device, is_dtensor
 from feather_kernels.torch_private import is_managed_by_fsdp
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from feather_kernels.sparsify.prunable import PrunableWeight
@@ -30,6 +32,12 @@ class Part(NamedTuple):
     weights: tuple[int, ...]
     group: Any
     device: torch.device
+
+    def indices(self, device: torch.device) -> torch.Tensor:
+        """The indices as int64 on a device, where they stay: no step uploads them again."""
+        return device_constant(
+            ("part", *self.weights), device, lambda: torch.tensor(self.weights, dtype=torch.int64, device="cpu")
+        )
 
 
 def reshard(modules: Iterable[nn.Module]) -> bool:
@@ -73,8 +81,8 @@ def check_sharding(weight: PrunableWeight) -> None:
     parameter: Any = weight.parameter
     if not is_dtensor(parameter):
         return
-    sharding = [placement for placement in parameter.placements if not placement.is_replicate()]
-    shards = all(placement.is_shard() for placement in sharding)
+    sharding = _sharding_dimensions(parameter)
+    shards = all(parameter.placements[dimension].is_shard() for dimension in sharding)
     if len(sharding) > 1 or not shards or not all(is_managed_by_fsdp(use.module) for use in weight.uses):
         raise RuntimeError(
             f"the weight of {weight.name} is a DTensor with placements {tuple(parameter.placements)}, as tensor "
@@ -84,8 +92,13 @@ def check_sharding(weight: PrunableWeight) -> None:
 
 def _shard_group(parameter: Any) -> Any:
     """The process group of the dimension of the mesh that shards; None if the weight is replicated."""
-    sharding = [dimension for dimension, placement in enumerate(parameter.placements) if not placement.is_replicate()]
+    sharding = _sharding_dimensions(parameter)
     return parameter.device_mesh.get_group(sharding[0]) if sharding else None
+
+
+def _sharding_dimensions(parameter: Any) -> list[int]:
+    """The dimensions of the mesh over which the weight is not replicated."""
+    return [dimension for dimension, placement in enumerate(parameter.placements) if not placement.is_replicate()]
 
 
 def hint_at_fsdp1(model: nn.Module) -> str:
